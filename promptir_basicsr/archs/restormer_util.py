@@ -1,0 +1,265 @@
+"""The Restormer blocks that PromptIR and PIP are built from, in their plain formulation.
+
+Source: Zamir et al., "Restormer: Efficient Transformer for High-Resolution Image Restoration", CVPR 2022
+(arXiv 2111.09881), section 3, as used by PromptIR (arXiv 2306.13090). Parameter names are those of released weights.
+
+Shapes: B batch, C channels, H W height and width, h heads, c = C / h channels a head, P = H W pixels.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class TransformerBlock(nn.Module):
+    """x + MDTA(LN x), then x + GDFN(LN x) (Restormer, figure 2).
+
+    Args:
+        dim: C, divisible by num_heads.
+        num_heads: h of the attention.
+        ffn_expansion_factor: hidden width of the feed-forward network over C.
+        bias: whether its convolutions have biases.
+        layer_norm_type: 'WithBias' or 'BiasFree'.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_expansion_factor: float, bias: bool, layer_norm_type: str) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm2d(dim, layer_norm_type)
+        self.attn = MDTA(dim, num_heads, bias)
+        self.norm2 = LayerNorm2d(dim, layer_norm_type)
+        self.ffn = GDFN(dim, ffn_expansion_factor, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H, W)."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+class MDTA(nn.Module):
+    """Multi-Dconv head transposed attention (Restormer, section 3.1, equation 1).
+
+    Channels attend to channels, so the cost grows linearly with the number of pixels.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
+        super().__init__()
+        assert dim % num_heads == 0, f'{num_heads} heads do not divide {dim} channels'
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim, bias=bias)
+        self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H, W)."""
+        q, k, v = self.qkv_dwconv(self.qkv(x)).chunk(3, dim=1)
+        return self.project_out(transposed_attention(q, k, v, self.temperature))
+
+
+def transposed_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
+    """softmax(similarity of the channels of q and k) v, head by head.
+
+    Args:
+        q, k, v: (B, C, H, W).
+        temperature: (h, 1, 1); its length is the number of heads.
+
+    Returns:
+        (B, C, H, W).
+    """
+    attention = channel_similarity(q, k, temperature).softmax(dim=-1)
+    out = attention @ split_heads(v, len(temperature))
+    return rearrange(out, 'b head c (h w) -> b (head c) h w', h=v.shape[-2])
+
+
+def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    """Cosine of each channel of q with each of k over the pixels, times temperature: (B, h, c, c), before softmax."""
+    heads = len(temperature)
+    q = F.normalize(split_heads(q, heads), dim=-1, eps=1e-12)
+    k = F.normalize(split_heads(k, heads), dim=-1, eps=1e-12)
+    return q @ k.transpose(-2, -1) * temperature
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, C, H, W) -> (B, h, c, P)."""
+    return rearrange(x, 'b (head c) h w -> b head c (h w)', head=heads)
+
+
+class GDFN(nn.Module):
+    """Gated-Dconv feed-forward network (Restormer, section 3.2, equation 2); the gate is the exact (erf) GELU."""
+
+    def __init__(self, dim: int, ffn_expansion_factor: float, bias: bool) -> None:
+        super().__init__()
+        hidden = int(ffn_expansion_factor * dim)
+        self.project_in = nn.Conv2d(dim, 2 * hidden, 1, bias=bias)
+        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
+        self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H, W)."""
+        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * value)
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of each pixel.
+
+    Args:
+        dim: C.
+        layer_norm_type: 'WithBias' (the usual one) or 'BiasFree' (the mean stays, no bias).
+
+    Raises:
+        ValueError: layer_norm_type is neither.
+    """
+
+    def __init__(self, dim: int, layer_norm_type: str = 'WithBias') -> None:
+        super().__init__()
+        self.body = _norm_class(layer_norm_type)(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H, W) of the same dtype."""
+        return self.body(x)
+
+
+class WithBiasNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) * weight + bias over dim 1, with the biased variance."""
+
+    eps = 1e-5
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H, W) of the same dtype."""
+        wide = _at_least_float32(x)
+        variance, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
+        normed = (wide - mean) * torch.rsqrt(variance + self.eps)
+        return (normed * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class BiasFreeNorm(nn.Module):
+    """x / sqrt(var + eps) * weight over dim 1. The variance is about the mean, but the mean is not taken from x."""
+
+    eps = 1e-5
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H, W) of the same dtype."""
+        wide = _at_least_float32(x)
+        variance = torch.var(wide, dim=1, correction=0, keepdim=True)
+        return (wide * torch.rsqrt(variance + self.eps) * self.weight[:, None, None]).to(x.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """The statistics of half-precision features lose too many digits in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _norm_class(layer_norm_type: str) -> type[nn.Module]:
+    classes: dict[str, type[nn.Module]] = {'WithBias': WithBiasNorm, 'BiasFree': BiasFreeNorm}
+    if layer_norm_type in classes:
+        return classes[layer_norm_type]
+    by_lower = {name.lower(): name for name in classes}
+    near = difflib.get_close_matches(str(layer_norm_type).lower(), by_lower, n=1)
+    hint = f" Did you mean '{by_lower[near[0]]}'?" if near else ''
+    allowed = ' or '.join(f"'{name}'" for name in classes)
+    raise ValueError(f'unknown layer_norm_type {layer_norm_type!r}.{hint} It must be {allowed}.')
+
+
+class OverlapPatchEmbed(nn.Module):
+    """The image as features: one 3x3 convolution at full size."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, in_channels, H, W). Returns (B, C, H, W)."""
+        return self.proj(x)
+
+
+class Downsample(nn.Module):
+    """Half the size, twice the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W), H and W even. Returns (B, 2C, H/2, W/2)."""
+        return self.body(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size, half the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(dim, dim * 2, 3, padding=1, bias=False), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C/2, 2H, 2W)."""
+        return self.body(x)
+
+
+def check_backbone(
+    network: str, dim: int, num_blocks: Sequence[int], heads: Sequence[int], ffn_expansion_factor: float
+) -> None:
+    """Refuse a four-level backbone that cannot be built, or that would have parameters without a gradient.
+
+    Raises:
+        ValueError: names the network and the argument, what was found, what is allowed.
+    """
+    if not is_whole(dim, least=8) or dim % 8:
+        near = 8 * round(dim / 8) if is_whole(dim, least=8) else 48
+        raise ValueError(f'{network}: dim is {dim!r}; it must be a positive multiple of 8, such as {near}.')
+    check_whole_numbers(network, 'num_blocks', num_blocks, length=4)
+    check_whole_numbers(network, 'heads', heads, length=4)
+    for level, count in enumerate(heads):
+        width = dim * 2**level
+        # One channel a head leaves softmax a single entry: queries, keys and temperature would never learn.
+        allowed = [n for n in range(1, width) if width % n == 0]
+        if count not in allowed:
+            raise ValueError(
+                f'{network}: heads[{level}] is {count}, which does not split the {width} channels of level {level + 1} '
+                f'into equal heads of two channels or more. It must be one of {allowed}.'
+            )
+    if not isinstance(ffn_expansion_factor, int | float) or not ffn_expansion_factor * dim >= 1:
+        raise ValueError(
+            f'{network}: ffn_expansion_factor is {ffn_expansion_factor!r}; it must be a number of at least '
+            f'{1 / dim:.3g}, so that dim {dim} has a hidden channel. The paper has 2.66.'
+        )
+
+
+def check_whole_numbers(network: str, name: str, values: Sequence[int], length: int) -> None:
+    """Raise ValueError unless `values` is a list or tuple of `length` integers of at least 1."""
+    found = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
+    if found is None or len(found) != length or not all(is_whole(value, least=1) for value in found):
+        raise ValueError(
+            f'{network}: {name} is {values!r}; it must be a list of {length} integers of at least 1, one a level.'
+        )
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether `value` is an integer (no bool, which YAML makes of yes and no) of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_image(network: str, x: Tensor, channels: int, size_multiple: int) -> None:
+    """Raise ValueError unless x is (B, channels, H, W) with H and W divisible by size_multiple."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f'{network}: the input is {tuple(x.shape)}; it must be (B, {channels}, H, W).')
+    height, width = x.shape[-2:]
+    if height % size_multiple or width % size_multiple:
+        padded = [-(-size // size_multiple) * size_multiple for size in (height, width)]
+        raise ValueError(
+            f'{network}: the input is {height}x{width} (HxW); both sides must be divisible by {size_multiple}. '
+            f'Pad it to {padded[0]}x{padded[1]} and crop the output.'
+        )

@@ -1,0 +1,79 @@
+"""The `basicsr` command."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+
+PLUGIN_GROUP = 'basicsr.plugins'
+USAGE = """usage: basicsr VERB ...
+
+  train -opt FILE    train; writes to experiments/NAME below the current folder
+  test  -opt FILE    measure a trained network; writes to results/NAME
+
+basicsr VERB --help tells the arguments of a verb.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        arguments: the verb and its arguments. Default: the command line's.
+
+    Returns:
+        Exit status: 0, or 2 for a mistake of the user, told in plain words on standard error.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verb = arguments[0] if arguments else '--help'
+    if verb in ('-h', '--help'):
+        sys.stdout.write(USAGE)
+        return 0
+    if verb not in VERBS:
+        from promptir_basicsr.option_util import unknown
+
+        return _fail(unknown('basicsr', 'verb', verb, VERBS))
+    try:
+        load_plugins()
+    except ImportError as error:
+        return _fail(str(error))
+    from promptir_basicsr.option_util import OptionError
+
+    sys.argv = [f'basicsr {verb}', *arguments[1:]]
+    try:
+        VERBS[verb]()
+    except OptionError as error:
+        return _fail('\n'.join(error.problems))
+    return 0
+
+
+def load_plugins() -> None:
+    """Import what registers itself in the entry-point group `basicsr.plugins`, this package first."""
+    importlib.import_module('promptir_basicsr')
+    for plugin in entry_points(group=PLUGIN_GROUP):
+        plugin.load()
+
+
+def train() -> None:
+    """BasicSR's own trainer, with experiments below the current folder."""
+    importlib.import_module('basicsr.train').train_pipeline(os.getcwd())
+
+
+def test() -> None:
+    """BasicSR's own test pipeline, with results below the current folder."""
+    importlib.import_module('basicsr.test').test_pipeline(os.getcwd())
+
+
+VERBS: dict[str, Callable[[], None]] = {'train': train, 'test': test}
+
+
+def _fail(message: str) -> int:
+    logging.shutdown()
+    sys.stderr.write(message.rstrip() + '\n')
+    return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main())

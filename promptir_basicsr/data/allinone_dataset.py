@@ -1,0 +1,280 @@
+"""One dataset of several degradations."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch.utils.data import Dataset
+
+from promptir_basicsr.data.storage_util import ImageError, to_float
+from promptir_basicsr.data.task_util import Task, build_tasks
+from promptir_basicsr.host import register
+from promptir_basicsr.option_util import OptionError, check_count, unknown_keys
+
+logger = logging.getLogger('basicsr')
+
+# What BasicSR's own loader and option parser read or set in a dataset's options.
+HOST_KEYS = (
+    'name type phase scale batch_size_per_gpu num_worker_per_gpu dataset_enlarge_ratio use_shuffle io_backend '
+    'prefetch_mode num_prefetch_queue pin_memory persistent_workers'
+).split()
+DATASET_KEYS = 'dataroot tasks degradations gt_size crop_multiple use_hflip use_rot augment_identity seed'.split()
+
+
+@register(DATASET_REGISTRY)
+class AllInOneDataset(Dataset):
+    """Mixes the tasks of an all-in-one protocol; every task is paired images or clean images to degrade.
+
+    Training samples are random crops, validation samples whole images. Every random draw of a training sample comes
+    from (seed, epoch, index), so neither the number of workers nor a resumed run changes a sample; the degradation of
+    a validation image comes from (seed, image name, degradation), so it is the same in every validation, in every run
+    and in every folder layout.
+
+    Options (`opt`, a mapping):
+        name: shown in logs.
+        phase: `train`, or `val` / `test`; set by BasicSR from the key of the dataset.
+        dataroot: folder that relative paths of the tasks start from. Default: the current folder.
+        tasks: see `docs/data.md`.
+        degradations: the vocabulary; the position of a word is its label. Default: denoise, derain, dehaze, deblur,
+            lowlight.
+        gt_size: side of the square training crop in pixels. Smaller images are reflected up to it.
+        crop_multiple: first cut the image at its centre so that both sides are multiples of this (the published
+            protocols: 16). Default: 1, nothing is cut.
+        use_hflip: random horizontal flips. Default: False.
+        use_rot: random vertical flips and 90 degree rotations. Default: False.
+        augment_identity: whether the untouched crop is among the flips and rotations. The released programs never
+            draw it. Default: True.
+        seed: of all random draws. BasicSR's option parser sets it to `manual_seed`. Default: 0.
+
+    A sample is a dict:
+        lq, gt: (3, H, W) float32, RGB, [0, 1]; degraded and clear image.
+        lq_path, gt_path: files they come from.
+        task: name of the task.
+        degradation: its label, an int.
+        name: the image's name within the task, without extension and with `/` as `_`; unique within the task.
+
+    Raises:
+        OptionError: every mistake found in the options, missing folders and files included.
+    """
+
+    takes_epoch = True
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        self.opt = opt
+        self.training = opt.get('phase', 'train') == 'train'
+        where = f'datasets.{opt.get("name", opt.get("phase", "train"))}'
+        self.tasks = check_dataset(opt, where)
+        self.seed = opt.get('seed') or 0
+        self.gt_size: int = opt.get('gt_size') or 0
+        self.crop_multiple = opt.get('crop_multiple', 1)
+        self.epoch = 0
+        copies = [len(task) * (task.copies if self.training else 1) for task in self.tasks]
+        self._ends = np.cumsum(copies)
+        self._image_names = [unique_names([lq for lq, _ in task.names]) for task in self.tasks]
+        self._enlarged: set[str] = set()
+        if self.training and self.gt_size % self.crop_multiple:
+            logger.warning(f'{where}: gt_size {self.gt_size} is not a multiple of crop_multiple {self.crop_multiple}.')
+        for line in describe_tasks(self.tasks, opt.get('name', ''), self.training):
+            logger.info(line)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of samples that are asked for by a plain number, as a sampler of somebody else's does."""
+        self.epoch = epoch
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """A sample.
+
+        Args:
+            key: an index, or (epoch, index) as `EpochSampler` gives it. Training indices at or beyond the length are
+                further draws of the same images (`dataset_enlarge_ratio`).
+        """
+        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        place = index % len(self)
+        number = int(np.searchsorted(self._ends, place, side='right'))
+        task = self.tasks[number]
+        position = (place - (int(self._ends[number - 1]) if number else 0)) % len(task)
+        lq_name, gt_name = task.names[position]
+        try:
+            if self.training:
+                lq, gt = self._training_images(task, lq_name, gt_name, np.random.default_rng([self.seed, epoch, index]))
+            else:
+                lq, gt = self._whole_images(task, lq_name, gt_name, self._image_names[number][position])
+        except ImageError as error:
+            raise ImageError(f"task '{task.name}': {error}") from error
+        return {
+            'lq': to_tensor(lq),
+            'gt': to_tensor(gt),
+            'lq_path': task.lq.where(lq_name),
+            'gt_path': task.gt.where(gt_name),
+            'task': task.name,
+            'degradation': task.label,
+            'name': self._image_names[number][position],
+        }
+
+    def _training_images(
+        self, task: Task, lq_name: str, gt_name: str, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        images = self._read(task, lq_name, gt_name)
+        if min(images[0].shape[:2]) < self.gt_size:
+            self._warn_enlarged(task, lq_name, images[0].shape)
+            images = [reflect_to(image, self.gt_size) for image in images]
+        top = rng.integers(images[0].shape[0] - self.gt_size + 1)
+        left = rng.integers(images[0].shape[1] - self.gt_size + 1)
+        images = [image[top : top + self.gt_size, left : left + self.gt_size] for image in images]
+        mode = self._flip_mode(rng)
+        images = [flip_rotate(image, mode) for image in images]
+        return self._degraded(task, images, rng)
+
+    def _whole_images(self, task: Task, lq_name: str, gt_name: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        images = self._read(task, lq_name, gt_name)
+        rng = np.random.default_rng(stable_seed(self.seed, name, task.degrade.key if task.degrade else ''))
+        return self._degraded(task, images, rng)
+
+    def _read(self, task: Task, lq_name: str, gt_name: str) -> list[np.ndarray]:
+        """[clean] or [degraded, clear], cut to a multiple at the centre."""
+        images = [task.gt.read(gt_name)]
+        if task.paired:
+            images.insert(0, task.lq.read(lq_name))
+            if images[0].shape != images[1].shape:
+                sizes = ' and '.join(f'{image.shape[1]}x{image.shape[0]}' for image in images)
+                raise ImageError(
+                    f'{task.lq.where(lq_name)} and {task.gt.where(gt_name)} differ in size ({sizes}). '
+                    'Check the pairing rule, or cut both to the same area.'
+                )
+        return [centre_crop(image, self.crop_multiple) for image in images]
+
+    def _degraded(
+        self, task: Task, images: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        floats = [to_float(image) for image in images]
+        if task.degrade is not None:
+            floats.insert(0, task.degrade(floats[0], rng))
+        return floats[0], floats[1]
+
+    def _flip_mode(self, rng: np.random.Generator) -> int:
+        """Bits: 1 horizontal flip, 2 vertical flip, 4 rotation by 90 degrees."""
+        modes = [
+            mode
+            for mode in range(8)
+            if (self.opt.get('use_hflip', False) or not mode & 1) and (self.opt.get('use_rot', False) or not mode & 6)
+        ]
+        if not self.opt.get('augment_identity', True) and len(modes) > 1:
+            modes.remove(0)
+        return modes[rng.integers(len(modes))]
+
+    def _warn_enlarged(self, task: Task, name: str, shape: Sequence[int]) -> None:
+        if task.name not in self._enlarged:
+            self._enlarged.add(task.name)
+            logger.warning(
+                f"task '{task.name}': {name} is {shape[1]}x{shape[0]}, smaller than the {self.gt_size} pixel crop; "
+                'such images are reflected up to it. This is said once a task.'
+            )
+
+
+def check_dataset(opt: Mapping[str, Any], where: str) -> list[Task]:
+    """Check the options of an AllInOneDataset and build its tasks.
+
+    Raises:
+        OptionError: every mistake found.
+    """
+    problems = unknown_keys(where, opt, (*HOST_KEYS, *DATASET_KEYS))
+    training = opt.get('phase', 'train') == 'train'
+    if training or opt.get('gt_size') is not None:
+        problems += check_count(f'{where}.gt_size', opt.get('gt_size'))
+    problems += check_count(f'{where}.crop_multiple', opt.get('crop_multiple', 1))
+    for key in ('use_hflip', 'use_rot', 'augment_identity'):
+        if not isinstance(opt.get(key, False), bool):
+            problems.append(f'{where}.{key}: {opt[key]!r} is neither true nor false.')
+    if opt.get('seed') is not None:
+        problems += check_count(f'{where}.seed', opt['seed'], least=0)
+    tasks: list[Task] = []
+    try:
+        tasks = build_tasks(opt, where)
+    except OptionError as error:
+        problems += error.problems
+    if problems:
+        raise OptionError(problems)
+    return tasks
+
+
+def describe_tasks(tasks: Sequence[Task], name: str, training: bool) -> list[str]:
+    """Lines of a table: images, copies and share of the epoch of each task; then what to be aware of."""
+    samples = [len(task) * (task.copies if training else 1) for task in tasks]
+    total = sum(samples)
+    width = max(len('task'), *(len(task.name) for task in tasks))
+    lines = [f"Dataset '{name}': {len(tasks)} tasks, {total:,} samples{' an epoch' if training else ''}"]
+    lines.append(f'  {"task":{width}}  {"type":9}  label  {"images":>7}  copies  {"samples":>8}   share  made by')
+    for task, count in zip(tasks, samples, strict=True):
+        made = task.degrade.describe() if task.degrade else 'pairs'
+        copies = task.copies if training else 1
+        lines.append(
+            f'  {task.name:{width}}  {task.type:9}  {task.label:5}  {len(task):7,}  {copies:6}  {count:8,}  '
+            f'{count / total:5.1%}  {made}'
+        )
+    for task in tasks:
+        if task.expected_images and task.expected_images != len(task):
+            lines.append(
+                f"  Note: task '{task.name}' has {len(task):,} images, the protocol has {task.expected_images:,}: "
+                'numbers will not be comparable with published ones.'
+            )
+    return lines
+
+
+def centre_crop(image: np.ndarray, multiple: int) -> np.ndarray:
+    """Cut at the centre to sides that are multiples; a side shorter than one multiple is kept."""
+    height, width = (side - side % multiple if side >= multiple else side for side in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def reflect_to(image: np.ndarray, size: int) -> np.ndarray:
+    """Reflect an image at its far borders until both sides are at least `size`."""
+    missing = [(0, max(0, size - side)) for side in image.shape[:2]]
+    return np.pad(image, [*missing, (0, 0)], mode='reflect')
+
+
+def flip_rotate(image: np.ndarray, mode: int) -> np.ndarray:
+    """One of the eight flips and rotations of a square; bits as in `AllInOneDataset._flip_mode`."""
+    if mode & 1:
+        image = image[:, ::-1]
+    if mode & 2:
+        image = image[::-1]
+    return np.rot90(image) if mode & 4 else image
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) float32 -> (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def stable_seed(*parts: object) -> int:
+    """The same number for the same parts, on every machine and in every process."""
+    text = '\x1f'.join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big')
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+    """Names for files made from relative paths: folders joined by `_`, no extension, a number where two would meet.
+
+    The leading folders that all paths share are left out, so a name does not depend on where a corpus lies.
+    """
+    parts = [path.split('/') for path in paths]
+    while len(parts[0]) > 1 and all(len(part) > 1 and part[0] == parts[0][0] for part in parts):
+        parts = [part[1:] for part in parts]
+    names: dict[str, None] = {}
+    for part in parts:
+        joined = '_'.join(part)
+        joined = joined.rpartition('.')[0] or joined
+        name, number = joined, 1
+        while name in names:
+            number += 1
+            name = f'{joined}_{number}'
+        names[name] = None
+    return list(names)

@@ -1,0 +1,355 @@
+"""Degradations by name: their parameters, the registry, and compositions written in YAML."""
+
+import difflib
+import functools
+import inspect
+import json
+import math
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[np.float32]
+Check = Callable[[dict[str, Any]], Iterator[str]]
+
+DEGRADATIONS: dict[str, 'Degradation'] = {}
+
+
+class Degrade:
+    """A degradation, or several in order, as an option file describes it.
+
+    `{type: gaussian_noise, sigma: 25}` or a list of such mappings. Any number may be a range `[low, high]`, drawn anew
+    in every call. The object can be pickled, and one object serves many threads or workers.
+
+    Args:
+        spec: The mapping or the list of mappings. It is not changed.
+        where: What the option is called in messages, such as `datasets.train.tasks[1].degrade`.
+
+    Attributes:
+        spec: The list of mappings in canonical form: `type` first, parameters in the order of their table, whole
+            numbers as int. Parameters that were not given are absent.
+        key: `spec` as one line of JSON; equal for equal descriptions, whatever their order and number format.
+
+    Raises:
+        ValueError: Unknown type or parameter, wrong type or value; one line for each problem.
+    """
+
+    def __init__(self, spec: Any, where: str = 'degrade') -> None:
+        entries = list(spec) if isinstance(spec, (list, tuple)) else [spec]
+        problems = [] if entries else [f'{where}: an empty list; write {{type: NAME, ...}}.{_known_types()}']
+        self._steps: list[tuple[Degradation, dict[str, Any]]] = []
+        for index, entry in enumerate(entries):
+            path = f'{where}[{index}]' if isinstance(spec, (list, tuple)) else where
+            step, found = _read_step(entry, path)
+            problems += found
+            if step is not None:
+                self._steps.append(step)
+        if problems:
+            raise ValueError('\n'.join(problems))
+
+    @property
+    def spec(self) -> list[dict[str, Any]]:
+        return [
+            {'type': kind.name} | {name: list(v) if isinstance(v, list) else v for name, v in values.items()}
+            for kind, values in self._steps
+        ]
+
+    @property
+    def key(self) -> str:
+        return json.dumps(self.spec, sort_keys=True, separators=(',', ':'))
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        """Degrade one picture.
+
+        Random numbers are drawn step by step; within a step first its ranges, in the order of the parameter table,
+        then what the degradation itself needs.
+
+        Args:
+            image: (H, W, 3), float32, RGB, [0, 1]; not changed.
+            rng: The only source of randomness: the same state gives the same picture, bit by bit.
+
+        Returns:
+            A new array of the same shape, float32, in [0, 1] (noise with `clip: false` may leave the range).
+        """
+        for kind, values in self._steps:
+            image = kind.apply(image, rng, values)
+        return image
+
+    def describe(self) -> str:
+        """Short text for logs and tables: `gaussian_noise(sigma=25, floor)`, or the names joined by ` + `."""
+        if len(self._steps) > 1:
+            return ' + '.join(kind.name for kind, _ in self._steps)
+        kind, values = self._steps[0]
+        shown = []
+        for name, parameter in kind.parameters.items():
+            if isinstance(parameter, Choice):
+                shown.append(values.get(name, parameter.default))
+            elif name in values:
+                shown.append(f'{name}={json.dumps(values[name])}')
+        return f'{kind.name}({", ".join(shown)})' if shown else kind.name
+
+    def __repr__(self) -> str:
+        return f'Degrade({self.spec})'
+
+
+@dataclass(frozen=True)
+class Number:
+    """A numeric parameter. In a specification it may be a number or a range [low, high].
+
+    Args:
+        default: A number, a range, or None where a value must be given.
+        low: Smallest value allowed.
+        high: Largest value allowed.
+        unit: For messages and documentation.
+        integer: Whole numbers only; a range then includes both its ends.
+    """
+
+    default: float | tuple[float, float] | list[float] | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ''
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.default is not None:
+            object.__setattr__(self, 'default', self.canonical(self.default))
+
+    @property
+    def allowed(self) -> str:
+        text = 'a whole number' if self.integer else 'a number'
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            text += f' from {self.low:g} to {self.high:g}'
+        elif math.isfinite(self.low):
+            text += f' of at least {self.low:g}'
+        elif math.isfinite(self.high):
+            text += f' of at most {self.high:g}'
+        return text + (f' ({self.unit})' if self.unit else '')
+
+    def canonical(self, value: Any) -> float | list[float]:
+        """The value as int, float or [low, high]; ValueError says what is wrong with it."""
+        if not isinstance(value, (list, tuple)):
+            return self._canonical_number(value)
+        if len(value) != 2:
+            raise ValueError(f'a range has two ends, [low, high], found {list(value)}; or write {self.allowed}')
+        low, high = (self._canonical_number(end) for end in value)
+        if low > high:
+            raise ValueError(f'the range {[low, high]} runs backwards; write {[high, low]}')
+        return [low, high]
+
+    def draw(self, value: Any, rng: np.random.Generator) -> Any:
+        """One number out of a canonical value. Only a range consumes randomness."""
+        if not isinstance(value, list):
+            return value
+        if self.integer:
+            return int(rng.integers(value[0], value[1], endpoint=True))
+        return float(rng.uniform(value[0], value[1]))
+
+    def _canonical_number(self, value: Any) -> float:
+        expected = f'must be {self.allowed} or a range [low, high]'
+        if isinstance(value, str):
+            raise ValueError(f'{expected}, found the text {value!r}{_number_hint(value)}')
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f'{expected}, found {value!r}')
+        number = int(float(value)) if float(value).is_integer() else float(value)
+        if self.integer and not isinstance(number, int):
+            raise ValueError(f'{expected}, found {value!r}')
+        if not self.low <= number <= self.high:
+            raise ValueError(f'{expected}, found {value!r}')
+        return number
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A parameter that is one of several words."""
+
+    default: str
+    options: tuple[str, ...]
+
+    @property
+    def allowed(self) -> str:
+        return 'one of ' + ', '.join(self.options)
+
+    def canonical(self, value: Any) -> str:
+        """The word; digits that YAML read as a number count as the word. ValueError says what is wrong."""
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(text, str) or text not in self.options:
+            raise ValueError(f'must be {self.allowed}, found {value!r}{_did_you_mean(value, self.options)}')
+        return text
+
+    def draw(self, value: Any, rng: np.random.Generator) -> Any:
+        return value
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A parameter that is true or false."""
+
+    default: bool
+
+    @property
+    def allowed(self) -> str:
+        return 'true or false'
+
+    def canonical(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError(f'must be {self.allowed}, found {value!r}')
+        return value
+
+    def draw(self, value: Any, rng: np.random.Generator) -> Any:
+        return value
+
+
+Parameter = Number | Choice | Switch
+
+
+class Degradation:
+    """A registered function with the table of its parameters.
+
+    Called like the function, `kind(image, rng, sigma=25)`, it checks the values, fills in defaults and draws ranges.
+
+    Args:
+        function: f(image, rng, **parameters) -> image.
+        parameters: In the order in which ranges are drawn.
+        check: Generator of messages about values that do not go together; it is given all values with the defaults
+            filled in, ranges as lists.
+    """
+
+    def __init__(self, function: Callable[..., Image], parameters: dict[str, Parameter], check: Check | None) -> None:
+        functools.update_wrapper(self, function)
+        self.name = function.__name__
+        self.function = function
+        self.parameters = parameters
+        self.check = check
+
+    def __call__(self, image: Image, rng: np.random.Generator, **values: Any) -> Image:
+        canonical, problems = self.validate(values, self.name)
+        if problems:
+            raise ValueError('\n'.join(problems))
+        return self.apply(image, rng, canonical)
+
+    def apply(self, image: Image, rng: np.random.Generator, values: dict[str, Any]) -> Image:
+        """Draw ranges and run, without checking the values again."""
+        if image.dtype != np.float32 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(f'{self.name} needs a float32 image (H, W, 3), found {image.dtype} {image.shape}')
+        drawn = {name: kind.draw(values.get(name, kind.default), rng) for name, kind in self.parameters.items()}
+        return self.function(image, rng, **drawn)
+
+    def validate(self, given: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+        """The given values in canonical form and order, and all problems as lines of text."""
+        problems, values = [], {}
+        for name in given:
+            if name not in self.parameters:
+                hint = _did_you_mean(name, self.parameters)
+                allowed = ', '.join(self.parameters) or 'none'
+                problems.append(f'{where}.{name}: {self.name} has no such parameter{hint} Allowed: {allowed}')
+        for name, parameter in self.parameters.items():
+            if name in given:
+                try:
+                    values[name] = parameter.canonical(given[name])
+                except ValueError as error:
+                    problems.append(f'{where}.{name}: {error}')
+            elif parameter.default is None:
+                problems.append(f'{where}: {self.name} needs {name}, {parameter.allowed}')
+        if self.check is not None and not problems:
+            defaults = {name: parameter.default for name, parameter in self.parameters.items()}
+            problems = [f'{where}: {message}' for message in self.check(defaults | values)]
+        return values, problems
+
+    def __reduce__(self) -> str:
+        # Pickled by name: a worker imports the module, which registers the degradation there as well.
+        return self.__qualname__
+
+    __qualname__: str
+
+
+@overload
+def degradation(function: Callable[..., Image], /) -> Degradation: ...
+
+
+@overload
+def degradation(
+    *, check: Check | None = None, **parameters: Parameter
+) -> Callable[[Callable[..., Image]], Degradation]: ...
+
+
+def degradation(
+    function: Callable[..., Image] | None = None, /, *, check: Check | None = None, **parameters: Parameter
+) -> Degradation | Callable[[Callable[..., Image]], Degradation]:
+    """Function decorator: register a degradation under the function's name.
+
+    `@degradation(strength=Number(0.5, low=0, high=1))` declares defaults and bounds. A parameter that is not declared
+    but has a number or a bool as its Python default becomes a Number without bounds (whole if annotated int) or a
+    Switch, so a bare `@degradation` suffices for simple functions.
+
+    Raises:
+        TypeError: A parameter is neither declared nor has such a default, or a declared one does not exist.
+        ValueError: Another module has registered this name.
+    """
+
+    def register(function: Callable[..., Image]) -> Degradation:
+        known = DEGRADATIONS.get(function.__name__)
+        if known is not None and known.__module__ != function.__module__:
+            raise ValueError(f'{function.__module__}: {known.__module__} has registered {function.__name__!r} already')
+        kind = Degradation(function, _parameter_table(function, parameters), check)
+        DEGRADATIONS[kind.name] = kind
+        return kind
+
+    return register if function is None else register(function)
+
+
+def _parameter_table(function: Callable[..., Image], declared: dict[str, Parameter]) -> dict[str, Parameter]:
+    """Declared and inferred parameters in the order of the function's signature."""
+    table: dict[str, Parameter] = {}
+    for name, argument in list(inspect.signature(function).parameters.items())[2:]:
+        if name in declared:
+            table[name] = declared[name]
+        elif isinstance(argument.default, bool):
+            table[name] = Switch(argument.default)
+        elif isinstance(argument.default, (int, float)):
+            table[name] = Number(argument.default, integer=argument.annotation in (int, 'int'))
+        else:
+            raise TypeError(f'{function.__name__}: declare {name}, as in @degradation({name}=Number(...))')
+    if 'type' in table or declared.keys() - table.keys():
+        wrong = sorted((declared.keys() - table.keys()) | ({'type'} & table.keys()))
+        raise TypeError(f'{function.__name__}(image, rng, ...) cannot have the declared parameters {wrong}')
+    return table
+
+
+def _read_step(entry: Any, where: str) -> tuple[tuple[Degradation, dict[str, Any]] | None, list[str]]:
+    """One mapping of a specification as (degradation, given values), and the problems with it."""
+    if not isinstance(entry, Mapping):
+        return None, [f'{where}: must be a mapping {{type: NAME, ...}}, found {entry!r}.{_known_types()}']
+    if 'type' not in entry:
+        return None, [f'{where}: type is missing.{_known_types()}']
+    name = entry['type']
+    if not isinstance(name, str) or name not in DEGRADATIONS:
+        return None, [f'{where}: unknown degradation {name!r}{_did_you_mean(name, DEGRADATIONS)}{_known_types()}']
+    kind = DEGRADATIONS[name]
+    values, problems = kind.validate({str(k): v for k, v in entry.items() if k != 'type'}, where)
+    return (None if problems else (kind, values)), problems
+
+
+def _known_types() -> str:
+    return f' Allowed types: {", ".join(sorted(DEGRADATIONS))}'
+
+
+def _did_you_mean(name: Any, known: Iterable[str]) -> str:
+    spelling = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(str(name).lower(), list(spelling), n=1)
+    return f'. Did you mean {spelling[close[0]]!r}?' if close else '.'
+
+
+def _number_hint(text: str) -> str:
+    """What to type instead of a text that is meant as a number. YAML 1.1 reads 1e-4 as text: it wants 1.0e-4."""
+    try:
+        number = float(text)
+    except ValueError:
+        return ''
+    if not math.isfinite(number):
+        return ''
+    mantissa, _, exponent = text.strip().lower().partition('e')
+    return f'; write {float(mantissa)}e{int(exponent):+d}' if exponent else f'; write {number:g} without quotes'

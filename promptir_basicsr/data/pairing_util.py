@@ -1,0 +1,154 @@
+"""Which clear image belongs to a degraded one: pairing rules as pairs of path templates.
+
+A template is a path with fields: `rainy/rain-{id}.png`. The template of the degraded image (lq) is matched, the one of
+the clear image (gt) is filled in with the fields found. A field matches the shortest run of characters without `/`.
+`{ext}` is any image extension; in the gt template the lq's own extension is tried first.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from promptir_basicsr.data.storage_util import IMAGE_EXTENSIONS
+from promptir_basicsr.option_util import did_you_mean, first_few, unknown, unknown_keys
+
+_FIELD = re.compile(r'\{(\w+)\}')
+
+
+@dataclass(frozen=True)
+class PairingRule:
+    """Templates of a degraded image and of its clear one, relative to the task's folder(s)."""
+
+    lq: str
+    gt: str
+    about: str = ''
+
+    def without_folder(self) -> 'PairingRule':
+        """For tasks that name the lq and gt folders themselves: leave the leading fixed folders out."""
+        lq, gt = (re.sub(r'^([^/{}]+/)+', '', template) for template in (self.lq, self.gt))
+        return PairingRule(lq, gt, self.about)
+
+
+PAIRING_RULES: dict[str, PairingRule] = {
+    'same_name': PairingRule('{path}.{ext}', '{path}.{ext}', 'the same relative path, any image extension'),
+    'rain100l_train': PairingRule('rainy/rain-{id}.{ext}', 'gt/norain-{id}.{ext}', 'Rain100L training set'),
+    'rain100l_test': PairingRule('input/{id}.{ext}', 'target/{id}.{ext}', 'Rain100L test set as released'),
+    'reside_ots': PairingRule(
+        'synthetic/{part}/{id}_{a}_{beta}.{ext}', 'original/{id}.{ext}', 'RESIDE-beta OTS: 35 hazy images, one clear'
+    ),
+    'reside_sots': PairingRule('input/{id}_{rest}.{ext}', 'target/{id}.{ext}', 'RESIDE SOTS: ID_A_BETA, one clear ID'),
+    'gopro_nested': PairingRule('{seq}/blur/{id}.{ext}', '{seq}/sharp/{id}.{ext}', 'GoPro as published, by sequence'),
+    'gopro_flat': PairingRule('blur/{id}.{ext}', 'sharp/{id}.{ext}', 'GoPro copied into two folders'),
+    'lol': PairingRule('low/{id}.{ext}', 'high/{id}.{ext}', 'LOL-v1: our485, eval15'),
+    'cdd11': PairingRule('{kind}/{id}.{ext}', 'clear/{id}.{ext}', 'CDD-11: one folder a degradation, clear beside'),
+}
+
+
+def rule_from_option(where: str, option: object) -> tuple[PairingRule | None, list[str]]:
+    """A rule from its name or from `{lq: template, gt: template}`, and the problems found."""
+    if isinstance(option, str):
+        if option in PAIRING_RULES:
+            return PAIRING_RULES[option], []
+        return None, [unknown(where, 'pairing rule', option, PAIRING_RULES) + ' Or give templates {lq: ..., gt: ...}.']
+    if not isinstance(option, Mapping):
+        return None, [f'{where}: give the name of a pairing rule or templates {{lq: ..., gt: ...}}, not {option!r}.']
+    problems = unknown_keys(where, option, ('lq', 'gt'))
+    problems += [f"{where}: the template '{key}' is missing." for key in ('lq', 'gt') if key not in option]
+    if problems:
+        return None, problems
+    rule = PairingRule(str(option['lq']), str(option['gt']))
+    known = set(_FIELD.findall(rule.lq)) | {'ext'}
+    for field in _FIELD.findall(rule.gt):
+        if field not in known:
+            problems.append(
+                f"{where}.gt: field '{{{field}}}' is not in the lq template '{rule.lq}'.{did_you_mean(field, known)}"
+            )
+    if not _FIELD.search(rule.lq):
+        problems.append(f"{where}.lq: '{rule.lq}' has no field such as {{id}}, so it could match one file only.")
+    return (None if problems else rule), problems
+
+
+def compile_template(template: str) -> re.Pattern[str]:
+    """A regular expression that matches whole relative paths; `{path}` may span folders."""
+    pattern, end, seen = '', 0, set()
+    for field in _FIELD.finditer(template):
+        name = field.group(1)
+        pattern += re.escape(template[end : field.start()])
+        if name in seen:
+            pattern += f'(?P={name})'
+        elif name == 'ext':
+            pattern += f'(?P<ext>(?i:{"|".join(IMAGE_EXTENSIONS)}))'
+        else:
+            pattern += f'(?P<{name}>{".+?" if name == "path" else "[^/]+?"})'
+        seen.add(name)
+        end = field.end()
+    return re.compile(pattern + re.escape(template[end:]) + r'\Z')
+
+
+class PairFinder:
+    """Finds the clear image of a degraded one among the names that exist."""
+
+    def __init__(self, rule: PairingRule, gt_names: Sequence[str]) -> None:
+        self.rule = rule
+        self._lq = compile_template(rule.lq)
+        self._gt_names = set(gt_names)
+
+    def gt_of(self, lq_name: str) -> tuple[str | None, str]:
+        """(existing gt name or None, the gt name that was expected; '' where the lq name does not fit the rule)."""
+        match = self._lq.match(lq_name)
+        if match is None:
+            return None, ''
+        fields = match.groupdict()
+        own = fields.get('ext', '')
+        expected = self.rule.gt.format(**{'ext': own or '*', **fields})
+        if '{ext}' not in self.rule.gt:
+            return (expected if expected in self._gt_names else None), expected
+        for extension in dict.fromkeys((own, *IMAGE_EXTENSIONS, *(e.upper() for e in IMAGE_EXTENSIONS))):
+            name = self.rule.gt.format(**{**fields, 'ext': extension})
+            if name in self._gt_names:
+                return name, expected
+        return None, expected
+
+
+def find_pairs(
+    where: str,
+    rule: PairingRule,
+    lq_names: Sequence[str],
+    gt_names: Sequence[str],
+    listed: bool = False,
+    one_folder: bool = False,
+) -> tuple[list[tuple[str, str]], list[str], list[str]]:
+    """Pair degraded names with clear ones.
+
+    Args:
+        where: the task, for messages.
+        lq_names: the names to pair; `listed` says that they come from the user's list rather than from a folder.
+        gt_names: the clear names that exist.
+        one_folder: lq and gt names are relative to the same folder, so a clear image is not its own degraded one.
+
+    Returns:
+        The pairs in the order of `lq_names`, the problems, and the files of the folder that the rule does not speak of.
+    """
+    finder = PairFinder(rule, gt_names)
+    pairs, unmatched, orphans = [], [], []
+    for lq_name in lq_names:
+        gt_name, expected = finder.gt_of(lq_name)
+        if one_folder and lq_name in (gt_name, expected):
+            unmatched.append(lq_name)
+        elif gt_name is not None:
+            pairs.append((lq_name, gt_name))
+        elif expected:
+            orphans.append(f'{lq_name} -> {expected}')
+        else:
+            unmatched.append(lq_name)
+    problems = []
+    if orphans:
+        problems.append(
+            f'{where}: {len(orphans):,} of {len(lq_names):,} degraded images have no clear image: {first_few(orphans)}.'
+        )
+    if unmatched and (listed or not pairs):
+        problems.append(
+            f"{where}: {len(unmatched):,} of {len(lq_names):,} names do not fit the lq template '{rule.lq}': "
+            f'{first_few(unmatched)}. Choose another pairing rule, or give templates {{lq: ..., gt: ...}}.'
+        )
+    return pairs, problems, unmatched

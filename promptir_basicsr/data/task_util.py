@@ -1,0 +1,276 @@
+"""A task is one degradation of one corpus: its images, its label, how often it is seen in an epoch."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promptir_basicsr.data.degradation_util import Degrade
+from promptir_basicsr.data.pairing_util import PAIRING_RULES, find_pairs, rule_from_option
+from promptir_basicsr.data.storage_util import FolderSource, resolve
+from promptir_basicsr.option_util import OptionError, check_count, first_few, unknown, unknown_keys
+
+DEGRADATION_TYPES = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight')
+"""The vocabulary of degradations; the position is the label (the class ids of PIP's released program)."""
+
+TASK_KEYS = (
+    'name',
+    'type',
+    'label',
+    'copies',
+    'expected_images',
+    'clean',
+    'degrade',
+    'root',
+    'lq',
+    'gt',
+    'pairing',
+    'list',
+    'files',
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One degradation of one corpus.
+
+    Attributes:
+        name: unique within the dataset; rows of tables, folders of pictures and log entries carry it.
+        type: a word of the vocabulary of degradations.
+        label: its class id.
+        copies: how often each image is seen in an epoch.
+        names: (lq name, gt name) pairs; of a synthesised task both are the clean image's.
+        degrade: makes the degraded image from the clean one; None for a paired task.
+        expected_images: the published count, if the options give it.
+    """
+
+    name: str
+    type: str
+    label: int
+    copies: int
+    lq: FolderSource
+    gt: FolderSource
+    names: Sequence[tuple[str, str]]
+    degrade: Degrade | None = None
+    expected_images: int | None = None
+
+    @property
+    def paired(self) -> bool:
+        return self.degrade is None
+
+    def __len__(self) -> int:
+        """Images, copies not counted."""
+        return len(self.names)
+
+
+def build_tasks(options: Mapping[str, Any], where: str) -> list[Task]:
+    """The tasks of a dataset.
+
+    Args:
+        options: the dataset's options: `tasks`, `dataroot`, `degradations`.
+        where: their place in the option file, e.g. `datasets.train`.
+
+    Raises:
+        OptionError: every mistake found, missing folders and files included.
+    """
+    task_options = options.get('tasks')
+    if not isinstance(task_options, Sequence) or isinstance(task_options, str) or not task_options:
+        raise OptionError([f'{where}.tasks: give a list with at least one task, not {task_options!r}.'])
+    vocabulary, problems = _vocabulary(options, where)
+    tasks = []
+    for position, task in enumerate(task_options):
+        place = f'{where}.tasks[{position}]'
+        if not isinstance(task, Mapping):
+            problems.append(f'{place}: give options such as {{type: denoise, clean: ...}}, not {task!r}.')
+            continue
+        if isinstance(task.get('name', task.get('type')), str):
+            place += f' ({task.get("name", task.get("type"))})'
+        builder = _TaskBuilder(task, place, options.get('dataroot'), vocabulary)
+        built = builder.build()
+        problems += builder.problems
+        if built is not None:
+            tasks.append(built)
+    problems += _duplicate_names(tasks, where)
+    if problems:
+        raise OptionError(problems)
+    return tasks
+
+
+def _vocabulary(options: Mapping[str, Any], where: str) -> tuple[Sequence[str], list[str]]:
+    words = options.get('degradations') or DEGRADATION_TYPES
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words) or len(set(words)) != len(words):
+        return DEGRADATION_TYPES, [f'{where}.degradations: give a list of different words, not {words!r}.']
+    return words, []
+
+
+def _duplicate_names(tasks: Iterable[Task], where: str) -> list[str]:
+    names = [task.name for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [f"{where}.tasks: two tasks are called '{name}'. Give each a `name` of its own." for name in twice]
+
+
+class _TaskBuilder:
+    """Reads the options of one task; what is wrong gathers in `problems`."""
+
+    def __init__(self, options: Mapping[str, Any], where: str, dataroot: str | None, vocabulary: Sequence[str]) -> None:
+        self.options, self.where, self.dataroot, self.vocabulary = options, where, dataroot, vocabulary
+        self.problems: list[str] = []
+
+    def build(self) -> Task | None:
+        options = self.options
+        self.problems += unknown_keys(self.where, options, TASK_KEYS)
+        label = self._label()
+        copies = options.get('copies', 1)
+        self.problems += check_count(f'{self.where}.copies', copies)
+        if options.get('expected_images') is not None:
+            self.problems += check_count(f'{self.where}.expected_images', options['expected_images'])
+        name = options.get('name', options.get('type'))
+        if not isinstance(name, str) or not name or set(name) & set('/\\ \t\n'):
+            self.problems.append(f'{self.where}.name: {name!r} is not a name without spaces and slashes.')
+
+        degrade = None
+        if 'clean' in options:
+            degrade = self._degrade()
+            source = self._folder('clean')
+            lq = gt = source
+            names = [(name, name) for name in self._names('clean', source)]
+        else:
+            if 'degrade' in options:
+                self.problems.append(f'{self.where}.degrade: goes with `clean`, the folder of images to degrade.')
+            lq, gt, names = self._pairs()
+        if self.problems or lq is None or gt is None:
+            return None
+        return Task(str(name), options['type'], label, copies, lq, gt, names, degrade, options.get('expected_images'))
+
+    def _label(self) -> int:
+        kind, label = self.options.get('type'), self.options.get('label')
+        if kind is None:
+            self.problems.append(f'{self.where}: `type` is missing. One of: {", ".join(self.vocabulary)}.')
+        elif kind not in self.vocabulary:
+            self.problems.append(
+                unknown(self.where, 'task type', kind, self.vocabulary)
+                + ' A degradation of your own joins the vocabulary through `degradations` of the dataset.'
+            )
+        elif label is None:
+            return self.vocabulary.index(kind)
+        if label is not None:
+            self.problems += check_count(f'{self.where}.label', label, least=0)
+            return label
+        return 0
+
+    def _degrade(self) -> Degrade | None:
+        for key in ('root', 'lq', 'gt', 'pairing'):
+            if key in self.options:
+                self.problems.append(f'{self.where}.{key}: belongs to paired tasks; this one is made from `clean`.')
+        if 'degrade' not in self.options:
+            self.problems.append(
+                f'{self.where}: `degrade` is missing, e.g. {{type: gaussian_noise, sigma: 25}}: '
+                'it says how the clean images are degraded.'
+            )
+            return None
+        try:
+            return Degrade(self.options['degrade'], where=f'{self.where}.degrade')
+        except ValueError as error:
+            self.problems += str(error).splitlines()
+            return None
+
+    def _pairs(self) -> tuple[FolderSource | None, FolderSource | None, list[tuple[str, str]]]:
+        options = self.options
+        apart = 'lq' in options or 'gt' in options
+        if apart == ('root' in options) or (apart and not ('lq' in options and 'gt' in options)):
+            self.problems.append(
+                f'{self.where}: give `lq` and `gt` (two folders), or `root` (one folder that holds both), '
+                'or `clean` and `degrade`.'
+            )
+            return None, None, []
+        lq = self._folder('lq' if apart else 'root')
+        gt = self._folder('gt') if apart else lq
+        if 'pairing' not in options and not apart:
+            self.problems.append(f'{self.where}: `pairing` is missing. One of: {", ".join(PAIRING_RULES)}.')
+            return None, None, []
+        rule, problems = rule_from_option(f'{self.where}.pairing', options.get('pairing', 'same_name'))
+        self.problems += problems
+        if rule is None or lq is None or gt is None:
+            return None, None, []
+        named = isinstance(options.get('pairing'), str)
+        names, problems, _ = find_pairs(
+            self.where,
+            rule.without_folder() if apart and named else rule,
+            self._names('lq' if apart else 'root', lq),
+            gt.names(),
+            listed='list' in options or 'files' in options,
+            one_folder=not apart,
+        )
+        self.problems += problems
+        return lq, gt, names
+
+    def _folder(self, key: str) -> FolderSource | None:
+        value = self.options[key]
+        if not isinstance(value, str) or not value:
+            self.problems.append(f'{self.where}.{key}: {value!r} is not a folder.')
+            return None
+        path = resolve(value, self.dataroot)
+        if not path.is_dir():
+            found = 'is a file' if path.exists() else f'does not exist{_nearest(path)}'
+            self.problems.append(f"{self.where}.{key}: the folder '{path}' {found}.{self._expectation()}")
+            return None
+        return FolderSource(path)
+
+    def _expectation(self) -> str:
+        parts = []
+        if self.options.get('expected_images'):
+            parts.append(f'{self.options["expected_images"]:,} images')
+        rule = self.options.get('pairing')
+        if isinstance(rule, str) and rule in PAIRING_RULES:
+            parts.append(f"laid out as '{PAIRING_RULES[rule].lq}' with '{PAIRING_RULES[rule].gt}'")
+        expected = f' Expected there: {", ".join(parts)}.' if parts else ''
+        return f'{expected} Mend the path, or `dataroot` of the dataset (now {self.dataroot or "."!r}).'
+
+    def _names(self, key: str, source: FolderSource | None) -> list[str]:
+        """The names to use: the list's, the option's, or all in the folder."""
+        options = self.options
+        if 'list' in options and 'files' in options:
+            self.problems.append(f'{self.where}: give `list` (a text file) or `files` (names), not both.')
+        if source is None:
+            return []
+        if 'list' in options:
+            return self._existing(self._read_list(), source, f'{self.where}.list')
+        if 'files' in options:
+            return self._existing(options['files'], source, f'{self.where}.files')
+        names = source.names()
+        if not names:
+            self.problems.append(f"{self.where}.{key}: no images in '{source.root}'.{self._expectation()}")
+        return names
+
+    def _read_list(self) -> list[str]:
+        path = resolve(str(self.options['list']), self.dataroot)
+        try:
+            lines = path.read_text(encoding='utf-8').splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            self.problems.append(f"{self.where}.list: '{path}' cannot be read as text ({error}).")
+            return []
+        names = [line.strip() for line in lines]
+        return [name for name in names if name and not name.startswith('#')]
+
+    def _existing(self, names: object, source: FolderSource, where: str) -> list[str]:
+        if not isinstance(names, Sequence) or isinstance(names, str) or not names:
+            if not self.problems:
+                self.problems.append(f'{where}: no names in it.')
+            return []
+        names = [str(name) for name in names]
+        present = set(source.names())
+        missing = [name for name in names if name not in present]
+        if missing:
+            self.problems.append(
+                f"{where}: {len(missing):,} of {len(names):,} entries are not in '{source.root}': "
+                f'{first_few(missing)}. Complete the folder, or take the names out of the list.'
+            )
+        return names
+
+
+def _nearest(path: Path) -> str:
+    """Where the path breaks off, for a message."""
+    for parent in path.parents:
+        if parent.is_dir():
+            return f" ('{parent}' does)"
+    return ''

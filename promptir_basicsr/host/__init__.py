@@ -1,0 +1,33 @@
+"""Everything that knows BasicSR's insides.
+
+One small adaptation a function, each with its reason and a test, so that the index release 1.4.2 and the git master
+(which carry the same version number) are both left as they are wherever they already comply.
+"""
+
+import importlib
+import sys
+
+from promptir_basicsr.host.compat import HostError, import_host, started_as_command
+from promptir_basicsr.host.registry import register
+
+__all__ = ['HostError', 'prepare', 'register']
+
+_ADAPTATIONS = ('optim', 'resume', 'sampler', 'options')
+
+
+def prepare() -> None:
+    """Import BasicSR and adapt it. Harmless when called again.
+
+    Raises:
+        HostError: BasicSR cannot be imported; the message says what to type.
+        SystemExit: the same, told without a traceback, where the package is imported by its own command.
+    """
+    try:
+        import_host()
+    except HostError as error:
+        if not started_as_command():
+            raise
+        sys.stderr.write(f'{error}\n')
+        raise SystemExit(2) from error
+    for name in _ADAPTATIONS:
+        importlib.import_module(f'promptir_basicsr.host.{name}').adapt()

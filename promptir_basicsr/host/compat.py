@@ -1,0 +1,73 @@
+"""Make `import basicsr` work, or say what to type."""
+
+import importlib
+import importlib.util
+import os
+import sys
+
+INSTALL_LINES = (
+    'python -m pip install promptir_basicsr    (or, in its source tree: python -m pip install -e .)\n'
+    '  python -m pip install --no-deps --no-build-isolation basicsr==1.4.2'
+)
+
+
+class HostError(ImportError):
+    """BasicSR is missing or cannot be imported; the message holds the lines to type."""
+
+
+def import_host() -> None:
+    """Import BasicSR.
+
+    Raises:
+        HostError: BasicSR is missing, was never set up, misses a dependency, or sits beside a torchvision that does
+            not fit its torch.
+    """
+    _alias_functional_tensor()
+    try:
+        importlib.import_module('basicsr')
+    except ModuleNotFoundError as error:
+        raise HostError(_advice(error.name or str(error))) from error
+    except RuntimeError as error:
+        if 'torchvision' not in str(error):
+            raise
+        raise HostError(_torchvision_advice(error)) from error
+
+
+def started_as_command() -> bool:
+    """Whether this process is `basicsr ...` or `python -m promptir_basicsr ...`."""
+    return os.path.splitext(os.path.basename(sys.argv[0]))[0] in ('basicsr', '-m') if sys.argv else False
+
+
+def _alias_functional_tensor() -> None:
+    """torchvision 0.17 dropped the module that the index release imports `rgb_to_grayscale` from (BasicSR#533 #663)."""
+    name = 'torchvision.transforms.functional_tensor'
+    try:
+        present = name in sys.modules or importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:  # no torchvision at all
+        raise HostError(_advice(error.name or 'torchvision')) from error
+    except RuntimeError as error:  # torchvision's compiled part does not fit torch
+        raise HostError(_torchvision_advice(error)) from error
+    if not present:
+        sys.modules[name] = importlib.import_module('torchvision.transforms.functional')
+
+
+def _advice(module: str) -> str:
+    if module == 'basicsr':
+        return f'BasicSR is not installed. Type:\n  {INSTALL_LINES}'
+    if module == 'basicsr.version':
+        return (
+            'This BasicSR is a source tree that was never set up: its version file is missing. In that tree, type:\n'
+            '  python -m pip install --no-deps --no-build-isolation -e .'
+        )
+    return (
+        f"'{module}', which BasicSR needs, is not installed. Type:\n  {INSTALL_LINES}\n"
+        'The first line brings everything that BasicSR imports, the second BasicSR alone (its own list of '
+        'dependencies cannot be resolved any more).'
+    )
+
+
+def _torchvision_advice(error: Exception) -> str:
+    return (
+        f'torchvision does not fit the installed torch ({str(error).splitlines()[0]}). Install both together:\n'
+        '  python -m pip install --force-reinstall torch torchvision'
+    )

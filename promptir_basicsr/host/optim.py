@@ -1,0 +1,56 @@
+"""Optimizers and learning-rate schedules that BasicSR does not know."""
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from basicsr.models.base_model import BaseModel
+
+logger = logging.getLogger('basicsr')
+
+
+def adapt() -> None:
+    add_optimizers()
+    add_schedulers()
+
+
+def add_optimizers() -> None:
+    """`BaseModel.get_optimizer` of the index release knows Adam only; all-in-one recipes use AdamW.
+
+    A type that BasicSR refuses is looked up in `torch.optim`, so the git master keeps its own list.
+    """
+    host = BaseModel.get_optimizer
+    if hasattr(host, '__wrapped__'):
+        return
+
+    @functools.wraps(host)
+    def get_optimizer(self: BaseModel, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Any:
+        try:
+            return host(self, optim_type, params, lr, **kwargs)
+        except NotImplementedError:
+            return getattr(torch.optim, optim_type)(params, lr, **kwargs)
+
+    BaseModel.get_optimizer = get_optimizer
+
+
+def add_schedulers() -> None:
+    """BasicSR has no warm-up with cosine; types of `lr_scheduler_util.SCHEDULERS` are added to its own."""
+    host = BaseModel.setup_schedulers
+    if hasattr(host, '__wrapped__'):
+        return
+
+    @functools.wraps(host)
+    def setup_schedulers(self: BaseModel) -> None:
+        from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS, describe, scheduler_arguments
+
+        train = self.opt['train']
+        if train['scheduler'].get('type') not in SCHEDULERS:
+            host(self)
+            return
+        kind, options = scheduler_arguments(train['scheduler'], train['total_iter'])
+        self.schedulers += [kind(optimizer, **options) for optimizer in self.optimizers]
+        base_lr = self.optimizers[0].param_groups[0]['initial_lr']
+        logger.info(describe({'type': kind.__name__, **options}, base_lr, train['total_iter']))
+
+    BaseModel.setup_schedulers = setup_schedulers

@@ -1,0 +1,146 @@
+"""Read, check and complete options before BasicSR creates anything."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import basicsr.test
+import basicsr.train
+import torch
+import yaml
+from basicsr.utils import options as host_options
+
+from promptir_basicsr.option_check import check_options
+from promptir_basicsr.option_util import OptionError, did_you_mean
+from promptir_basicsr.yaml_util import load_yaml, parse_value
+
+_host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = host_options.parse_options
+
+
+def adapt() -> None:
+    """BasicSR evaluates `--force_yml` as code, lets typos pass, ignores `path: experiments_root` (index release) and
+    asks for CUDA wherever `num_gpu` is not 0. Its own parser still runs, on options that are checked."""
+    basicsr.train.parse_options = basicsr.test.parse_options = parse_options
+
+
+def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], argparse.Namespace]:
+    """`basicsr.utils.options.parse_options` on checked options.
+
+    Raises:
+        OptionError: every mistake found in the file and in `--force_yml`; nothing has been created then.
+    """
+    args = argument_parser('train' if is_train else 'test').parse_args()
+    options = read_options(args.opt, args.force_yml)
+    where = relative_roots(root_path, options)
+    problems = check_options(options, is_train, processes_of(args.launcher))
+    if problems:
+        raise OptionError([f'{args.opt}: {problem}' for problem in problems])
+
+    with tempfile.TemporaryDirectory() as folder:
+        complete = Path(folder) / Path(args.opt).name
+        complete.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding='utf-8')
+        opt, parsed = _call_host(root_path, is_train, args, str(complete))
+    parsed.opt, parsed.force_yml = args.opt, args.force_yml
+    _complete(opt, where, is_train)
+    return opt, parsed
+
+
+def argument_parser(verb: str) -> argparse.ArgumentParser:
+    """The command line of BasicSR's train and test."""
+    parser = argparse.ArgumentParser(prog=f'basicsr {verb}')
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='of several processes')
+    parser.add_argument('--auto_resume', action='store_true', help='continue from the newest training state')
+    parser.add_argument('--debug', action='store_true', help='short periods, name with the prefix debug_')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument(
+        '--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options, e.g. train:total_iter=1000 name=trial'
+    )
+    return parser
+
+
+def read_options(path: str, force_yml: list[str] | None = None) -> dict[str, Any]:
+    """An option file with replacements; values are typed as YAML, nothing is evaluated."""
+    if not os.path.isfile(path):
+        raise OptionError([f"the option file '{path}' does not exist. Paths start at the current folder."])
+    options = load_yaml(path)
+    for entry in force_yml or []:
+        _replace(options, entry)
+    return options
+
+
+def _replace(options: Any, entry: str) -> None:
+    keys, separator, value = entry.partition('=')
+    where = f'--force_yml {entry}'
+    if not separator:
+        raise OptionError([f"{where}: give KEY=VALUE, with ':' between the levels of the key."])
+    *parents, last = (key.strip() for key in keys.split(':'))
+    place = options
+    for key in parents:
+        place = _step(place, key, where)
+    if isinstance(place, list):
+        _step(place, last, where)
+        place[int(last)] = parse_value(value.strip(), where)
+    elif isinstance(place, dict):
+        place[last] = parse_value(value.strip(), where)
+    else:
+        raise OptionError([f"{where}: '{parents[-1]}' is a value, it has no '{last}'."])
+
+
+def _step(place: Any, key: str, where: str) -> Any:
+    if isinstance(place, list) and key.isdigit() and int(key) < len(place):
+        return place[int(key)]
+    if isinstance(place, dict) and key in place:
+        return place[key]
+    allowed = range(len(place)) if isinstance(place, list) else place if isinstance(place, dict) else ()
+    raise OptionError([f"{where}: no '{key}' there.{did_you_mean(key, map(str, allowed))}"])
+
+
+def relative_roots(root_path: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Folders that hold experiments and results: the user's, or below the current folder."""
+    paths = options.get('path') if isinstance(options.get('path'), Mapping) else {}
+    return {
+        key: os.path.join(root_path, os.path.expanduser(str((paths or {}).get(key) or default)))
+        for key, default in (('experiments_root', 'experiments'), ('results_root', 'results'))
+    }
+
+
+def processes_of(launcher: str) -> int:
+    """How many processes train together."""
+    name = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS'}.get(launcher)
+    return int(os.environ.get(name, 1)) if name else 1
+
+
+def _call_host(
+    root_path: str, is_train: bool, args: argparse.Namespace, path: str
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    argv = sys.argv
+    sys.argv = [argv[0], '-opt', path, '--launcher', args.launcher, '--local_rank', str(args.local_rank)]
+    sys.argv += ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
+    try:
+        return _host_parse_options(root_path, is_train)
+    finally:
+        sys.argv = argv
+
+
+def _complete(opt: dict[str, Any], roots: Mapping[str, str], is_train: bool) -> None:
+    """What the parsed options need on this machine and in this version of BasicSR."""
+    for dataset in opt['datasets'].values():
+        if dataset.get('type') == 'AllInOneDataset' and dataset.get('seed') is None:
+            dataset['seed'] = opt['manual_seed']
+        if opt['num_gpu'] == 0 and not torch.cuda.is_available():
+            dataset['pin_memory'] = False
+    paths = opt['path']
+    root = os.path.join(roots['experiments_root' if is_train else 'results_root'], opt['name'])
+    paths.pop('results_root' if is_train else 'experiments_root', None)
+    paths['log'], paths['visualization'] = root, os.path.join(root, 'visualization')
+    if is_train:
+        paths['experiments_root'] = root
+        paths['models'] = os.path.join(root, 'models')
+        paths['training_states'] = os.path.join(root, 'training_states')
+    else:
+        paths['results_root'] = root

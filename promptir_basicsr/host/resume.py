@@ -1,0 +1,43 @@
+"""Resume without a GPU, from where the run writes."""
+
+import logging
+import os
+from typing import Any
+
+import basicsr.train
+import torch
+from basicsr.utils import check_resume
+
+logger = logging.getLogger('basicsr')
+
+
+def adapt() -> None:
+    """BasicSR asks for the current CUDA device before it loads a state, so a resume without a GPU dies; and
+    `--auto_resume` looks below ./experiments wherever the run writes and starts from zero silently (StarSRGAN#7)."""
+    basicsr.train.load_resume_state = load_resume_state
+
+
+def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+    """The training state to continue from, or None for a fresh start; sets the paths of the networks as well."""
+    if opt['auto_resume']:
+        newest = newest_state(opt['path']['training_states'])
+        if newest is None:
+            logger.warning('--auto_resume: no training state in %s; starting anew.', opt['path']['training_states'])
+        else:
+            opt['path']['resume_state'] = newest
+    path = opt['path'].get('resume_state')
+    if path is None:
+        return None
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    check_resume(opt, state['iter'])
+    return state
+
+
+def newest_state(folder: str) -> str | None:
+    """The state with the highest iteration in a folder."""
+    if not os.path.isdir(folder):
+        return None
+    states = [name for name in os.listdir(folder) if name.endswith('.state') and name[: -len('.state')].isdigit()]
+    if not states:
+        return None
+    return os.path.join(folder, max(states, key=lambda name: int(name[: -len('.state')])))

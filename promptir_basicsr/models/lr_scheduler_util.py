@@ -1,0 +1,278 @@
+"""Learning-rate schedules counted in iterations, in closed form.
+
+BasicSR steps a scheduler once per iteration, from the second iteration on: iteration i, counted from 1, runs with
+`last_epoch = i - 1`. Each class here gives the rate as a function of i alone, so a resumed run goes on exactly where an
+uninterrupted one would be.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class IterationLR(LRScheduler, ABC):
+    """Base of the schedules: a rate that is a function of the group's own rate and the iteration.
+
+    Its `state_dict` can be loaded into a scheduler with other settings. The position is then taken over and the
+    settings stay those of the constructor, so that a longer `total_iter` in a resumed run's options counts.
+    """
+
+    settings: tuple[str, ...] = ()
+
+    @abstractmethod
+    def value(self, base_lr: float, iteration: int) -> float:
+        """Rate at `iteration` (1 is the first) of a parameter group whose own rate is `base_lr`."""
+
+    def lr_at(self, iteration: int) -> list[float]:
+        """Rates of all parameter groups at `iteration`, counted from 1.
+
+        Raises:
+            ValueError: the iteration is below 1.
+        """
+        if iteration < 1:
+            raise ValueError(f'{type(self).__name__}: iterations count from 1, found {iteration}')
+        return [self.value(float(base_lr), iteration) for base_lr in self.base_lrs]
+
+    def get_lr(self) -> list[Any]:
+        return self.lr_at(self.last_epoch + 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({key: value for key, value in state_dict.items() if key not in self.settings})
+
+    @abstractmethod
+    def summary(self) -> str:
+        """What the schedule does, in words."""
+
+    def landmarks(self) -> dict[int, str]:
+        """Iterations at which something happens, and their names."""
+        return {}
+
+
+class FixedLR(IterationLR):
+    """Every group keeps its rate, as the paper's text has it (PromptIR section 4: a fixed 2e-4)."""
+
+    def value(self, base_lr: float, iteration: int) -> float:
+        return base_lr
+
+    def summary(self) -> str:
+        return 'fixed rate'
+
+
+class LinearWarmupCosineLR(IterationLR):
+    """Linear warm-up from lr / warmup_iter at iteration 1 to lr at warmup_iter, then half a cosine down to eta_min.
+
+    eta_min is reached exactly at total_iter and kept from there on. Without warm-up iteration 1 runs at lr.
+
+    Args:
+        optimizer: its groups' rates are the peak rates.
+        total_iter: last iteration of the run.
+        warmup_iter: iterations of the warm-up, below total_iter; 0 for none.
+        eta_min: final rate, at most the smallest rate of the groups.
+        last_epoch: -1 for a new run (see torch).
+
+    Raises:
+        ValueError: a setting is out of range or is text.
+    """
+
+    settings = ('total_iter', 'warmup_iter', 'eta_min')
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        total_iter: int,
+        warmup_iter: int = 0,
+        eta_min: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        name = type(self).__name__
+        _check_count(name, 'total_iter', total_iter, 1)
+        _check_count(name, 'warmup_iter', warmup_iter, 0)
+        if warmup_iter >= total_iter:
+            raise ValueError(
+                f'{name}: warmup_iter {warmup_iter} must be below total_iter {total_iter}; shorten the warm-up'
+            )
+        _check_rate(name, 'eta_min', eta_min, optimizer)
+        self.total_iter = total_iter
+        self.warmup_iter = warmup_iter
+        self.eta_min = eta_min
+        super().__init__(optimizer, last_epoch)
+
+    def value(self, base_lr: float, iteration: int) -> float:
+        peak = max(self.warmup_iter, 1)
+        if iteration <= peak:
+            return base_lr * iteration / peak
+        return _half_cosine(base_lr, self.eta_min, iteration - peak, self.total_iter - peak)
+
+    def summary(self) -> str:
+        cosine = f'half a cosine to {self.eta_min:.3g} at iteration {self.total_iter:,}'
+        return f'linear warm-up over {self.warmup_iter:,} iterations, then {cosine}' if self.warmup_iter else cosine
+
+    def landmarks(self) -> dict[int, str]:
+        return {self.warmup_iter: 'end of warm-up'} if self.warmup_iter else {}
+
+
+class ReleasedPromptIRLR(IterationLR):
+    """The schedule of the released PromptIR program, which is stepped once per epoch and one epoch late.
+
+    Epoch e, counted from 0, runs at position p = max(e - 1, 0) of: linear from warmup_start_lr at p = 0 to lr at
+    p = warmup_epochs - 1; then half a cosine from lr at p = warmup_epochs to eta_min at p = max_epochs. With the
+    defaults epochs 0 and 1 therefore run at rate 0, and the program's 120 epochs end at 13 % of lr. Past max_epochs,
+    which the program never reaches, the rate stays at eta_min.
+
+    Args:
+        optimizer: its groups' rates are the peak rates.
+        iters_per_epoch: iterations of one epoch; 4,451 for the 142,431 samples of three degradations at batch 32.
+        warmup_epochs: length of the warm-up, below max_epochs; 0 for none.
+        max_epochs: end of the cosine.
+        eta_min: final rate, at most the smallest rate of the groups.
+        warmup_start_lr: first rate, at most the smallest rate of the groups.
+        last_epoch: -1 for a new run (see torch); counts iterations, despite its name.
+
+    Raises:
+        ValueError: a setting is out of range or is text.
+    """
+
+    settings = ('iters_per_epoch', 'warmup_epochs', 'max_epochs', 'eta_min', 'warmup_start_lr')
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        iters_per_epoch: int,
+        warmup_epochs: int = 15,
+        max_epochs: int = 150,
+        eta_min: float = 0.0,
+        warmup_start_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        name = type(self).__name__
+        _check_count(name, 'iters_per_epoch', iters_per_epoch, 1)
+        _check_count(name, 'warmup_epochs', warmup_epochs, 0)
+        _check_count(name, 'max_epochs', max_epochs, 1)
+        if warmup_epochs >= max_epochs:
+            raise ValueError(
+                f'{name}: warmup_epochs {warmup_epochs} must be below max_epochs {max_epochs}; shorten the warm-up'
+            )
+        _check_rate(name, 'eta_min', eta_min, optimizer)
+        _check_rate(name, 'warmup_start_lr', warmup_start_lr, optimizer)
+        self.iters_per_epoch = iters_per_epoch
+        self.warmup_epochs = warmup_epochs
+        self.max_epochs = max_epochs
+        self.eta_min = eta_min
+        self.warmup_start_lr = warmup_start_lr
+        super().__init__(optimizer, last_epoch)
+
+    def value(self, base_lr: float, iteration: int) -> float:
+        epoch = (iteration - 1) // self.iters_per_epoch
+        position = max(epoch - 1, 0)
+        if position < self.warmup_epochs:
+            done = position / max(self.warmup_epochs - 1, 1)
+            return self.warmup_start_lr * (1 - done) + base_lr * done
+        return _half_cosine(base_lr, self.eta_min, position - self.warmup_epochs, self.max_epochs - self.warmup_epochs)
+
+    def summary(self) -> str:
+        return (
+            f'as released: linear warm-up over {self.warmup_epochs} epochs, then half a cosine to {self.eta_min:.3g} '
+            f'at epoch {self.max_epochs}, stepped once per epoch of {self.iters_per_epoch:,} iterations and one late'
+            + (', so the first two epochs run at 0' if self.warmup_epochs and self.warmup_start_lr == 0 else '')
+        )
+
+    def landmarks(self) -> dict[int, str]:
+        return {self.warmup_epochs * self.iters_per_epoch + 1: 'end of warm-up'} if self.warmup_epochs else {}
+
+
+SCHEDULERS: dict[str, type[IterationLR]] = {
+    scheduler.__name__: scheduler for scheduler in (FixedLR, LinearWarmupCosineLR, ReleasedPromptIRLR)
+}
+
+
+def scheduler_arguments(opt: Mapping[str, Any], total_iter: int) -> tuple[type[IterationLR], dict[str, Any]]:
+    """Class and arguments of the options of `train: scheduler:`; a missing total_iter is the run's.
+
+    Args:
+        opt: `{type: ..., ...}` with a type of SCHEDULERS; not changed.
+        total_iter: last iteration of the run.
+    """
+    arguments = dict(opt)
+    scheduler = SCHEDULERS[arguments.pop('type')]
+    if 'total_iter' in scheduler.settings:
+        arguments.setdefault('total_iter', total_iter)
+    return scheduler, arguments
+
+
+def describe(scheduler_or_opt: LRScheduler | Mapping[str, Any], base_lr: float, total_iter: int) -> str:
+    """One line for the log: what a schedule does, and its rate at a few iterations of the run.
+
+    Args:
+        scheduler_or_opt: a scheduler, or the options of `train: scheduler:`, i.e. `{type: ..., ...}`; a missing
+            total_iter is taken from the run. Types that are not in SCHEDULERS are named with their options only.
+        base_lr: rate of the optimizer.
+        total_iter: last iteration of the run.
+
+    Returns:
+        Such as 'FixedLR: fixed rate; lr by iteration: 0.0002 at 1, 0.0002 at 25, ..., 0.0002 at 100 (last)'. The cost
+        does not depend on total_iter.
+
+    Raises:
+        ValueError: options that the schedule refuses.
+    """
+    _check_count('describe', 'total_iter', total_iter, 1)
+    _check_number('describe', 'base_lr', base_lr)
+    if isinstance(scheduler_or_opt, Mapping):
+        if scheduler_or_opt['type'] not in SCHEDULERS:
+            arguments = ', '.join(f'{key}={value}' for key, value in scheduler_or_opt.items() if key != 'type')
+            return f'{scheduler_or_opt["type"]}({arguments}), from lr {base_lr:.3g}'
+        scheduler, settings = scheduler_arguments(scheduler_or_opt, total_iter)
+        # the rates come from `value`; the optimizer is only what torch's constructor asks for
+        scheduler_or_opt = scheduler(torch.optim.SGD([torch.zeros(1)], lr=base_lr), **settings)
+    name = type(scheduler_or_opt).__name__
+    if not isinstance(scheduler_or_opt, IterationLR):
+        return f'{name}, from lr {base_lr:.3g}'
+
+    points = {max(total_iter * quarter // 4, 1): '' for quarter in range(4)}
+    for iteration, label in {**scheduler_or_opt.landmarks(), total_iter: 'last'}.items():
+        if iteration <= total_iter:
+            points[iteration] = label
+    rates = [
+        f'{scheduler_or_opt.value(base_lr, iteration):.3g} at {iteration:,}' + (f' ({label})' if label else '')
+        for iteration, label in sorted(points.items())
+    ]
+    return f'{name}: {scheduler_or_opt.summary()}; lr by iteration: {", ".join(rates)}'
+
+
+def _half_cosine(start: float, end: float, done: int, length: int) -> float:
+    """From `start` at done = 0 to exactly `end` at done = length, and `end` from there on."""
+    if done >= length:
+        return end
+    return end + (start - end) * (1 + math.cos(math.pi * done / length)) / 2
+
+
+def _check_count(owner: str, name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(
+            f'{owner}: {name} is {value!r}, must be a whole number in digits, such as 100000 (YAML reads 1e5 as text)'
+        )
+    if value < least:
+        raise ValueError(f'{owner}: {name} is {value}, must be at least {least}')
+
+
+def _check_number(owner: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(
+            f'{owner}: {name} is {value!r}, must be a number with a decimal point, such as 1.0e-7 '
+            '(YAML reads 1e-7 as text)'
+        )
+    if not value >= 0:  # refuses nan as well
+        raise ValueError(f'{owner}: {name} is {value}, must be at least 0')
+
+
+def _check_rate(owner: str, name: str, value: Any, optimizer: torch.optim.Optimizer) -> None:
+    """`value` is a number from 0 to the rate of every parameter group."""
+    _check_number(owner, name, value)
+    for index, group in enumerate(optimizer.param_groups):
+        lr = float(group.get('initial_lr', group['lr']))
+        if value > lr:
+            raise ValueError(f'{owner}: {name} {value} is above the lr {lr} of parameter group {index}')

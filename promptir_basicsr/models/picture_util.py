@@ -1,0 +1,70 @@
+"""Pictures of results: input, restored and target side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP = 4
+_TEXT = 16
+
+
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float [0, 1] -> uint8, rounded."""
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+
+
+def save_picture(image: np.ndarray, path: str | Path) -> None:
+    """Write an (H, W, 3) RGB uint8 picture as PNG; makes the folder.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done, content = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert done
+    path.write_bytes(content.tobytes())
+
+
+def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Float pictures of equal size beside each other, with a white gap -> (H, W', 3) uint8."""
+    gap = np.full((images[0].shape[0], _GAP, 3), 255, np.uint8)
+    parts = [part for image in images for part in (gap, to_bytes(image))]
+    return np.concatenate(parts[1:], axis=1)
+
+
+@dataclass
+class ContactRow:
+    """A line of a contact sheet: what it shows, its pictures, and a word under each."""
+
+    title: str
+    images: Sequence[np.ndarray]
+    captions: Sequence[str]
+
+
+def middle(image: np.ndarray, side: int) -> np.ndarray:
+    """At most `side` x `side` pixels at the centre."""
+    height, width = (min(side, length) for length in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def contact_sheet(rows: Sequence[ContactRow], side: int = 256) -> np.ndarray:
+    """One row of pictures a task, cut at their centre to `side` pixels -> (H, W, 3) RGB uint8."""
+    font = ImageFont.load_default(_TEXT)
+    columns = max(len(row.images) for row in rows)
+    height = side + 2 * (_TEXT + _GAP) + _GAP
+    sheet = Image.new('RGB', (columns * (side + _GAP) + _GAP, len(rows) * height + _GAP), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for number, row in enumerate(rows):
+        top = number * height + _GAP
+        draw.text((_GAP, top), row.title, fill='black', font=font)
+        for column, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
+            left = column * (side + _GAP) + _GAP
+            sheet.paste(Image.fromarray(to_bytes(middle(image, side))), (left, top + _TEXT + _GAP))
+            draw.text((left, top + _TEXT + _GAP + side), caption, fill='black', font=font)
+    return np.asarray(sheet)

@@ -1,0 +1,108 @@
+"""What validation found: a row a task, their average, in the log, a CSV file and a Markdown table."""
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Row:
+    """Mean metrics of one task.
+
+    Attributes:
+        dataset: name of the data set it belongs to.
+        task: name of the task.
+        images: how many images were measured.
+        values: metric name -> mean over the images, restored against target.
+        inputs: the same of the degraded images themselves.
+    """
+
+    dataset: str
+    task: str
+    images: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, float] = field(default_factory=dict)
+
+
+class Mean:
+    """Means by name; exact summation, so that the order of images does not matter."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(float(value))
+
+    def result(self) -> dict[str, float]:
+        return {name: math.fsum(values) / len(values) for name, values in self._values.items()}
+
+
+def average(rows: Sequence[Row]) -> Row:
+    """The mean over tasks, each counting once whatever its number of images, as in the papers' tables."""
+    values, inputs = Mean(), Mean()
+    for row in rows:
+        values.add(row.values)
+        inputs.add(row.inputs)
+    return Row('', 'average', sum(row.images for row in rows), values.result(), inputs.result())
+
+
+def markdown_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    """Lines of a table: a row a task and the average; `restored (input)` in each metric's column."""
+    several = len({row.dataset for row in rows}) > 1
+    lines = [
+        f'| task | images | {" | ".join(f"{metric} (input)" for metric in metrics)} |',
+        f'|:--|--:|{"--:|" * len(metrics)}',
+    ]
+    for row in [*rows, average(rows)]:
+        name = f'{row.dataset}: {row.task}' if several and row.dataset else row.task
+        cells = [number(metric, row.values, row.inputs) for metric in metrics]
+        lines.append(f'| {name} | {row.images:,} | {" | ".join(cells)} |')
+    return lines
+
+
+def number(metric: str, values: Mapping[str, float], inputs: Mapping[str, float]) -> str:
+    """`31.31 (20.17)`: two digits for decibels, four for what stays below one."""
+
+    def text(value: float) -> str:
+        return f'{value:.4f}' if abs(value) < 2 else f'{value:.2f}'
+
+    shown = text(values[metric]) if metric in values else '-'
+    return f'{shown} ({text(inputs[metric])})' if metric in inputs else shown
+
+
+def log_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    """The same table in aligned columns, for a log."""
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in markdown_table(rows, metrics)]
+    del cells[1]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return [
+        '  '.join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(line, widths, strict=True)) for line in cells)
+    ]
+
+
+def append_csv(path: str, iteration: int | str, rows: Iterable[Row], metrics: Sequence[str]) -> None:
+    """Add rows to `metrics.csv`; a new file starts with a header.
+
+    A file of another run's columns is kept under the name `metrics.csv.old`.
+    """
+    header = ['iter', 'dataset', 'task', 'images', *metrics, *(f'input_{metric}' for metric in metrics)]
+    if os.path.exists(path):
+        with open(path, newline='', encoding='utf-8') as file:
+            if next(csv.reader(file), None) != header:
+                os.replace(path, f'{path}.old')
+    fresh = not os.path.exists(path)
+    with open(path, 'a', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(header)
+        for row in rows:
+            numbers = [
+                repr(found[metric]) if metric in found else ''
+                for found in (row.values, row.inputs)
+                for metric in metrics
+            ]
+            writer.writerow([iteration, row.dataset, row.task, row.images, *numbers])

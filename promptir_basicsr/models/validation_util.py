@@ -1,0 +1,204 @@
+"""Measure restored images and report: log, TensorBoard, `metrics.csv`, `results.md`, pictures."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_metric
+from basicsr.utils.registry import METRIC_REGISTRY
+
+from promptir_basicsr.metrics.paper_metric import definition
+from promptir_basicsr.models.checkpoint_util import atomic_write
+from promptir_basicsr.models.picture_util import ContactRow, contact_sheet, middle, save_picture, side_by_side, to_bytes
+from promptir_basicsr.models.result_util import Mean, Row, append_csv, average, log_table, markdown_table
+
+logger = logging.getLogger('basicsr')
+
+_SHEET_SIDE = 256
+
+
+class Report:
+    """What the validations of a run found, and its files.
+
+    Args:
+        opt: the options of the run.
+
+    Attributes:
+        metrics: name -> options of each metric.
+        datasets: names of the data sets of a validation.
+        validated: the iteration of the last complete validation.
+        best: metric, value and iter of the best average so far.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        self.opt = opt
+        self.val: Mapping[str, Any] = opt.get('val') or {}
+        self.metrics: dict[str, dict[str, Any]] = dict(self.val.get('metrics') or {})
+        self.datasets = [options['name'] for key, options in opt['datasets'].items() if not key.startswith('train')]
+        self.root = opt['path']['experiments_root' if opt['is_train'] else 'results_root']
+        self.validated: int | str | None = None
+        self.best: dict[str, Any] | None = None
+        self.inputs: dict[tuple[str, str], dict[str, float]] = {}
+        self.sheet: dict[tuple[str, str], ContactRow] = {}
+        self._rows: dict[str, list[Row]] = {}
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for rows in self._rows.values() for row in rows]
+
+    def add(self, dataset: str, rows: list[Row]) -> bool:
+        """Take the rows of one data set; True once every data set of the validation is there."""
+        if len(self._rows) == len(self.datasets):
+            self._rows = {}
+        self._rows[dataset] = rows
+        return len(self._rows) == len(self.datasets)
+
+    def measure(self, image: np.ndarray, target: np.ndarray | None) -> dict[str, float]:
+        """Every metric of an (H, W, 3) RGB float image in [0, 1]; nothing without a target.
+
+        A metric with `wants_float` gets the clipped, unrounded RGB images, any other what BasicSR gives it: BGR
+        rounded to 8 bit.
+        """
+        if target is None:
+            return {}
+        exact = {'img': np.clip(image, 0, 1), 'img2': target}
+        rounded = {key: to_bytes(x)[..., ::-1] for key, x in exact.items()}
+        results = {}
+        for name, options in self.metrics.items():
+            wants_float = getattr(METRIC_REGISTRY.get(options['type']), 'wants_float', False)
+            results[name] = float(calculate_metric(exact if wants_float else rounded, options))
+        return results
+
+    def better_than_best(self, iteration: int | str) -> dict[str, Any] | None:
+        """The new best average, if the last validation is one."""
+        if not self.metrics:
+            return None
+        metric = self.val.get('best_metric') or next(iter(self.metrics))
+        value = average(self.rows).values.get(metric)
+        if value is None:
+            return None
+        sign = 1 if self.metrics[metric].get('better', 'higher') == 'higher' else -1
+        if self.best and self.best['metric'] == metric and sign * value <= sign * self.best['value']:
+            return None
+        return {'metric': metric, 'value': value, 'iter': iteration}
+
+    def write(self, iteration: int | str, tb_logger: Any, best: Mapping[str, Any] | None) -> None:
+        """Report the rows of a complete validation."""
+        self.validated = iteration
+        names, rows = list(self.metrics), self.rows
+        if names:
+            mean = average(rows)
+            for line in [f'Validation, iteration {iteration}, restored (input):', *log_table(rows, names)]:
+                logger.info(line)
+            if best:
+                logger.info(f'Best average {best["metric"]}: {best["value"]:.4f} at iteration {best["iter"]}')
+            if tb_logger:
+                for row in [*rows, mean]:
+                    place = '/'.join(part for part in ('metrics', row.dataset, row.task) if part)
+                    for metric, value in row.values.items():
+                        tb_logger.add_scalar(f'{place}/{metric}', value, iteration)
+            append_csv(self._path('metrics.csv'), iteration, [*rows, mean], names)
+            atomic_write(self._text(iteration, names, best), self._path('results.md'))
+        if self.sheet:
+            save_picture(contact_sheet(list(self.sheet.values()), _SHEET_SIDE), self._path('contact_sheet.png'))
+
+    def tell_files(self) -> None:
+        """Log where the results are."""
+        for about, name in (('Table', 'results.md'), ('Numbers', 'metrics.csv'), ('Picture', 'contact_sheet.png')):
+            if os.path.exists(self._path(name)):
+                logger.info(f'{about}: {self._path(name)}')
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def _text(self, iteration: int | str, names: Sequence[str], best: Mapping[str, Any] | None) -> str:
+        lines = [f'# {self.opt["name"]}', '']
+        if self.opt['is_train']:
+            lines.append(f'Validation at iteration {iteration} of {self.opt["train"]["total_iter"]}.')
+        else:
+            weights = self.opt['path'].get('pretrain_network_g')
+            lines.append(f'Weights: `{weights}`.' if weights else 'Weights: none; the network is untrained.')
+        lines += ['', *markdown_table(self.rows, names), '']
+        lines.append('Restored, and in brackets the degraded input. The average counts every task once.')
+        if best:
+            lines.append(
+                f'Best average {best["metric"]}: {best["value"]:.4f} at iteration {best["iter"]}, '
+                'kept as `models/net_g_best.pth`.'
+            )
+        lines += ['', 'Metrics:', '']
+        lines += [f'- {name}: {definition(options)}' for name, options in self.metrics.items()]
+        return '\n'.join(lines) + '\n'
+
+
+class Measurement:
+    """One data set in one validation.
+
+    Args:
+        report: the run's.
+        dataset: name of the data set.
+        iteration: of the training, or the name of the test.
+        save_img: write pictures of the images.
+    """
+
+    def __init__(self, report: Report, dataset: str, iteration: int | str, save_img: bool) -> None:
+        self.report, self.dataset, self.iteration, self.save_img = report, dataset, iteration, save_img
+        self._values: dict[str, Mean] = {}
+        self._inputs: dict[str, Mean] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, visuals: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
+        """Take one image: `lq`, `result` and perhaps `gt`, (1, 3, H, W); `data` is its sample."""
+        task = data['task'][0] if 'task' in data else self.dataset
+        images = {key: np.ascontiguousarray(x[0].permute(1, 2, 0).numpy()) for key, x in visuals.items()}
+        values = self.report.measure(images['result'], images.get('gt'))
+        count = self._counts[task] = self._counts.get(task, 0) + 1
+        self._values.setdefault(task, Mean()).add(values)
+        show = count == 1 and self.report.val.get('contact_sheet', False)
+        # The inputs of a validation never change, so they are measured in the first one only.
+        if (self.dataset, task) not in self.report.inputs or show:
+            inputs = self.report.measure(images['lq'], images.get('gt'))
+            self._inputs.setdefault(task, Mean()).add(inputs)
+            if show:
+                self.report.sheet[self.dataset, task] = contact_row(task, images, inputs, values)
+        if self.save_img:
+            self._save_pictures(images, data, task, count)
+
+    def rows(self) -> list[Row]:
+        """A row a task, in the order of the data set."""
+        for task, mean in self._inputs.items():
+            self.report.inputs.setdefault((self.dataset, task), mean.result())
+        return [
+            Row(self.dataset, task, count, self._values[task].result(), self.report.inputs[self.dataset, task])
+            for task, count in self._counts.items()
+        ]
+
+    def _save_pictures(self, images: Mapping[str, np.ndarray], data: Mapping[str, Any], task: str, count: int) -> None:
+        """In training one comparison an iteration; in a test the restored image as well."""
+        val, opt = self.report.val, self.report.opt
+        folder = os.path.join(opt['path']['visualization'], self.dataset, task)
+        name = data['name'][0] if 'name' in data else os.path.splitext(os.path.basename(data['lq_path'][0]))[0]
+        ending = str(self.iteration)
+        if not opt['is_train']:
+            ending = val.get('suffix') or 'restored'
+            save_picture(to_bytes(images['result']), os.path.join(folder, f'{name}_{ending}.png'))
+            folder = os.path.join(folder, 'comparison')
+        most = val.get('comparisons')
+        if most is None or count <= most:
+            shown = [images[key] for key in ('lq', 'result', 'gt') if key in images]
+            save_picture(side_by_side(shown), os.path.join(folder, f'{name}_{ending}.png'))
+
+
+def contact_row(
+    task: str, images: Mapping[str, np.ndarray], inputs: Mapping[str, float], values: Mapping[str, float]
+) -> ContactRow:
+    """A task's line of the contact sheet; the first metric stands under the pictures."""
+    titles = {'lq': ('input', inputs), 'result': ('restored', values), 'gt': ('target', {})}
+    shown = [key for key in titles if key in images]
+    captions = []
+    for key in shown:
+        title, numbers = titles[key]
+        captions.append(title + ''.join(f'  {metric} {value:.2f}' for metric, value in list(numbers.items())[:1]))
+    return ContactRow(task, [middle(images[key], _SHEET_SIDE) for key in shown], captions)
