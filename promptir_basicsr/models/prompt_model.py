@@ -27,7 +27,7 @@ class PromptModel(SRModel):
     """Trains and measures a restoration network on several degradations.
 
     Works with every BasicSR network that keeps the image size; a network with `takes_degradation` is given the labels.
-    A network's `size_multiple` (or `window_size`) is met by padding, so images of any size can be restored.
+    A network's `size_multiple` (or its option `window_size`) is met by padding, so images of any size can be restored.
 
     Options beside BasicSR's own:
         train.grad_clip_norm: largest norm of the whole gradient. Default: no clipping.
@@ -129,7 +129,7 @@ class PromptModel(SRModel):
             for name, (total, count) in (item for part in gathered for item in part.items()):
                 before = sums.get(name, (0.0, 0))
                 sums[name] = (before[0] + total, before[1] + count)
-        order = sorted(sums, key=lambda name: (name.startswith('l_pix_'), name))
+        order = sorted(sums, key=lambda name: (not name.startswith('l_'), name))
         self.log_dict = OrderedDict((name, sums[name][0] / sums[name][1]) for name in order)
         return self.log_dict
 
@@ -183,9 +183,9 @@ class PromptModel(SRModel):
     @property
     def size_multiple(self) -> int:
         """What the sides of the network's input must be multiples of."""
-        bare = self.get_bare_model(self.net_g)
-        own = getattr(bare, 'size_multiple', None) or getattr(bare, 'window_size', None) or 1
-        return (self.opt.get('val') or {}).get('size_multiple') or own
+        own = getattr(self.get_bare_model(self.net_g), 'size_multiple', None)
+        given = (self.opt.get('val') or {}).get('size_multiple')
+        return given or own or self.opt['network_g'].get('window_size') or 1
 
     def test(self) -> None:
         """Restore `lq` of any size into `output`, with the averaged weights where there are any."""

@@ -1,0 +1,41 @@
+# make demo   set everything up, train a small PromptIR on five degradations, leave a table and a picture
+# make test   set everything up, check style and types, run the tests
+# make slow   the tests that take longer
+# Python 3.10 to 3.12; another one: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Threads that wait without spinning share the cores with the data loader.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: demo test slow lint env clean
+
+env: $(READY)
+
+$(READY): pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 10) <= v <= (3, 12) and f"Python {v[0]}.{v[1]} is not supported: BasicSR builds on 3.10 to 3.12. Type: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation basicsr==1.4.2
+	@touch $@
+
+demo: env
+	$(BIN)/basicsr train -opt options/demo.yml
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+slow: env
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build *.egg-info

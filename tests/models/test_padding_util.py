@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+import torch
+
+from promptir_basicsr.models.padding_util import pad_to_multiple
+
+
+@pytest.mark.parametrize('multiple', [1, 8, 16])
+@pytest.mark.parametrize('size', [(1, 1), (1, 9), (3, 8), (5, 7), (16, 16), (17, 30)])
+def test_padding_and_cutting_back_gives_the_image_again(size, multiple):
+    image = torch.rand(2, 3, *size)
+    padded = pad_to_multiple(image, multiple)
+    assert all(
+        side % multiple == 0 and side - multiple < given for side, given in zip(padded.shape[-2:], size, strict=True)
+    )
+    assert torch.equal(padded[..., : size[0], : size[1]], image)
+
+
+def test_it_reflects_as_far_as_the_image_goes_and_then_repeats_the_border():
+    row = torch.tensor([1.0, 2.0, 3.0])[None, None, None]
+    assert pad_to_multiple(row, 8)[0, 0, 0].tolist() == [1, 2, 3, 2, 1, 1, 1, 1]
+
+
+def test_a_padding_shorter_than_the_image_is_numpys_reflection():
+    image = torch.rand(1, 3, 13, 21)
+    expected = np.pad(image.numpy(), ((0, 0), (0, 0), (0, 3), (0, 3)), mode='reflect')
+    assert np.array_equal(pad_to_multiple(image, 8), expected)
+
+
+def test_an_image_that_fits_is_not_copied():
+    image = torch.rand(1, 3, 16, 24)
+    assert pad_to_multiple(image, 8) is image

@@ -1,0 +1,36 @@
+import cv2
+import numpy as np
+import pytest
+
+from promptir_basicsr.models.picture_util import ContactRow, contact_sheet, middle, save_picture, side_by_side, to_bytes
+
+
+def test_a_picture_is_written_in_rgb(tmp_path):
+    image = np.zeros((4, 5, 3), np.uint8)
+    image[..., 0] = 200
+    save_picture(image, tmp_path / 'new' / 'red.png')
+    assert cv2.imread(str(tmp_path / 'new' / 'red.png'))[0, 0].tolist() == [0, 0, 200]
+
+
+def test_floats_are_clipped_and_rounded():
+    assert to_bytes(np.array([-1.0, 0.4999 / 255, 0.5001 / 255, 1.5])).tolist() == [0, 0, 1, 255]
+
+
+def test_pictures_stand_side_by_side_with_a_white_gap():
+    black, grey = np.zeros((6, 5, 3)), np.full((6, 5, 3), 0.5)
+    both = side_by_side([black, grey])
+    assert both.shape == (6, 5 + 4 + 5, 3)
+    assert both[:, :5].max() == 0
+    assert both[:, 5:9].min() == 255
+    assert (both[:, 9:] == 128).all()
+
+
+@pytest.mark.parametrize('size', [(3, 5), (300, 100), (64, 64)])
+def test_a_contact_sheet_holds_the_middle_of_each_picture(size):
+    image = np.random.default_rng(0).random((*size, 3))
+    rows = [ContactRow('noise', [image, image], ['input', 'restored']), ContactRow('rain', [image], ['input'])]
+    sheet = contact_sheet(rows, side=64)
+    cut = to_bytes(middle(image, 64))
+    top = 4 + 16 + 4
+    assert (sheet[top : top + cut.shape[0], 4 : 4 + cut.shape[1]] == cut).all()
+    assert sheet.shape[1] == 2 * 64 + 3 * 4
