@@ -53,7 +53,10 @@ def load_plugins() -> None:
     """Import what registers itself in the entry-point group `basicsr.plugins`, this package first."""
     importlib.import_module('promptir_basicsr')
     for plugin in entry_points(group=PLUGIN_GROUP):
-        plugin.load()
+        try:
+            plugin.load()
+        except ImportError as error:
+            raise ImportError(f"the plugin '{plugin.name}' ({plugin.value}) cannot be imported: {error}") from error
 
 
 def train() -> None:

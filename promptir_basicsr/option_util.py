@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeGuard
 
 
 class OptionError(ValueError):
@@ -31,8 +31,8 @@ def unknown_keys(where: str, options: Mapping[str, Any], allowed: Iterable[str])
     return [unknown(where, 'option', key, allowed) for key in options if key not in allowed]
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
 def check_count(where: str, value: object, least: int = 1) -> list[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from promptir_basicsr.data.storage_util import ImageError, to_float
 from promptir_basicsr.data.task_util import Task, build_tasks
 from promptir_basicsr.host import register
-from promptir_basicsr.option_util import OptionError, check_count, unknown_keys
+from promptir_basicsr.option_util import OptionError, check_count, first_few, unknown_keys
 
 logger = logging.getLogger('basicsr')
 
@@ -48,7 +48,7 @@ class AllInOneDataset(Dataset):
         use_rot: random vertical flips and 90 degree rotations. Default: False.
         augment_identity: whether the untouched crop is among the flips and rotations. The released programs never
             draw it. Default: True.
-        seed: of all random draws. BasicSR's option parser sets it to `manual_seed`. Default: 0.
+        seed: of all random draws. For training `basicsr train` sets it to `manual_seed`. Default: 0.
 
     A sample is a dict:
         lq, gt: (3, H, W) float32, RGB, [0, 1]; degraded and clear image.
@@ -75,7 +75,8 @@ class AllInOneDataset(Dataset):
         copies = [len(task) * (task.copies if self.training else 1) for task in self.tasks]
         self._ends = np.cumsum(copies)
         self._image_names = [unique_names([lq for lq, _ in task.names]) for task in self.tasks]
-        self._enlarged: set[str] = set()
+        # Shared with the workers, so that they warn once together.
+        self._enlarged = torch.zeros(len(self.tasks), dtype=torch.bool).share_memory_()
         if self.training and self.gt_size % self.crop_multiple:
             logger.warning(f'{where}: gt_size {self.gt_size} is not a multiple of crop_multiple {self.crop_multiple}.')
         for line in describe_tasks(self.tasks, opt.get('name', ''), self.training):
@@ -83,6 +84,10 @@ class AllInOneDataset(Dataset):
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Every sample once, in order; indices have no end, see `__getitem__`."""
+        return (self[index] for index in range(len(self)))
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of samples that are asked for by a plain number, as a sampler of somebody else's does."""
@@ -96,6 +101,8 @@ class AllInOneDataset(Dataset):
                 further draws of the same images (`dataset_enlarge_ratio`).
         """
         epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        if index < 0:
+            index += len(self)
         place = index % len(self)
         number = int(np.searchsorted(self._ends, place, side='right'))
         task = self.tasks[number]
@@ -103,7 +110,8 @@ class AllInOneDataset(Dataset):
         lq_name, gt_name = task.names[position]
         try:
             if self.training:
-                lq, gt = self._training_images(task, lq_name, gt_name, np.random.default_rng([self.seed, epoch, index]))
+                rng = np.random.default_rng([self.seed, epoch, index])
+                lq, gt = self._training_images(number, lq_name, gt_name, rng)
             else:
                 lq, gt = self._whole_images(task, lq_name, gt_name, self._image_names[number][position])
         except ImageError as error:
@@ -119,11 +127,12 @@ class AllInOneDataset(Dataset):
         }
 
     def _training_images(
-        self, task: Task, lq_name: str, gt_name: str, rng: np.random.Generator
+        self, number: int, lq_name: str, gt_name: str, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
+        task = self.tasks[number]
         images = self._read(task, lq_name, gt_name)
         if min(images[0].shape[:2]) < self.gt_size:
-            self._warn_enlarged(task, lq_name, images[0].shape)
+            self._warn_enlarged(number, lq_name, images[0].shape)
             images = [reflect_to(image, self.gt_size) for image in images]
         top = rng.integers(images[0].shape[0] - self.gt_size + 1)
         left = rng.integers(images[0].shape[1] - self.gt_size + 1)
@@ -169,12 +178,12 @@ class AllInOneDataset(Dataset):
             modes.remove(0)
         return modes[rng.integers(len(modes))]
 
-    def _warn_enlarged(self, task: Task, name: str, shape: Sequence[int]) -> None:
-        if task.name not in self._enlarged:
-            self._enlarged.add(task.name)
+    def _warn_enlarged(self, number: int, name: str, shape: Sequence[int]) -> None:
+        if not self._enlarged[number]:
+            self._enlarged[number] = True
             logger.warning(
-                f"task '{task.name}': {name} is {shape[1]}x{shape[0]}, smaller than the {self.gt_size} pixel crop; "
-                'such images are reflected up to it. This is said once a task.'
+                f"task '{self.tasks[number].name}': {name} is {shape[1]}x{shape[0]}, smaller than the "
+                f'{self.gt_size} pixel crop; such images are reflected up to it. This is said once a task.'
             )
 
 
@@ -219,6 +228,11 @@ def describe_tasks(tasks: Sequence[Task], name: str, training: bool) -> list[str
             f'{count / total:5.1%}  {made}'
         )
     for task in tasks:
+        if task.left_out:
+            lines.append(
+                f"  Note: task '{task.name}' leaves out {len(task.left_out):,} images of '{task.lq.root}' that do not "
+                f'fit its pairing rule: {first_few(task.left_out)}.'
+            )
         if task.expected_images and task.expected_images != len(task):
             lines.append(
                 f"  Note: task '{task.name}' has {len(task):,} images, the protocol has {task.expected_images:,}: "
@@ -257,7 +271,7 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 def stable_seed(*parts: object) -> int:
     """The same number for the same parts, on every machine and in every process."""
     text = '\x1f'.join(map(str, parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big')
+    return int.from_bytes(hashlib.blake2b(text.encode(errors='surrogateescape'), digest_size=8).digest(), 'big')
 
 
 def unique_names(paths: Sequence[str]) -> list[str]:

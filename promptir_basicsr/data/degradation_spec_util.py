@@ -32,7 +32,8 @@ class Degrade:
     Attributes:
         spec: The list of mappings in canonical form: `type` first, parameters in the order of their table, whole
             numbers as int. Parameters that were not given are absent.
-        key: `spec` as one line of JSON; equal for equal descriptions, whatever their order and number format.
+        key: One line of JSON that is equal for equal degradations, whatever the order of the parameters, the format of
+            numbers, and whether defaults are written out.
 
     Raises:
         ValueError: Unknown type or parameter, wrong type or value; one line for each problem.
@@ -60,7 +61,12 @@ class Degrade:
 
     @property
     def key(self) -> str:
-        return json.dumps(self.spec, sort_keys=True, separators=(',', ':'))
+        # Without defaults, so that neither writing one out nor a parameter of a later version changes it.
+        steps = [
+            {'type': kind.name} | {name: v for name, v in values.items() if v != kind.parameters[name].default}
+            for kind, values in self._steps
+        ]
+        return json.dumps(steps, sort_keys=True, separators=(',', ':'))
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
         """Degrade one picture.

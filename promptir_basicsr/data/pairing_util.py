@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from promptir_basicsr.data.storage_util import IMAGE_EXTENSIONS
 from promptir_basicsr.option_util import did_you_mean, first_few, unknown, unknown_keys
 
-_FIELD = re.compile(r'\{(\w+)\}')
+_FIELD = re.compile(r'\{([^\W\d]\w*)\}')
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ def compile_template(template: str) -> re.Pattern[str]:
     return re.compile(pattern + re.escape(template[end:]) + r'\Z')
 
 
+def fill_template(template: str, fields: Mapping[str, str]) -> str:
+    """The path that a template and the values of its fields make."""
+    return _FIELD.sub(lambda field: fields[field.group(1)], template)
+
+
 class PairFinder:
     """Finds the clear image of a degraded one among the names that exist."""
 
@@ -100,11 +105,11 @@ class PairFinder:
             return None, ''
         fields = match.groupdict()
         own = fields.get('ext', '')
-        expected = self.rule.gt.format(**{'ext': own or '*', **fields})
+        expected = fill_template(self.rule.gt, {'ext': own or '*', **fields})
         if '{ext}' not in self.rule.gt:
             return (expected if expected in self._gt_names else None), expected
         for extension in dict.fromkeys((own, *IMAGE_EXTENSIONS, *(e.upper() for e in IMAGE_EXTENSIONS))):
-            name = self.rule.gt.format(**{**fields, 'ext': extension})
+            name = fill_template(self.rule.gt, {**fields, 'ext': extension})
             if name in self._gt_names:
                 return name, expected
         return None, expected
@@ -124,16 +129,18 @@ def find_pairs(
         where: the task, for messages.
         lq_names: the names to pair; `listed` says that they come from the user's list rather than from a folder.
         gt_names: the clear names that exist.
-        one_folder: lq and gt names are relative to the same folder, so a clear image is not its own degraded one.
+        one_folder: lq and gt names are relative to the same folder; a clear image that fits the lq template, too
+            (`1_gt.png` beside `1.png`, `{id}.png`), is no degraded one.
 
     Returns:
         The pairs in the order of `lq_names`, the problems, and the files of the folder that the rule does not speak of.
     """
     finder = PairFinder(rule, gt_names)
     pairs, unmatched, orphans = [], [], []
-    for lq_name in lq_names:
-        gt_name, expected = finder.gt_of(lq_name)
-        if one_folder and lq_name in (gt_name, expected):
+    found = [(lq_name, *finder.gt_of(lq_name)) for lq_name in lq_names]
+    clear = {gt_name for _, gt_name, _ in found} if one_folder else set()
+    for lq_name, gt_name, expected in found:
+        if lq_name in clear:
             unmatched.append(lq_name)
         elif gt_name is not None:
             pairs.append((lq_name, gt_name))
@@ -144,7 +151,8 @@ def find_pairs(
     problems = []
     if orphans:
         problems.append(
-            f'{where}: {len(orphans):,} of {len(lq_names):,} degraded images have no clear image: {first_few(orphans)}.'
+            f'{where}: {len(orphans):,} of {len(pairs) + len(orphans):,} degraded images have no clear image: '
+            f'{first_few(orphans)}. Complete the clear images, or choose the degraded ones by `list` or `files`.'
         )
     if unmatched and (listed or not pairs):
         problems.append(

@@ -39,13 +39,13 @@ class FolderSource:
         """All image files below the folder, sorted; hidden files and folders are left out."""
         found = []
         for folder, subfolders, files in os.walk(self.root, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not name.startswith('.')]
+            subfolders[:] = [name for name in subfolders if not name.startswith('.') and not _leads_back(folder, name)]
             prefix = os.path.relpath(folder, self.root).replace(os.sep, '/')
             prefix = '' if prefix == '.' else prefix + '/'
             found += [
                 prefix + name
                 for name in files
-                if not name.startswith('.') and name.rpartition('.')[2].lower() in IMAGE_EXTENSIONS
+                if not name.startswith('.') and os.path.splitext(name)[1][1:].lower() in IMAGE_EXTENSIONS
             ]
         return sorted(found)
 
@@ -64,16 +64,26 @@ class FolderSource:
         return decode(content, path)
 
 
+def _leads_back(folder: str, name: str) -> bool:
+    """Whether a subfolder is a link to the folder it lies in, or to one above: following it would never end."""
+    path = os.path.join(folder, name)
+    return os.path.islink(path) and Path(folder).resolve().is_relative_to(Path(path).resolve())
+
+
 def decode(content: bytes, where: str) -> np.ndarray:
     """Image file -> (H, W, 3) RGB, uint8 [0, 255] or uint16 [0, 65535].
 
     Grey becomes three equal channels, a palette its colours, an alpha channel is dropped, EXIF orientation is ignored
-    (both images of a pair are taken as stored, as the published pipelines do).
+    (both images of a pair are taken as stored, as the published pipelines do). TIFF is the exception: OpenCV turns it
+    by its own orientation tag and multiplies the colours by a separate (unassociated) 8-bit alpha channel.
 
     Raises:
-        ImageError: not an image; names `where`.
+        ImageError: not an image, or one beyond OpenCV's limits; names `where`.
     """
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), _READ) if content else None
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), _READ) if content else None
+    except cv2.error as error:  # more pixels than OpenCV allows
+        raise ImageError(f'{where}: OpenCV refuses the image ({error.err}).') from error
     if image is None:
         size = f'{len(content):,} bytes' if content else 'empty file'
         raise ImageError(f'{where}: not a readable image ({size}). Replace the file or take it out of the list.')

@@ -1,5 +1,6 @@
 """A task is one degradation of one corpus: its images, its label, how often it is seen in an epoch."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ class Task:
         names: (lq name, gt name) pairs; of a synthesised task both are the clean image's.
         degrade: makes the degraded image from the clean one; None for a paired task.
         expected_images: the published count, if the options give it.
+        left_out: files of the lq folder that the pairing rule does not speak of.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Task:
     names: Sequence[tuple[str, str]]
     degrade: Degrade | None = None
     expected_images: int | None = None
+    left_out: Sequence[str] = ()
 
     @property
     def paired(self) -> bool:
@@ -76,6 +79,8 @@ def build_tasks(options: Mapping[str, Any], where: str) -> list[Task]:
     task_options = options.get('tasks')
     if not isinstance(task_options, Sequence) or isinstance(task_options, str) or not task_options:
         raise OptionError([f'{where}.tasks: give a list with at least one task, not {task_options!r}.'])
+    if not isinstance(options.get('dataroot') or '', (str, os.PathLike)):
+        raise OptionError([f'{where}.dataroot: {options["dataroot"]!r} is not a folder.'])
     vocabulary, problems = _vocabulary(options, where)
     tasks = []
     for position, task in enumerate(task_options):
@@ -98,7 +103,8 @@ def build_tasks(options: Mapping[str, Any], where: str) -> list[Task]:
 
 def _vocabulary(options: Mapping[str, Any], where: str) -> tuple[Sequence[str], list[str]]:
     words = options.get('degradations') or DEGRADATION_TYPES
-    if isinstance(words, str) or not all(isinstance(word, str) for word in words) or len(set(words)) != len(words):
+    listed = isinstance(words, Sequence) and not isinstance(words, str) and all(isinstance(word, str) for word in words)
+    if not listed or len(set(words)) != len(words):
         return DEGRADATION_TYPES, [f'{where}.degradations: give a list of different words, not {words!r}.']
     return words, []
 
@@ -115,6 +121,7 @@ class _TaskBuilder:
     def __init__(self, options: Mapping[str, Any], where: str, dataroot: str | None, vocabulary: Sequence[str]) -> None:
         self.options, self.where, self.dataroot, self.vocabulary = options, where, dataroot, vocabulary
         self.problems: list[str] = []
+        self.left_out: Sequence[str] = ()
 
     def build(self) -> Task | None:
         options = self.options
@@ -124,7 +131,7 @@ class _TaskBuilder:
         self.problems += check_count(f'{self.where}.copies', copies)
         if options.get('expected_images') is not None:
             self.problems += check_count(f'{self.where}.expected_images', options['expected_images'])
-        name = options.get('name', options.get('type'))
+        name = options.get('name', options.get('type', 'unnamed'))
         if not isinstance(name, str) or not name or set(name) & set('/\\ \t\n'):
             self.problems.append(f'{self.where}.name: {name!r} is not a name without spaces and slashes.')
 
@@ -140,7 +147,8 @@ class _TaskBuilder:
             lq, gt, names = self._pairs()
         if self.problems or lq is None or gt is None:
             return None
-        return Task(str(name), options['type'], label, copies, lq, gt, names, degrade, options.get('expected_images'))
+        expected = options.get('expected_images')
+        return Task(str(name), options['type'], label, copies, lq, gt, names, degrade, expected, self.left_out)
 
     def _label(self) -> int:
         kind, label = self.options.get('type'), self.options.get('label')
@@ -192,17 +200,38 @@ class _TaskBuilder:
         self.problems += problems
         if rule is None or lq is None or gt is None:
             return None, None, []
+        if rule.lq == rule.gt and not apart:
+            self.problems.append(f'{self.where}.pairing: equal names need two folders; give `lq` and `gt`, not `root`.')
+            return None, None, []
         named = isinstance(options.get('pairing'), str)
-        names, problems, _ = find_pairs(
+        listed = 'list' in options or 'files' in options
+        names, problems, unmatched = find_pairs(
             self.where,
             rule.without_folder() if apart and named else rule,
             self._names('lq' if apart else 'root', lq),
             gt.names(),
-            listed='list' in options or 'files' in options,
+            listed=listed,
             one_folder=not apart,
         )
         self.problems += problems
-        return lq, gt, names
+        if not apart:  # the folder holds clear images as well, of which the rule does not speak
+            return lq, gt, names
+        self.left_out = unmatched
+        return lq, gt, self._without_own(names, lq, gt, listed)
+
+    def _without_own(
+        self, names: list[tuple[str, str]], lq: FolderSource, gt: FolderSource, listed: bool
+    ) -> list[tuple[str, str]]:
+        """Where the lq folder holds the gt folder, the clear images in it are no degraded ones."""
+        lq_root, gt_root = lq.root.resolve(), gt.root.resolve()
+        others = [(lq_name, gt_name) for lq_name, gt_name in names if f'{lq_root}/{lq_name}' != f'{gt_root}/{gt_name}']
+        own = len(names) - len(others)
+        if own and (listed or not others):
+            self.problems.append(
+                f'{self.where}: {own:,} of {len(names):,} degraded images are their own clear image. '
+                f"Mend `lq` ('{lq.root}'), `gt` ('{gt.root}') or the pairing rule."
+            )
+        return others
 
     def _folder(self, key: str) -> FolderSource | None:
         value = self.options[key]
@@ -218,7 +247,7 @@ class _TaskBuilder:
 
     def _expectation(self) -> str:
         parts = []
-        if self.options.get('expected_images'):
+        if isinstance(self.options.get('expected_images'), int):
             parts.append(f'{self.options["expected_images"]:,} images')
         rule = self.options.get('pairing')
         if isinstance(rule, str) and rule in PAIRING_RULES:
@@ -245,7 +274,7 @@ class _TaskBuilder:
     def _read_list(self) -> list[str]:
         path = resolve(str(self.options['list']), self.dataroot)
         try:
-            lines = path.read_text(encoding='utf-8').splitlines()
+            lines = path.read_text(encoding='utf-8-sig').splitlines()
         except (OSError, UnicodeDecodeError) as error:
             self.problems.append(f"{self.where}.list: '{path}' cannot be read as text ({error}).")
             return []

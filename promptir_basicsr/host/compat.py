@@ -22,32 +22,30 @@ def import_host() -> None:
         HostError: BasicSR is missing, was never set up, misses a dependency, or sits beside a torchvision that does
             not fit its torch.
     """
-    _alias_functional_tensor()
     try:
+        if importlib.util.find_spec('basicsr') is None:  # told before the seconds that torch takes
+            raise ModuleNotFoundError(name='basicsr')
+        _alias_functional_tensor()
         importlib.import_module('basicsr')
     except ModuleNotFoundError as error:
         raise HostError(_advice(error.name or str(error))) from error
     except RuntimeError as error:
-        if 'torchvision' not in str(error):
+        if 'torchvision' not in str(error):  # its compiled part does not fit torch
             raise
         raise HostError(_torchvision_advice(error)) from error
 
 
 def started_as_command() -> bool:
     """Whether this process is `basicsr ...` or `python -m promptir_basicsr ...`."""
-    return os.path.splitext(os.path.basename(sys.argv[0]))[0] in ('basicsr', '-m') if sys.argv else False
+    name = os.path.splitext(os.path.basename(sys.argv[0]))[0] if sys.argv else ''
+    # Python sets '-m' while it imports the package of any module that it is to run, so the command line decides.
+    return name == 'basicsr' or (name == '-m' and any('promptir_basicsr' in word for word in sys.orig_argv))
 
 
 def _alias_functional_tensor() -> None:
     """torchvision 0.17 dropped the module that the index release imports `rgb_to_grayscale` from (BasicSR#533 #663)."""
     name = 'torchvision.transforms.functional_tensor'
-    try:
-        present = name in sys.modules or importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError as error:  # no torchvision at all
-        raise HostError(_advice(error.name or 'torchvision')) from error
-    except RuntimeError as error:  # torchvision's compiled part does not fit torch
-        raise HostError(_torchvision_advice(error)) from error
-    if not present:
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
         sys.modules[name] = importlib.import_module('torchvision.transforms.functional')
 
 

@@ -29,7 +29,10 @@ def add_optimizers() -> None:
         try:
             return host(self, optim_type, params, lr, **kwargs)
         except NotImplementedError:
-            return getattr(torch.optim, optim_type)(params, lr, **kwargs)
+            kind: Any = getattr(torch.optim, optim_type, None)
+            if not callable(kind):
+                raise
+            return kind(params, lr, **kwargs)
 
     BaseModel.get_optimizer = get_optimizer
 

@@ -42,7 +42,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
 
     with tempfile.TemporaryDirectory() as folder:
         complete = Path(folder) / Path(args.opt).name
-        complete.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding='utf-8')
+        complete.write_text(yaml.safe_dump(options, sort_keys=False), encoding='ascii')  # BasicSR reads in the locale's
         opt, parsed = _call_host(root_path, is_train, args, str(complete))
     parsed.opt, parsed.force_yml = args.opt, args.force_yml
     _complete(opt, where, is_train)
@@ -92,7 +92,7 @@ def _replace(options: Any, entry: str) -> None:
 
 
 def _step(place: Any, key: str, where: str) -> Any:
-    if isinstance(place, list) and key.isdigit() and int(key) < len(place):
+    if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
         return place[int(key)]
     if isinstance(place, dict) and key in place:
         return place[key]
@@ -130,10 +130,13 @@ def _call_host(
 def _complete(opt: dict[str, Any], roots: Mapping[str, str], is_train: bool) -> None:
     """What the parsed options need on this machine and in this version of BasicSR."""
     for dataset in opt['datasets'].values():
-        if dataset.get('type') == 'AllInOneDataset' and dataset.get('seed') is None:
+        # Only of the training set: the noise of a validation must not change with the seed of a run.
+        if (dataset.get('type'), dataset['phase'], dataset.get('seed')) == ('AllInOneDataset', 'train', None):
             dataset['seed'] = opt['manual_seed']
         if opt['num_gpu'] == 0 and not torch.cuda.is_available():
             dataset['pin_memory'] = False
+        if dataset.get('num_worker_per_gpu') == 0:
+            dataset['persistent_workers'] = False  # torch refuses to keep workers that are not there
     paths = opt['path']
     root = os.path.join(roots['experiments_root' if is_train else 'results_root'], opt['name'])
     paths.pop('results_root' if is_train else 'experiments_root', None)

@@ -37,8 +37,9 @@ class Report:
         self.opt = opt
         self.val: Mapping[str, Any] = opt.get('val') or {}
         self.metrics: dict[str, dict[str, Any]] = dict(self.val.get('metrics') or {})
-        self.datasets = [options['name'] for key, options in opt['datasets'].items() if not key.startswith('train')]
-        self.root = opt['path']['experiments_root' if opt['is_train'] else 'results_root']
+        sets = opt.get('datasets') or {}
+        self.datasets = [options['name'] for key, options in sets.items() if not key.startswith('train')]
+        self.root = opt['path'].get('experiments_root' if opt['is_train'] else 'results_root') or '.'
         self.validated: int | str | None = None
         self.best: dict[str, Any] | None = None
         self.inputs: dict[tuple[str, str], dict[str, float]] = {}

@@ -1,0 +1,336 @@
+"""BasicSR's option parser runs on options that are checked, completed, and never evaluated."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptir_basicsr.host.options import parse_options, processes_of, read_options, relative_roots
+from promptir_basicsr.option_util import OptionError
+
+# isort: split
+import basicsr.test
+import basicsr.train
+
+TRAINING = """
+name: tiny
+model_type: PromptModel
+scale: 1
+num_gpu: 0
+manual_seed: 7
+datasets:
+  train:
+    name: tiny_train
+    type: AllInOneDataset
+    gt_size: 16
+    tasks:
+      - &denoise
+        name: denoise
+        type: denoise
+        clean: skimage://
+        files: &photographs [astronaut.png, coffee.png]
+        degrade: {type: gaussian_noise, sigma: 25}
+        copies: 4
+      - {<<: *denoise, name: derain, type: derain, degrade: {type: rain}}
+    batch_size_per_gpu: 2
+    num_worker_per_gpu: 0
+    pin_memory: true
+  val:
+    name: tiny_val
+    type: AllInOneDataset
+    tasks: [{type: denoise, clean: 'skimage://', files: *photographs, degrade: {type: gaussian_noise, sigma: 25}}]
+network_g: {type: PromptIR, dim: 8, num_blocks: [1, 1, 1, 1], heads: [1, 1, 1, 1], prompt_sizes: [4, 4, 4]}
+path: {}
+train:
+  total_iter: 8
+  optim_g: {type: AdamW, lr: 1e-3}
+  scheduler: {type: FixedLR}
+  pixel_opt: {type: L1Loss}
+val: {val_freq: 4, save_img: false, metrics: {psnr: {type: calculate_paper_psnr}}}
+logger: {print_freq: 2, save_checkpoint_freq: 4, use_tb_logger: false}
+"""
+Parse = Callable[..., tuple[dict[str, Any], argparse.Namespace]]
+
+
+@pytest.fixture
+def parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parse:
+    """parse(words of the command line) in an empty folder that holds the option file `tiny.yml`."""
+    monkeypatch.chdir(tmp_path)
+    Path('tiny.yml').write_text(TRAINING, encoding='utf-8')
+
+    def parse(*words: str, is_train: bool = True) -> tuple[dict[str, Any], argparse.Namespace]:
+        monkeypatch.setattr(sys, 'argv', ['basicsr', '-opt', 'tiny.yml', *words])
+        return parse_options(os.getcwd(), is_train)
+
+    return parse
+
+
+def forced(*entries: str) -> dict[str, Any]:
+    return read_options('tiny.yml', list(entries))
+
+
+def refusal(parse: Parse, *words: str) -> list[str]:
+    """The report on a command line, which must leave the folder as it was."""
+    with pytest.raises(OptionError) as caught:
+        parse(*words)
+    assert os.listdir() == ['tiny.yml']
+    return caught.value.problems
+
+
+def test_basicsr_calls_this_parser() -> None:
+    assert basicsr.train.parse_options is parse_options
+    assert basicsr.test.parse_options is parse_options
+
+
+def test_the_parsed_options_hold_what_basicsr_adds(parse: Parse) -> None:
+    opt, args = parse()
+    assert {'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True, 'auto_resume': False}.items() <= opt.items()
+    assert {key: dataset['phase'] for key, dataset in opt['datasets'].items()} == {'train': 'train', 'val': 'val'}
+    assert opt['datasets']['train']['scale'] == 1
+    assert opt['train']['optim_g']['lr'] == 1e-3
+    assert torch.initial_seed() == 7
+    assert (args.opt, args.force_yml, args.launcher) == ('tiny.yml', None, 'none')
+
+
+def test_the_parser_leaves_no_trace(parse: Parse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / 'temporary'
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(temporary))
+    _, args = parse('--force_yml', 'name=other')
+    assert sys.argv == ['basicsr', '-opt', 'tiny.yml', '--force_yml', 'name=other']
+    assert (args.opt, args.force_yml) == ('tiny.yml', ['name=other'])
+    assert list(temporary.iterdir()) == []
+    assert sorted(os.listdir()) == ['temporary', 'tiny.yml']
+
+
+def test_names_that_are_not_ascii_arrive(parse: Parse) -> None:
+    opt, _ = parse('--force_yml', 'name=entrauschen_für_日本')
+    assert opt['name'] == 'entrauschen_für_日本'
+
+
+# folders
+
+
+@pytest.mark.parametrize('root', [None, 'elsewhere', 'a/b', '{absolute}', '~/runs'])
+def test_experiments_are_below_the_current_folder_or_experiments_root(
+    parse: Parse, root: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path / 'home'))
+    absolute = str(tmp_path / 'disk')
+    given = root and root.format(absolute=absolute)
+    opt, _ = parse(*(('--force_yml', f'path:experiments_root={given}', 'path:results_root=r') if given else ()))
+    folder = {
+        None: 'experiments',
+        '{absolute}': absolute,
+        '~/runs': str(tmp_path / 'home' / 'runs'),
+    }.get(root, str(root))
+    expected = Path.cwd() / folder / 'tiny'
+    # BasicSR makes a folder of every further key.
+    assert {key: Path(path) for key, path in opt['path'].items()} == {
+        'experiments_root': expected,
+        'models': expected / 'models',
+        'training_states': expected / 'training_states',
+        'log': expected,
+        'visualization': expected / 'visualization',
+    }
+
+
+@pytest.mark.parametrize('root', [None, 'elsewhere'])
+def test_results_are_below_the_current_folder_or_results_root(parse: Parse, root: str | None) -> None:
+    text = TRAINING.replace('  train:\n', '  test:\n').replace('    pin_memory: true\n', '')
+    Path('tiny.yml').write_text(text, encoding='utf-8')
+    words = ('--force_yml', f'path:results_root={root}', 'path:experiments_root=x') if root else ()
+    opt, _ = parse(*words, is_train=False)
+    expected = Path.cwd() / (root or 'results') / 'tiny'
+    assert {key: Path(path) for key, path in opt['path'].items()} == {
+        'results_root': expected,
+        'log': expected,
+        'visualization': expected / 'visualization',
+    }
+    assert opt['datasets']['test']['phase'] == 'test'
+
+
+def test_roots_of_options_without_a_path() -> None:
+    roots = {key: os.path.join('root', key.partition('_')[0]) for key in ('experiments_root', 'results_root')}
+    assert relative_roots('root', {}) == relative_roots('root', {'path': None}) == roots
+
+
+# what is completed
+
+
+def test_the_seed_of_the_run_is_the_seed_of_the_training_set_alone(parse: Parse) -> None:
+    opt, _ = parse()
+    assert opt['datasets']['train']['seed'] == 7
+    assert 'seed' not in opt['datasets']['val']
+    opt, _ = parse('--force_yml', 'datasets:val:seed=3', 'datasets:train:seed=4')
+    assert (opt['datasets']['train']['seed'], opt['datasets']['val']['seed']) == (4, 3)
+
+
+def test_without_a_seed_the_training_set_takes_the_one_that_basicsr_draws(parse: Parse) -> None:
+    opt, _ = parse('--force_yml', 'manual_seed=')
+    assert isinstance(opt['manual_seed'], int)
+    assert opt['datasets']['train']['seed'] == opt['manual_seed']
+
+
+def test_num_gpu_auto_is_what_the_machine_has(parse: Parse) -> None:
+    Path('tiny.yml').write_text(TRAINING.replace('copies: 4', 'copies: 4000'), encoding='utf-8')
+    opt, _ = parse('--force_yml', 'num_gpu=auto', 'train:total_iter=1')
+    assert opt['num_gpu'] == torch.cuda.device_count()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='pinned memory can be had')
+def test_memory_is_pinned_only_for_a_gpu(parse: Parse) -> None:
+    opt, _ = parse()
+    assert opt['datasets']['train']['pin_memory'] is False
+
+
+def test_workers_that_are_not_there_are_not_kept(parse: Parse) -> None:
+    kept = [
+        parse('--force_yml', 'datasets:train:persistent_workers=true', f'datasets:train:num_worker_per_gpu={workers}')
+        for workers in (0, 1)
+    ]
+    assert [opt['datasets']['train']['persistent_workers'] for opt, _ in kept] == [False, True]
+
+
+def test_debug(parse: Parse) -> None:
+    opt, _ = parse('--debug')
+    assert opt['name'] == 'debug_tiny'
+    assert opt['val']['val_freq'] == 8
+    assert Path(opt['path']['models']) == Path.cwd() / 'experiments' / 'debug_tiny' / 'models'
+
+
+def test_processes_that_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    monkeypatch.setenv('SLURM_NTASKS', '6')
+    assert [processes_of(launcher) for launcher in ('none', 'pytorch', 'slurm')] == [1, 4, 6]
+    monkeypatch.delenv('WORLD_SIZE')
+    assert processes_of('pytorch') == 1
+
+
+# --force_yml
+
+
+@pytest.mark.parametrize(
+    ('entry', 'keys', 'value'),
+    [
+        ('train:optim_g:lr=1e-4', ('train', 'optim_g', 'lr'), 1e-4),
+        ('train:optim_g:lr=!!float1e-4', ('train', 'optim_g', 'lr'), 1e-4),
+        ('train:total_iter=20', ('train', 'total_iter'), 20),
+        ('val:save_img=true', ('val', 'save_img'), True),
+        ('path:pretrain_network_g=none', ('path', 'pretrain_network_g'), None),
+        ('path:pretrain_network_g=', ('path', 'pretrain_network_g'), None),
+        ('path:pretrain_network_g=a=b.pth', ('path', 'pretrain_network_g'), 'a=b.pth'),
+        ('network_g:heads=[1, 2, 2, 4]', ('network_g', 'heads'), [1, 2, 2, 4]),
+        (
+            'train:scheduler={type: MultiStepLR, gamma: 5e-1}',
+            ('train', 'scheduler'),
+            {'type': 'MultiStepLR', 'gamma': 0.5},
+        ),
+        ('datasets:train:tasks:0:copies=5', ('datasets', 'train', 'tasks', 0, 'copies'), 5),
+        ('datasets:train:tasks:1:degrade:type=rain', ('datasets', 'train', 'tasks', 1, 'degrade', 'type'), 'rain'),
+        ('datasets:train:tasks:0:files:1=rocket.jpg', ('datasets', 'train', 'tasks', 0, 'files', 1), 'rocket.jpg'),
+        (' train : ema_decay = 0.5 ', ('train', 'ema_decay'), 0.5),
+    ],
+)
+def test_values_are_typed(parse: Parse, entry: str, keys: tuple[Any, ...], value: Any) -> None:
+    options: Any = forced(entry)
+    for key in keys:
+        options = options[key]
+    assert options == value
+    assert type(options) is type(value)
+
+
+def test_forced_values_reach_the_parsed_options(parse: Parse) -> None:
+    opt, _ = parse('--force_yml', 'train:optim_g:lr=1e-4', 'datasets:train:tasks:0:copies=5', 'name=trial')
+    assert opt['train']['optim_g']['lr'] == 1e-4
+    assert opt['datasets']['train']['tasks'][0]['copies'] == 5
+    assert Path(opt['path']['log']).name == 'trial'
+
+
+def test_one_place_is_changed_even_where_the_file_has_an_alias(parse: Parse) -> None:
+    options = forced('datasets:train:tasks:0:files:0=rocket.jpg', 'datasets:train:tasks:0:degrade:sigma=50')
+    first, second = options['datasets']['train']['tasks']
+    assert first['files'] == ['rocket.jpg', 'coffee.png']
+    assert second['files'] == options['datasets']['val']['tasks'][0]['files'] == ['astronaut.png', 'coffee.png']
+
+
+def test_later_entries_see_earlier_ones(parse: Parse) -> None:
+    assert forced('val:metrics:ssim={type: calculate_ssim}', 'val:metrics:ssim:crop_border=0')['val']['metrics'][
+        'ssim'
+    ] == {'type': 'calculate_ssim', 'crop_border': 0}
+
+
+@pytest.mark.parametrize(
+    ('entry', 'said'),
+    [
+        ('trian:total_iter=5', "no 'trian' there. Did you mean 'train'?"),
+        ('train:optm_g:lr=5', "no 'optm_g' there. Did you mean 'optim_g'?"),
+        ('datasets:train:tasks:2:copies=5', "no '2' there."),
+        ('datasets:train:tasks:-1:copies=5', "no '-1' there."),
+        ('datasets:train:tasks:denoise:copies=5', "no 'denoise' there."),
+        ('datasets:train:tasks:0:files:9=x.png', "no '9' there."),
+        ('datasets:train:tasks:²=5', "no '²' there."),
+        ('train:total_iter:x=5', "'total_iter' is a value, it has no 'x'."),
+        ('name:x:y=5', "no 'x' there."),
+        ('train:total_iter', "give KEY=VALUE, with ':' between the levels of the key."),
+        ('train:total_iter=[5', 'line 1, column 3: '),
+    ],
+)
+def test_entries_that_lead_nowhere(parse: Parse, entry: str, said: str) -> None:
+    (problem,) = refusal(parse, '--force_yml', entry)
+    assert problem.startswith(f'--force_yml {entry}: ')
+    assert said in problem
+
+
+def test_a_misspelt_last_key_is_told_by_the_check(parse: Parse) -> None:
+    (problem,) = refusal(parse, '--force_yml', 'train:total_itr=5')
+    assert problem.startswith("tiny.yml: train: unknown option 'total_itr'. Did you mean 'total_iter'?")
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        '[__import__("os").system("touch pwned")]',
+        '[open("pwned", "w")]',
+        '__import__("os").system("touch pwned")',
+        '!!python/object/apply:os.system ["touch pwned"]',
+        '[!!python/object/new:os.system [touch pwned]]',
+    ],
+)
+@pytest.mark.parametrize('key', ['network_g:heads', 'name', 'x"]=__import__("os").system("touch pwned");opt["y'])
+def test_nothing_is_evaluated(parse: Parse, key: str, value: str) -> None:
+    """BasicSR evaluates lists and executes the key."""
+    try:
+        parse('--force_yml', f'{key}={value}')
+    except OptionError as error:
+        assert error.problems  # noqa: PT017  (text is a name like any other, so this one may pass)
+    assert os.listdir() == ['tiny.yml']
+
+
+# refusals
+
+
+def test_mistakes_come_at_once_with_the_file_and_leave_nothing(parse: Parse) -> None:
+    problems = refusal(parse, '--force_yml', 'train:total_iter=0', 'network_g:type=PromtIR', 'val:val_freq=x')
+    assert len(problems) == 3
+    assert all(problem.startswith('tiny.yml: ') for problem in problems)
+    said = '\n'.join(problems)
+    assert [word for word in ('train.total_iter', 'network_g.type', 'val.val_freq') if word not in said] == []
+
+
+def test_a_file_that_is_not_there(parse: Parse) -> None:
+    problems = refusal(parse, '-opt', 'tinny.yml')
+    assert problems == ["the option file 'tinny.yml' does not exist. Paths start at the current folder."]
+
+
+def test_the_seed_of_the_process_is_untouched_by_a_refusal(parse: Parse) -> None:
+    torch.manual_seed(123)
+    refusal(parse, '--force_yml', 'train:total_iter=0')
+    assert torch.initial_seed() == 123

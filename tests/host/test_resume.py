@@ -1,0 +1,288 @@
+"""A training goes on from its last state, on the CPU and wherever it writes. The trainings are real `basicsr train`."""
+
+import copy
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptir_basicsr import cli
+from promptir_basicsr.host.resume import load_resume_state, newest_state
+from promptir_basicsr.option_util import OptionError
+
+# isort: split
+import basicsr.train
+from basicsr.models.base_model import BaseModel
+
+CONSOLE = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable)))]
+MODULE = [sys.executable, '-m', 'promptir_basicsr']
+OPTIONS = """
+name: tiny
+model_type: PromptModel
+num_gpu: 0
+manual_seed: 0
+datasets:
+  train:
+    name: tiny_train
+    type: AllInOneDataset
+    gt_size: 16
+    tasks:
+      - {type: derain, clean: 'skimage://', files: [astronaut.png], degrade: {type: rain}, copies: 8}
+    batch_size_per_gpu: 2
+    num_worker_per_gpu: 0
+network_g:
+  type: PromptIR
+  dim: 8
+  num_blocks: [1, 1, 1, 1]
+  num_refinement_blocks: 1
+  heads: [1, 1, 1, 1]
+  prompt_sizes: [4, 4, 4]
+path: {}
+train:
+  total_iter: 4
+  optim_g: {type: AdamW, lr: 1e-3}
+  scheduler: {type: LinearWarmupCosineLR, warmup_iter: 1}
+  ema_decay: 0.9
+  pixel_opt: {type: L1Loss}
+logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
+"""
+
+
+def train(folder: Path, *words: str, command: list[str] = CONSOLE) -> str:
+    """Run a training in a folder; what it says."""
+    (folder / 'tiny.yml').write_text(OPTIONS, encoding='utf-8')
+    process = subprocess.run(
+        [*command, 'train', '-opt', 'tiny.yml', *words],
+        cwd=folder,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout + process.stderr
+
+
+def iterations(said: str) -> list[int]:
+    """The iterations that a training tells of."""
+    return [int(number) for number in re.findall(r'\[epoch: +\d+, iter: +(\d+),', said)]
+
+
+def files(folder: Path) -> set[str]:
+    """Files and empty folders below a folder, logs left out."""
+    found = [path for path in folder.rglob('*') if path.suffix != '.log']
+    return {path.relative_to(folder).as_posix() for path in found if path.is_file() or not any(path.iterdir())}
+
+
+def run_files(root: str, *saved: int) -> set[str]:
+    names = [f'models/net_g_{name}.pth' for name in (*saved, 'latest')] + [f'training_states/{n}.state' for n in saved]
+    return {'tiny.yml', *(f'{root}/tiny/{name}' for name in (*names, 'tiny.yml', 'visualization'))}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    saved = torch.load(folder / 'experiments/tiny/models/net_g_latest.pth', weights_only=True)
+    return {f'{key}.{name}': value for key, part in saved.items() for name, value in part.items()}
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a training ended after 2 of 4 iterations. It was to resume, but there was nothing yet."""
+    folder = tmp_path_factory.mktemp('stopped')
+    said = train(folder, '--auto_resume', '--force_yml', 'train:total_iter=2')
+    assert f'no training state in {folder}/experiments/tiny/training_states; starting anew' in said
+    assert iterations(said) == [1, 2]
+    assert files(folder) == run_files('experiments', 2)
+    return folder
+
+
+def test_both_ways_to_resume_go_on_to_the_end(stopped: Path, tmp_path: Path) -> None:
+    automatic = shutil.copytree(stopped, tmp_path / 'automatic')
+    said = train(automatic, '--auto_resume')
+    assert 'starting anew' not in said
+    assert iterations(said) == [3, 4]
+    assert 'Resuming training from epoch: 0, iter: 2.' in said
+    assert f'Loading PromptIR model from {automatic}/experiments/tiny/models/net_g_2.pth' in said
+    assert files(automatic) == run_files('experiments', 2, 4)
+    copied = (automatic / 'experiments/tiny/tiny.yml').read_text(encoding='utf-8')
+    assert '\n# basicsr train -opt tiny.yml --auto_resume\n' in copied
+    assert copied.endswith(OPTIONS)
+
+    named = shutil.copytree(stopped, tmp_path / 'named')
+    said = train(named, '--force_yml', 'path:resume_state=experiments/tiny/training_states/2.state', command=MODULE)
+    assert iterations(said) == [3, 4]
+    assert 'Resuming training from epoch: 0, iter: 2.' in said
+    assert files(named) == run_files('experiments', 2, 4)
+
+    before, first, second = weights(stopped), weights(automatic), weights(named)
+    assert {name.partition('.')[0] for name in first} == {'params', 'params_ema'}
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], before[name]) for name in first)
+
+
+def test_auto_resume_looks_where_the_run_writes(stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped / 'experiments', tmp_path / 'disk')
+    said = train(tmp_path, '--auto_resume', '--force_yml', 'path:experiments_root=disk')
+    assert iterations(said) == [3, 4]
+    assert files(tmp_path) == run_files('disk', 2, 4)
+
+
+# what is read
+
+
+def saved_run(folder: Path, scheduler: dict[str, Any]) -> tuple[dict[str, Any], BaseModel]:
+    """Options, and a model whose state BasicSR has written as iteration 3."""
+    paths = {'models': str(folder / 'models'), 'training_states': str(folder / 'training_states')}
+    opt = {
+        'num_gpu': 0,
+        'is_train': True,
+        'auto_resume': False,
+        'network_g': {},
+        'path': paths,
+        'train': {'total_iter': 10, 'scheduler': scheduler},
+    }
+    for path in paths.values():
+        os.makedirs(path)
+    model = new_model(opt)
+    for iteration in (1, 2, 3):
+        model.update_learning_rate(iteration)
+        model.optimizers[0].param_groups[0]['params'][0].grad = torch.ones(2)
+        model.optimizers[0].step()
+    model.save_training_state(epoch=1, current_iter=3)
+    torch.save({'params': {}}, folder / 'models' / 'net_g_3.pth')
+    return opt, model
+
+
+def new_model(opt: dict[str, Any]) -> BaseModel:
+    model = BaseModel(copy.deepcopy(opt))
+    model.optimizers.append(model.get_optimizer('AdamW', [torch.zeros(2)], 1e-3))
+    model.setup_schedulers()
+    return model
+
+
+@pytest.mark.parametrize(
+    'scheduler',
+    [
+        {'type': 'FixedLR'},
+        {'type': 'LinearWarmupCosineLR', 'warmup_iter': 5},
+        {'type': 'MultiStepLR', 'milestones': [2, 4], 'gamma': 0.5},
+        {'type': 'CosineAnnealingRestartLR', 'periods': [5, 5], 'restart_weights': [1, 0.5]},
+    ],
+    ids=lambda scheduler: scheduler['type'],
+)
+def test_what_basicsr_saves_is_restored(scheduler: dict[str, Any], tmp_path: Path) -> None:
+    opt, model = saved_run(tmp_path, scheduler)
+    opt['path']['resume_state'] = str(tmp_path / 'training_states' / '3.state')
+    state = basicsr.train.load_resume_state(opt)
+    assert (state['epoch'], state['iter']) == (1, 3)
+    resumed = new_model(opt)
+    resumed.resume_training(state)
+    for iteration in (4, 5, 6):
+        for each in (model, resumed):
+            each.update_learning_rate(iteration)
+        assert resumed.get_current_learning_rate() == model.get_current_learning_rate()
+    moments = [each.optimizers[0].state_dict()['state'][0]['exp_avg'] for each in (model, resumed)]
+    assert torch.equal(*moments)
+
+
+def test_the_weights_of_the_iteration_are_the_ones_to_load(tmp_path: Path) -> None:
+    opt, _ = saved_run(tmp_path, {'type': 'FixedLR'})
+    opt['path'].update(resume_state=str(tmp_path / 'training_states' / '3.state'), param_key_g='params_ema')
+    opt['path']['pretrain_network_g'] = 'released.pth'
+    load_resume_state(opt)
+    assert opt['path']['pretrain_network_g'] == str(tmp_path / 'models' / 'net_g_3.pth')
+    assert opt['path']['param_key_g'] == 'params'
+
+
+def test_a_fresh_start(tmp_path: Path) -> None:
+    for paths in ({}, {'resume_state': None}):
+        assert load_resume_state({'auto_resume': False, 'path': paths}) is None
+
+
+def test_auto_resume_takes_the_newest_state(tmp_path: Path) -> None:
+    opt, _ = saved_run(tmp_path, {'type': 'FixedLR'})
+    for name in ('3.state.tmp', 'best.state', '20.pth', '-5.state'):
+        (tmp_path / 'training_states' / name).touch()
+    opt['auto_resume'] = True
+    state = load_resume_state(opt)
+    assert state is not None
+    assert state['iter'] == 3
+    assert opt['path']['resume_state'] == str(tmp_path / 'training_states' / '3.state')
+
+
+def test_the_newest_is_the_highest_number(tmp_path: Path) -> None:
+    assert newest_state(str(tmp_path)) is None
+    assert newest_state(str(tmp_path / 'nowhere')) is None
+    for number in (9, 10, 2):
+        (tmp_path / f'{number}.state').touch()
+    assert newest_state(str(tmp_path)) == str(tmp_path / '10.state')
+
+
+def test_auto_resume_without_a_state_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger('basicsr')
+    logger.addHandler(caplog.handler)  # BasicSR's logger may not propagate
+    try:
+        assert load_resume_state({'auto_resume': True, 'path': {'training_states': str(tmp_path)}}) is None
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert f'--auto_resume: no training state in {tmp_path}; starting anew.' in caplog.text
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+# files that are something else
+
+
+class Touch:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ('touch pwned',)
+
+
+def write(path: Path, content: Any) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        ({'params': {}}, 'is no training state. Take one of `training_states`.'),
+        ([1, 2], 'is no training state'),
+        (b'', 'cannot be read ('),
+        (b'PK\x03\x04 torn', 'cannot be read ('),
+        (b'words', 'cannot be read ('),
+        ({'epoch': 0, 'iter': 3, 'optimizers': [Touch()], 'schedulers': []}, 'cannot be read ('),
+        ({'epoch': 0, 'iter': 99, 'optimizers': [], 'schedulers': []}, "net_g_99.pth', which do not exist."),
+    ],
+    ids=['weights', 'list', 'empty', 'torn', 'text', 'code', 'no weights'],
+)
+def test_a_file_that_is_no_state_of_the_run_is_refused(
+    content: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With status 2, a line, and nothing created."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [])
+    Path('tiny.yml').write_text(OPTIONS, encoding='utf-8')
+    write(Path('some.state'), content)
+    assert cli.main(['train', '-opt', 'tiny.yml', '--force_yml', 'path:resume_state=some.state']) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("path.resume_state: 'some.state' ")
+    assert said in line
+    assert sorted(os.listdir()) == ['some.state', 'tiny.yml']
+
+
+def test_a_state_without_its_weights_will_do_where_they_are_not_wanted(tmp_path: Path) -> None:
+    opt, _ = saved_run(tmp_path, {'type': 'FixedLR'})
+    (tmp_path / 'models' / 'net_g_3.pth').unlink()
+    opt['path']['resume_state'] = str(tmp_path / 'training_states' / '3.state')
+    with pytest.raises(OptionError, match='which do not exist'):
+        load_resume_state(copy.deepcopy(opt))
+    opt['path']['ignore_resume_networks'] = ['network_g']
+    assert load_resume_state(opt) is not None
