@@ -8,8 +8,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Threads that wait without spinning share the cores with the data loader.
-export OMP_WAIT_POLICY = PASSIVE
+# Small tensors gain little from a second thread, and threads that wait for each other stall where other processes use
+# the cores.
+demo test slow: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test slow lint env clean
 

@@ -23,12 +23,13 @@ SHORT = [
     'datasets:train:gt_size=32',
     'datasets:train:batch_size_per_gpu=1',
     'datasets:train:num_worker_per_gpu=0',
-    'datasets:train:persistent_workers=false',
     'train:total_iter=2',
     'val:val_freq=2',
     'val:pbar=false',
     'logger:print_freq=1',
 ]
+
+DEMO = ['train:scheduler:warmup_iter=1', *(f'datasets:val:tasks:{n}:files=[microaneurysms.png]' for n in range(5))]
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def log_of(folder):
 
 @pytest.mark.parametrize('name', TRAINING)
 def test_it_trains_two_iterations_and_validates(released_tree, name):
-    assert run('train', name, *SHORT, *(['train:scheduler:warmup_iter=1'] if name == 'demo.yml' else [])) == 0
+    assert run('train', name, *SHORT, *(DEMO if name == 'demo.yml' else [])) == 0
     folder = released_tree / 'experiments' / name.removesuffix('.yml')
     options = yaml.safe_load((OPTIONS / name).read_text())
     results = (folder / 'results.md').read_text()
@@ -157,7 +158,7 @@ def test_a_missing_folder_stops_the_run_before_anything_is_created(released_tree
 
 
 def test_a_run_tells_where_its_results_are_in_its_last_lines(released_tree):
-    assert run('train', 'demo.yml', *SHORT, 'train:scheduler:warmup_iter=1') == 0
+    assert run('train', 'demo.yml', *SHORT, *DEMO) == 0
     folder = released_tree / 'experiments' / 'demo'
     for line, name in zip(
         log_of(folder).splitlines()[-3:], ('results.md', 'metrics.csv', 'contact_sheet.png'), strict=True

@@ -301,5 +301,5 @@ def _nearest(path: Path) -> str:
     """Where the path breaks off, for a message."""
     for parent in path.parents:
         if parent.is_dir():
-            return f" ('{parent}' does)"
+            return f" ('{parent.resolve()}' does)"
     return ''
