@@ -1,5 +1,6 @@
 """Every file in options/ runs, on corpora of a few small images in the released folder layout."""
 
+import logging
 import math
 import re
 from pathlib import Path
@@ -73,14 +74,17 @@ def released_tree(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def fresh_logger():
     """BasicSR sets its logger up once a process; each run here is a command of its own."""
-    yield
-    import logging
 
-    host_logger.initialized_logger.clear()
-    logger = logging.getLogger('basicsr')
-    for handler in list(logger.handlers):
-        handler.close()
-        logger.removeHandler(handler)
+    def reset():
+        host_logger.initialized_logger.clear()
+        logger = logging.getLogger('basicsr')
+        for handler in list(logger.handlers):
+            handler.close()
+            logger.removeHandler(handler)
+
+    reset()
+    yield
+    reset()
 
 
 def run(verb, name, *changes):

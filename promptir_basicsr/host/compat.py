@@ -5,10 +5,8 @@ import importlib.util
 import os
 import sys
 
-INSTALL_LINES = (
-    'python -m pip install promptir_basicsr    (or, in its source tree: python -m pip install -e .)\n'
-    '  python -m pip install --no-deps --no-build-isolation basicsr==1.4.2'
-)
+INSTALL_BASICSR = 'python -m pip install --no-deps --no-build-isolation basicsr==1.4.2'
+PACKAGES = {'cv2': 'opencv-python', 'skimage': 'scikit-image', 'yaml': 'pyyaml', 'PIL': 'Pillow'}
 
 
 class HostError(ImportError):
@@ -51,16 +49,18 @@ def _alias_functional_tensor() -> None:
 
 def _advice(module: str) -> str:
     if module == 'basicsr':
-        return f'BasicSR is not installed. Type:\n  {INSTALL_LINES}'
+        return (
+            f'BasicSR is not installed. Type:\n  {INSTALL_BASICSR}\n'
+            'Its own list of dependencies cannot be resolved any more; what it imports came with promptir_basicsr.'
+        )
     if module == 'basicsr.version':
         return (
             'This BasicSR is a source tree that was never set up: its version file is missing. In that tree, type:\n'
             '  python -m pip install --no-deps --no-build-isolation -e .'
         )
     return (
-        f"'{module}', which BasicSR needs, is not installed. Type:\n  {INSTALL_LINES}\n"
-        'The first line brings everything that BasicSR imports, the second BasicSR alone (its own list of '
-        'dependencies cannot be resolved any more).'
+        f"The module '{module}', which BasicSR needs, is not installed. Type:\n"
+        f'  python -m pip install {PACKAGES.get(module, module)}'
     )
 
 
