@@ -1,6 +1,7 @@
 # make demo   set everything up, train a small PromptIR on five degradations, leave a table and a picture
 # make test   set everything up, check style and types, run the tests
 # make slow   the tests that take longer
+# make master the tests on a build of BasicSR's git master
 # Python 3.10 to 3.12; another one: make PYTHON=python3.12 test
 
 PYTHON ?= python3
@@ -10,9 +11,9 @@ READY := $(VENV)/.ready
 
 # Small tensors gain little from a second thread, and threads that wait for each other stall where other processes use
 # the cores.
-demo test slow: export OMP_NUM_THREADS = 1
+demo test slow master: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test slow lint env clean
+.PHONY: demo test slow master lint env clean
 
 env: $(READY)
 
@@ -37,6 +38,10 @@ test: lint
 
 slow: env
 	$(BIN)/python -m pytest -m slow
+
+master: env
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/master basicsr-fixed==1.4.2
+	PYTHONPATH=$(abspath $(VENV)/master) $(BIN)/python -m pytest
 
 clean:
 	rm -rf $(VENV) build *.egg-info
