@@ -66,10 +66,12 @@ class Report:
         if target is None:
             return {}
         exact = {'img': np.clip(image, 0, 1), 'img2': target}
-        rounded = {key: to_bytes(x)[..., ::-1] for key, x in exact.items()}
+        rounded: dict[str, np.ndarray] = {}
         results = {}
         for name, options in self.metrics.items():
             wants_float = getattr(METRIC_REGISTRY.get(options['type']), 'wants_float', False)
+            if not wants_float and not rounded:
+                rounded = {key: to_bytes(x)[..., ::-1] for key, x in exact.items()}
             results[name] = float(calculate_metric(exact if wants_float else rounded, options))
         return results
 
