@@ -219,7 +219,7 @@ def _check_datasets(options: Mapping[str, Any], is_train: bool, processes: int) 
         problems += loading
         if dataset.get('type') == 'AllInOneDataset':
             try:
-                tasks = check_dataset({**dataset, 'phase': phase}, where)
+                tasks = check_dataset({**dataset, 'phase': phase}, where, keep=True)
             except OptionError as error:
                 problems += error.problems
                 continue

@@ -1,7 +1,9 @@
 """One dataset of several degradations."""
 
 import hashlib
+import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +12,10 @@ import torch
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import Dataset
 
-from promptir_basicsr.data.storage_util import ImageError, to_float
+from promptir_basicsr.data.image_util import ImageError, to_float
+from promptir_basicsr.data.storage_util import StoredImage
 from promptir_basicsr.data.task_util import Task, build_tasks
+from promptir_basicsr.data.transform_util import centre_area, centre_crop, flip_rotate, reflect_to, to_tensor
 from promptir_basicsr.host import register
 from promptir_basicsr.option_util import OptionError, check_count, first_few, unknown_keys
 
@@ -67,11 +71,12 @@ class AllInOneDataset(Dataset):
         self.opt = opt
         self.training = opt.get('phase', 'train') == 'train'
         where = f'datasets.{opt.get("name", opt.get("phase", "train"))}'
-        self.tasks = check_dataset(opt, where)
+        self.tasks = _CHECKED.pop(_tasks_key(opt), []) or check_dataset(opt, where)
         self.seed = opt.get('seed') or 0
         self.gt_size: int = opt.get('gt_size') or 0
         self.crop_multiple = opt.get('crop_multiple', 1)
         self.epoch = 0
+        self._flip_modes = flip_modes(opt)
         copies = [len(task) * (task.copies if self.training else 1) for task in self.tasks]
         self._ends = np.cumsum(copies)
         self._image_names = [unique_names([lq for lq, _ in task.names]) for task in self.tasks]
@@ -129,54 +134,49 @@ class AllInOneDataset(Dataset):
     def _training_images(
         self, number: int, lq_name: str, gt_name: str, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        task = self.tasks[number]
-        images = self._read(task, lq_name, gt_name)
-        if min(images[0].shape[:2]) < self.gt_size:
-            self._warn_enlarged(number, lq_name, images[0].shape)
-            images = [reflect_to(image, self.gt_size) for image in images]
-        top = rng.integers(images[0].shape[0] - self.gt_size + 1)
-        left = rng.integers(images[0].shape[1] - self.gt_size + 1)
-        images = [image[top : top + self.gt_size, left : left + self.gt_size] for image in images]
-        mode = self._flip_mode(rng)
-        images = [flip_rotate(image, mode) for image in images]
-        return self._degraded(task, images, rng)
+        task, size = self.tasks[number], self.gt_size
+        stored = self._open(task, lq_name, gt_name)
+        top, left, height, width = centre_area(stored[0].size, self.crop_multiple)
+        small = min(height, width) < size
+        if small:
+            self._warn_enlarged(number, lq_name, (height, width))
+        top += rng.integers(max(height, size) - size + 1)
+        left += rng.integers(max(width, size) - size + 1)
+        if small:
+            whole = (reflect_to(centre_crop(image.pixels(), self.crop_multiple), size) for image in stored)
+            top, left = top - (stored[0].size[0] - height) // 2, left - (stored[0].size[1] - width) // 2
+            images = [image[top : top + size, left : left + size] for image in whole]
+        else:
+            images = [image.crop(top, left, size, size) for image in stored]
+        mode = self._flip_modes[rng.integers(len(self._flip_modes))]
+        return self._degraded(task, [flip_rotate(image, mode) for image in images], rng)
 
     def _whole_images(self, task: Task, lq_name: str, gt_name: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        images = self._read(task, lq_name, gt_name)
+        images = [centre_crop(image.pixels(), self.crop_multiple) for image in self._open(task, lq_name, gt_name)]
         rng = np.random.default_rng(stable_seed(self.seed, name, task.degrade.key if task.degrade else ''))
         return self._degraded(task, images, rng)
 
-    def _read(self, task: Task, lq_name: str, gt_name: str) -> list[np.ndarray]:
-        """[clean] or [degraded, clear], cut to a multiple at the centre."""
-        images = [task.gt.read(gt_name)]
+    def _open(self, task: Task, lq_name: str, gt_name: str) -> list[StoredImage]:
+        """[clean] or [degraded, clear]."""
+        stored = [task.gt.open(gt_name)]
         if task.paired:
-            images.insert(0, task.lq.read(lq_name))
-            if images[0].shape != images[1].shape:
-                sizes = ' and '.join(f'{image.shape[1]}x{image.shape[0]}' for image in images)
+            stored.insert(0, task.lq.open(lq_name))
+            if stored[0].size != stored[1].size:
+                sizes = ' and '.join(f'{width}x{height}' for height, width in (image.size for image in stored))
                 raise ImageError(
                     f'{task.lq.where(lq_name)} and {task.gt.where(gt_name)} differ in size ({sizes}). '
                     'Check the pairing rule, or cut both to the same area.'
                 )
-        return [centre_crop(image, self.crop_multiple) for image in images]
+        return stored
 
     def _degraded(
         self, task: Task, images: Sequence[np.ndarray], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        floats = [to_float(image) for image in images]
-        if task.degrade is not None:
-            floats.insert(0, task.degrade(floats[0], rng))
-        return floats[0], floats[1]
-
-    def _flip_mode(self, rng: np.random.Generator) -> int:
-        """Bits: 1 horizontal flip, 2 vertical flip, 4 rotation by 90 degrees."""
-        modes = [
-            mode
-            for mode in range(8)
-            if (self.opt.get('use_hflip', False) or not mode & 1) and (self.opt.get('use_rot', False) or not mode & 6)
-        ]
-        if not self.opt.get('augment_identity', True) and len(modes) > 1:
-            modes.remove(0)
-        return modes[rng.integers(len(modes))]
+        """Degraded and clear image, as integers where nothing is degraded here."""
+        if task.degrade is None:
+            return images[0], images[1]
+        clear = to_float(images[0])
+        return task.degrade(clear, rng), clear
 
     def _warn_enlarged(self, number: int, name: str, shape: Sequence[int]) -> None:
         if not self._enlarged[number]:
@@ -187,8 +187,22 @@ class AllInOneDataset(Dataset):
             )
 
 
-def check_dataset(opt: Mapping[str, Any], where: str) -> list[Task]:
+# Tasks that were built for a check and wait for their dataset, so that folders are listed once.
+_CHECKED: dict[str, list[Task]] = {}
+
+
+def _tasks_key(opt: Mapping[str, Any]) -> str:
+    """The same for the same tasks of the same phase."""
+    relevant = {key: opt[key] for key in sorted(opt) if key not in HOST_KEYS and key != 'seed'}
+    training = opt.get('phase', 'train') == 'train'
+    return json.dumps([os.getcwd(), training, opt.get('name'), relevant], sort_keys=True, default=str)
+
+
+def check_dataset(opt: Mapping[str, Any], where: str, keep: bool = False) -> list[Task]:
     """Check the options of an AllInOneDataset and build its tasks.
+
+    Args:
+        keep: a dataset with these options follows; it takes the tasks over instead of listing the folders again.
 
     Raises:
         OptionError: every mistake found.
@@ -210,6 +224,8 @@ def check_dataset(opt: Mapping[str, Any], where: str) -> list[Task]:
         problems += error.problems
     if problems:
         raise OptionError(problems)
+    if keep:
+        _CHECKED[_tasks_key(opt)] = tasks
     return tasks
 
 
@@ -241,31 +257,13 @@ def describe_tasks(tasks: Sequence[Task], name: str, training: bool) -> list[str
     return lines
 
 
-def centre_crop(image: np.ndarray, multiple: int) -> np.ndarray:
-    """Cut at the centre to sides that are multiples; a side shorter than one multiple is kept."""
-    height, width = (side - side % multiple if side >= multiple else side for side in image.shape[:2])
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
-
-
-def reflect_to(image: np.ndarray, size: int) -> np.ndarray:
-    """Reflect an image at its far borders until both sides are at least `size`."""
-    missing = [(0, max(0, size - side)) for side in image.shape[:2]]
-    return np.pad(image, [*missing, (0, 0)], mode='reflect')
-
-
-def flip_rotate(image: np.ndarray, mode: int) -> np.ndarray:
-    """One of the eight flips and rotations of a square; bits as in `AllInOneDataset._flip_mode`."""
-    if mode & 1:
-        image = image[:, ::-1]
-    if mode & 2:
-        image = image[::-1]
-    return np.rot90(image) if mode & 4 else image
-
-
-def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) float32 -> (3, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+def flip_modes(opt: Mapping[str, Any]) -> list[int]:
+    """The flips and rotations to draw from; bits as in `flip_rotate`."""
+    hflip, rot = opt.get('use_hflip', False), opt.get('use_rot', False)
+    modes = [mode for mode in range(8) if (hflip or not mode & 1) and (rot or not mode & 6)]
+    if not opt.get('augment_identity', True) and len(modes) > 1:
+        modes.remove(0)
+    return modes
 
 
 def stable_seed(*parts: object) -> int:

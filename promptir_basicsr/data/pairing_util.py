@@ -8,8 +8,9 @@ the clear image (gt) is filled in with the fields found. A field matches the sho
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from promptir_basicsr.data.storage_util import IMAGE_EXTENSIONS
+from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS
 from promptir_basicsr.option_util import did_you_mean, first_few, unknown, unknown_keys
 
 _FIELD = re.compile(r'\{([^\W\d]\w*)\}')
@@ -115,6 +116,22 @@ class PairFinder:
         return None, expected
 
 
+class Pairing(NamedTuple):
+    """What pairing a folder's names came to.
+
+    Attributes:
+        pairs: (degraded, clear) names in the order of the degraded ones.
+        problems: in words.
+        unmatched: names that the rule does not speak of.
+        orphans: degraded names without a clear image, each with the clear name that was expected.
+    """
+
+    pairs: list[tuple[str, str]]
+    problems: list[str]
+    unmatched: list[str]
+    orphans: list[tuple[str, str]]
+
+
 def find_pairs(
     where: str,
     rule: PairingRule,
@@ -122,7 +139,7 @@ def find_pairs(
     gt_names: Sequence[str],
     listed: bool = False,
     one_folder: bool = False,
-) -> tuple[list[tuple[str, str]], list[str], list[str]]:
+) -> Pairing:
     """Pair degraded names with clear ones.
 
     Args:
@@ -131,12 +148,11 @@ def find_pairs(
         gt_names: the clear names that exist.
         one_folder: lq and gt names are relative to the same folder; a clear image that fits the lq template, too
             (`1_gt.png` beside `1.png`, `{id}.png`), is no degraded one.
-
-    Returns:
-        The pairs in the order of `lq_names`, the problems, and the files of the folder that the rule does not speak of.
     """
     finder = PairFinder(rule, gt_names)
-    pairs, unmatched, orphans = [], [], []
+    pairs: list[tuple[str, str]] = []
+    unmatched: list[str] = []
+    orphans: list[tuple[str, str]] = []
     found = [(lq_name, *finder.gt_of(lq_name)) for lq_name in lq_names]
     clear = {gt_name for _, gt_name, _ in found} if one_folder else set()
     for lq_name, gt_name, expected in found:
@@ -145,18 +161,19 @@ def find_pairs(
         elif gt_name is not None:
             pairs.append((lq_name, gt_name))
         elif expected:
-            orphans.append(f'{lq_name} -> {expected}')
+            orphans.append((lq_name, expected))
         else:
             unmatched.append(lq_name)
     problems = []
     if orphans:
         problems.append(
             f'{where}: {len(orphans):,} of {len(pairs) + len(orphans):,} degraded images have no clear image: '
-            f'{first_few(orphans)}. Complete the clear images, or choose the degraded ones by `list` or `files`.'
+            f'{first_few(" -> ".join(orphan) for orphan in orphans)}. '
+            'Complete the clear images, or choose the degraded ones by `list` or `files`.'
         )
     if unmatched and (listed or not pairs):
         problems.append(
             f"{where}: {len(unmatched):,} of {len(lq_names):,} names do not fit the lq template '{rule.lq}': "
             f'{first_few(unmatched)}. Choose another pairing rule, or give templates {{lq: ..., gt: ...}}.'
         )
-    return pairs, problems, unmatched
+    return Pairing(pairs, problems, unmatched, orphans)

@@ -1,20 +1,55 @@
-"""Where images come from: a source lists names and reads one of them."""
+"""Where images come from: a source lists names and opens one of them."""
 
 import importlib.resources
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-import cv2
 import numpy as np
 
-IMAGE_EXTENSIONS = ('png', 'jpg', 'jpeg', 'bmp', 'tif', 'tiff', 'webp', 'ppm', 'pgm')
+from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS, EncodedImage, ImageError
+
 SKIMAGE = 'skimage://'
 
-_READ = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+
+class StoredImage(Protocol):
+    """One image of a source, opened; what is not asked for is not decoded."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+
+    def pixels(self) -> np.ndarray:
+        """The whole image: (H, W, 3) RGB, uint8 or uint16. Not to be written to."""
+
+    def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """An area of it: the very pixels of the whole. Not to be written to."""
 
 
-class ImageError(RuntimeError):
-    """An image that cannot be used; the message names it."""
+class Source(Protocol):
+    """A place that holds images: a folder or an LMDB. Names are relative paths with forward slashes.
+
+    A source travels to worker processes, by fork or by pickle; it opens files there, not before.
+    """
+
+    root: Path
+
+    def names(self) -> list[str]:
+        """All images, sorted."""
+
+    def where(self, name: str) -> str:
+        """The path to show for a name."""
+
+    def open(self, name: str) -> StoredImage:
+        """The image called `name`.
+
+        Raises:
+            ImageError: it is not there or damaged; the message names it.
+        """
+
+    def parts(self, name: str) -> Sequence[str]:
+        """Names of the overlapping pieces that the image is stored as, row by row; itself where it is whole."""
 
 
 def resolve(path: str, dataroot: str | None = None) -> Path:
@@ -29,11 +64,36 @@ def resolve(path: str, dataroot: str | None = None) -> Path:
     return Path(dataroot or '.').expanduser() / Path(path).expanduser()
 
 
+def open_source(path: Path) -> Source:
+    """The folder, or the LMDB where the path ends in `.lmdb`.
+
+    Raises:
+        ValueError: there is nothing that can be read; says what was found and how to mend it.
+    """
+    if path.suffix == '.lmdb':
+        from promptir_basicsr.data.lmdb_util import LmdbSource
+
+        return LmdbSource(path)
+    if not path.is_dir():
+        found = 'is a file' if path.exists() else f'does not exist{_nearest(path)}'
+        raise ValueError(f"the folder '{path}' {found}.")
+    return FolderSource(path)
+
+
+def _nearest(path: Path) -> str:
+    """Where the path breaks off, for a message."""
+    for parent in path.parents:
+        if parent.is_dir():
+            return f" ('{parent.resolve()}' does)"
+    return ''
+
+
 class FolderSource:
     """Image files below a folder. Names are relative paths with forward slashes."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
+        self._prefix = os.path.join(self.root, '')
 
     def names(self) -> list[str]:
         """All image files below the folder, sorted; hidden files and folders are left out."""
@@ -51,47 +111,23 @@ class FolderSource:
 
     def where(self, name: str) -> str:
         """The path to show for a name."""
-        return str(self.root / name)
+        return self._prefix + name
 
-    def read(self, name: str) -> np.ndarray:
-        """The image called `name`, see `decode`."""
+    def open(self, name: str) -> EncodedImage:
+        """The image called `name`; its file is read, not yet decoded."""
         path = self.where(name)
         try:
             with open(path, 'rb') as file:
-                content = file.read()
+                return EncodedImage(file.read(), path)
         except OSError as error:
             raise ImageError(f'{path}: cannot be read ({error.strerror}).') from error
-        return decode(content, path)
+
+    def parts(self, name: str) -> Sequence[str]:
+        """Files are whole images."""
+        return (name,)
 
 
 def _leads_back(folder: str, name: str) -> bool:
     """Whether a subfolder is a link to the folder it lies in, or to one above: following it would never end."""
     path = os.path.join(folder, name)
     return os.path.islink(path) and Path(folder).resolve().is_relative_to(Path(path).resolve())
-
-
-def decode(content: bytes, where: str) -> np.ndarray:
-    """Image file -> (H, W, 3) RGB, uint8 [0, 255] or uint16 [0, 65535].
-
-    Grey becomes three equal channels, a palette its colours, an alpha channel is dropped, EXIF orientation is ignored
-    (both images of a pair are taken as stored, as the published pipelines do). TIFF is the exception: OpenCV turns it
-    by its own orientation tag and multiplies the colours by a separate (unassociated) 8-bit alpha channel.
-
-    Raises:
-        ImageError: not an image, or one beyond OpenCV's limits; names `where`.
-    """
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), _READ) if content else None
-    except cv2.error as error:  # more pixels than OpenCV allows
-        raise ImageError(f'{where}: OpenCV refuses the image ({error.err}).') from error
-    if image is None:
-        size = f'{len(content):,} bytes' if content else 'empty file'
-        raise ImageError(f'{where}: not a readable image ({size}). Replace the file or take it out of the list.')
-    if image.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f'{where}: pixels of type {image.dtype}; 8-bit and 16-bit integers can be read.')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def to_float(image: np.ndarray) -> np.ndarray:
-    """uint8 or uint16 -> float32 in [0, 1]."""
-    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)

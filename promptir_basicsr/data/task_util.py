@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from promptir_basicsr.data.degradation_util import Degrade
 from promptir_basicsr.data.pairing_util import PAIRING_RULES, find_pairs, rule_from_option
-from promptir_basicsr.data.storage_util import FolderSource, resolve
+from promptir_basicsr.data.storage_util import Source, open_source, resolve
 from promptir_basicsr.option_util import OptionError, check_count, first_few, unknown, unknown_keys
 
 DEGRADATION_TYPES = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight')
@@ -43,6 +43,7 @@ class Task:
         names: (lq name, gt name) pairs; of a synthesised task both are the clean image's.
         degrade: makes the degraded image from the clean one; None for a paired task.
         expected_images: the published count, if the options give it.
+        images: how many whole images (pairs) `names` stands for; fewer where images are stored as pieces.
         left_out: files of the lq folder that the pairing rule does not speak of.
     """
 
@@ -50,9 +51,10 @@ class Task:
     type: str
     label: int
     copies: int
-    lq: FolderSource
-    gt: FolderSource
+    lq: Source
+    gt: Source
     names: Sequence[tuple[str, str]]
+    images: int
     degrade: Degrade | None = None
     expected_images: int | None = None
     left_out: Sequence[str] = ()
@@ -62,8 +64,31 @@ class Task:
         return self.degrade is None
 
     def __len__(self) -> int:
-        """Images, copies not counted."""
+        """Images or pieces of them, copies not counted."""
         return len(self.names)
+
+
+@dataclass
+class TaskSurvey:
+    """What the options of one task came to.
+
+    Attributes:
+        where: the task's place in the option file.
+        name: the task's name, or its type.
+        task: what can be used of it; None where the options do not make a task.
+        problems: mistakes in the options, in words.
+        gaps: what is missing among the images, in words.
+        missing: entries of the task's list that are not there.
+        orphans: degraded images without a clear one, and the clear name that was expected.
+    """
+
+    where: str
+    name: str
+    task: Task | None = None
+    problems: list[str] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    orphans: list[tuple[str, str]] = field(default_factory=list)
 
 
 def build_tasks(options: Mapping[str, Any], where: str) -> list[Task]:
@@ -76,29 +101,55 @@ def build_tasks(options: Mapping[str, Any], where: str) -> list[Task]:
     Raises:
         OptionError: every mistake found, missing folders and files included.
     """
+    surveys, problems = survey_tasks(options, where)
+    problems += [problem for survey in surveys for problem in (*survey.problems, *survey.gaps)]
+    tasks = [survey.task for survey in surveys if survey.task is not None]
+    problems += _duplicate_names(tasks, where)
+    if problems:
+        raise OptionError(problems)
+    return tasks
+
+
+def survey_tasks(options: Mapping[str, Any], where: str) -> tuple[list[TaskSurvey], list[str]]:
+    """`build_tasks` that goes on where images are missing: what each task came to, and the problems of the dataset."""
     task_options = options.get('tasks')
     if not isinstance(task_options, Sequence) or isinstance(task_options, str) or not task_options:
-        raise OptionError([f'{where}.tasks: give a list with at least one task, not {task_options!r}.'])
+        return [], [f'{where}.tasks: give a list with at least one task, not {task_options!r}.']
     if not isinstance(options.get('dataroot') or '', (str, os.PathLike)):
-        raise OptionError([f'{where}.dataroot: {options["dataroot"]!r} is not a folder.'])
+        return [], [f'{where}.dataroot: {options["dataroot"]!r} is not a folder.']
     vocabulary, problems = _vocabulary(options, where)
-    tasks = []
+    sources = _Sources()
+    surveys = []
     for position, task in enumerate(task_options):
         place = f'{where}.tasks[{position}]'
         if not isinstance(task, Mapping):
             problems.append(f'{place}: give options such as {{type: denoise, clean: ...}}, not {task!r}.')
             continue
-        if isinstance(task.get('name', task.get('type')), str):
-            place += f' ({task.get("name", task.get("type"))})'
-        builder = _TaskBuilder(task, place, options.get('dataroot'), vocabulary)
-        built = builder.build()
-        problems += builder.problems
-        if built is not None:
-            tasks.append(built)
-    problems += _duplicate_names(tasks, where)
-    if problems:
-        raise OptionError(problems)
-    return tasks
+        name = task.get('name', task.get('type'))
+        if isinstance(name, str):
+            place += f' ({name})'
+        survey = TaskSurvey(place, str(name))
+        surveys.append(survey)
+        _TaskBuilder(task, survey, options.get('dataroot'), vocabulary, sources).build()
+    return surveys, problems
+
+
+class _Sources:
+    """Sources by path, each listed once: tasks share folders."""
+
+    def __init__(self) -> None:
+        self._sources: dict[Path, Source] = {}
+        self._names: dict[Path, list[str]] = {}
+
+    def open(self, path: Path) -> Source:
+        if path not in self._sources:
+            self._sources[path] = open_source(path)
+        return self._sources[path]
+
+    def names(self, source: Source) -> list[str]:
+        if source.root not in self._names:
+            self._names[source.root] = source.names()
+        return self._names[source.root]
 
 
 def _vocabulary(options: Mapping[str, Any], where: str) -> tuple[Sequence[str], list[str]]:
@@ -116,14 +167,22 @@ def _duplicate_names(tasks: Iterable[Task], where: str) -> list[str]:
 
 
 class _TaskBuilder:
-    """Reads the options of one task; what is wrong gathers in `problems`."""
+    """Reads the options of one task into its survey."""
 
-    def __init__(self, options: Mapping[str, Any], where: str, dataroot: str | None, vocabulary: Sequence[str]) -> None:
-        self.options, self.where, self.dataroot, self.vocabulary = options, where, dataroot, vocabulary
-        self.problems: list[str] = []
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        survey: TaskSurvey,
+        dataroot: str | None,
+        vocabulary: Sequence[str],
+        sources: _Sources,
+    ) -> None:
+        self.options, self.survey, self.dataroot, self.vocabulary = options, survey, dataroot, vocabulary
+        self.where, self.problems = survey.where, survey.problems
+        self.sources = sources
         self.left_out: Sequence[str] = ()
 
-    def build(self) -> Task | None:
+    def build(self) -> None:
         options = self.options
         self.problems += unknown_keys(self.where, options, TASK_KEYS)
         label = self._label()
@@ -138,17 +197,42 @@ class _TaskBuilder:
         degrade = None
         if 'clean' in options:
             degrade = self._degrade()
-            source = self._folder('clean')
+            source = self._source('clean')
             lq = gt = source
             names = [(name, name) for name in self._names('clean', source)]
         else:
             if 'degrade' in options:
                 self.problems.append(f'{self.where}.degrade: goes with `clean`, the folder of images to degrade.')
             lq, gt, names = self._pairs()
-        if self.problems or lq is None or gt is None:
-            return None
-        expected = options.get('expected_images')
-        return Task(str(name), options['type'], label, copies, lq, gt, names, degrade, expected, self.left_out)
+        if self.problems or lq is None or gt is None or not names:
+            return
+        self.survey.task = Task(
+            name=str(name),
+            type=options['type'],
+            label=label,
+            copies=copies,
+            lq=lq,
+            gt=gt,
+            names=self._pieces(names, lq, gt),
+            images=len(names),
+            degrade=degrade,
+            expected_images=options.get('expected_images'),
+            left_out=self.left_out,
+        )
+
+    def _pieces(self, names: list[tuple[str, str]], lq: Source, gt: Source) -> list[tuple[str, str]]:
+        """Pairs of pieces, where the sources hold pieces."""
+        pieces: list[tuple[str, str]] = []
+        for lq_name, gt_name in names:
+            lq_parts, gt_parts = lq.parts(lq_name), gt.parts(gt_name)
+            if len(lq_parts) != len(gt_parts):
+                self.problems.append(
+                    f'{self.where}: {lq.where(lq_name)} is stored as {len(lq_parts)} pieces and {gt.where(gt_name)} as '
+                    f'{len(gt_parts)}. Prepare both with the same sub-images.'
+                )
+                return names
+            pieces += zip(lq_parts, gt_parts, strict=True)
+        return pieces
 
     def _label(self) -> int:
         kind, label = self.options.get('type'), self.options.get('label')
@@ -182,7 +266,7 @@ class _TaskBuilder:
             self.problems += str(error).splitlines()
             return None
 
-    def _pairs(self) -> tuple[FolderSource | None, FolderSource | None, list[tuple[str, str]]]:
+    def _pairs(self) -> tuple[Source | None, Source | None, list[tuple[str, str]]]:
         options = self.options
         apart = 'lq' in options or 'gt' in options
         if apart == ('root' in options) or (apart and not ('lq' in options and 'gt' in options)):
@@ -191,8 +275,8 @@ class _TaskBuilder:
                 'or `clean` and `degrade`.'
             )
             return None, None, []
-        lq = self._folder('lq' if apart else 'root')
-        gt = self._folder('gt') if apart else lq
+        lq = self._source('lq' if apart else 'root')
+        gt = self._source('gt') if apart else lq
         if 'pairing' not in options and not apart:
             self.problems.append(f'{self.where}: `pairing` is missing. One of: {", ".join(PAIRING_RULES)}.')
             return None, None, []
@@ -205,23 +289,22 @@ class _TaskBuilder:
             return None, None, []
         named = isinstance(options.get('pairing'), str)
         listed = 'list' in options or 'files' in options
-        names, problems, unmatched = find_pairs(
+        pairing = find_pairs(
             self.where,
             rule.without_folder() if apart and named else rule,
             self._names('lq' if apart else 'root', lq),
-            gt.names(),
+            self.sources.names(gt),
             listed=listed,
             one_folder=not apart,
         )
-        self.problems += problems
+        self.survey.orphans = pairing.orphans
+        self.survey.gaps += pairing.problems
         if not apart:  # the folder holds clear images as well, of which the rule does not speak
-            return lq, gt, names
-        self.left_out = unmatched
-        return lq, gt, self._without_own(names, lq, gt, listed)
+            return lq, gt, pairing.pairs
+        self.left_out = pairing.unmatched
+        return lq, gt, self._without_own(pairing.pairs, lq, gt, listed)
 
-    def _without_own(
-        self, names: list[tuple[str, str]], lq: FolderSource, gt: FolderSource, listed: bool
-    ) -> list[tuple[str, str]]:
+    def _without_own(self, names: list[tuple[str, str]], lq: Source, gt: Source, listed: bool) -> list[tuple[str, str]]:
         """Where the lq folder holds the gt folder, the clear images in it are no degraded ones."""
         lq_root, gt_root = lq.root.resolve(), gt.root.resolve()
         others = [(lq_name, gt_name) for lq_name, gt_name in names if f'{lq_root}/{lq_name}' != f'{gt_root}/{gt_name}']
@@ -233,17 +316,16 @@ class _TaskBuilder:
             )
         return others
 
-    def _folder(self, key: str) -> FolderSource | None:
+    def _source(self, key: str) -> Source | None:
         value = self.options[key]
         if not isinstance(value, str) or not value:
             self.problems.append(f'{self.where}.{key}: {value!r} is not a folder.')
             return None
-        path = resolve(value, self.dataroot)
-        if not path.is_dir():
-            found = 'is a file' if path.exists() else f'does not exist{_nearest(path)}'
-            self.problems.append(f"{self.where}.{key}: the folder '{path}' {found}.{self._expectation()}")
+        try:
+            return self.sources.open(resolve(value, self.dataroot))
+        except ValueError as error:
+            self.problems.append(f'{self.where}.{key}: {error}{self._expectation()}')
             return None
-        return FolderSource(path)
 
     def _expectation(self) -> str:
         parts = []
@@ -255,7 +337,7 @@ class _TaskBuilder:
         expected = f' Expected there: {", ".join(parts)}.' if parts else ''
         return f'{expected} Mend the path, or `dataroot` of the dataset (now {self.dataroot or "."!r}).'
 
-    def _names(self, key: str, source: FolderSource | None) -> list[str]:
+    def _names(self, key: str, source: Source | None) -> list[str]:
         """The names to use: the list's, the option's, or all in the folder."""
         options = self.options
         if 'list' in options and 'files' in options:
@@ -266,9 +348,9 @@ class _TaskBuilder:
             return self._existing(self._read_list(), source, f'{self.where}.list')
         if 'files' in options:
             return self._existing(options['files'], source, f'{self.where}.files')
-        names = source.names()
+        names = self.sources.names(source)
         if not names:
-            self.problems.append(f"{self.where}.{key}: no images in '{source.root}'.{self._expectation()}")
+            self.survey.gaps.append(f"{self.where}.{key}: no images in '{source.root}'.{self._expectation()}")
         return names
 
     def _read_list(self) -> list[str]:
@@ -281,25 +363,18 @@ class _TaskBuilder:
         names = [line.strip() for line in lines]
         return [name for name in names if name and not name.startswith('#')]
 
-    def _existing(self, names: object, source: FolderSource, where: str) -> list[str]:
+    def _existing(self, names: object, source: Source, where: str) -> list[str]:
         if not isinstance(names, Sequence) or isinstance(names, str) or not names:
             if not self.problems:
                 self.problems.append(f'{where}: no names in it.')
             return []
         names = [str(name) for name in names]
-        present = set(source.names())
+        present = set(self.sources.names(source))
         missing = [name for name in names if name not in present]
         if missing:
-            self.problems.append(
+            self.survey.missing = missing
+            self.survey.gaps.append(
                 f"{where}: {len(missing):,} of {len(names):,} entries are not in '{source.root}': "
                 f'{first_few(missing)}. Complete the folder, or take the names out of the list.'
             )
-        return names
-
-
-def _nearest(path: Path) -> str:
-    """Where the path breaks off, for a message."""
-    for parent in path.parents:
-        if parent.is_dir():
-            return f" ('{parent.resolve()}' does)"
-    return ''
+        return [name for name in names if name in present]

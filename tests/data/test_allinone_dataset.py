@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset, unique_names
-from promptir_basicsr.data.storage_util import ImageError
+from promptir_basicsr.data.image_util import ImageError
 from promptir_basicsr.host.sampler import EpochSampler
 from promptir_basicsr.option_util import OptionError
 

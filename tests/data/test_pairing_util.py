@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS
 from promptir_basicsr.data.pairing_util import (
     PAIRING_RULES,
     PairFinder,
@@ -13,7 +14,6 @@ from promptir_basicsr.data.pairing_util import (
     find_pairs,
     rule_from_option,
 )
-from promptir_basicsr.data.storage_util import IMAGE_EXTENSIONS
 from promptir_basicsr.data.task_util import build_tasks
 from promptir_basicsr.option_util import OptionError
 
@@ -361,5 +361,6 @@ def test_a_template_matches_whole_paths_only(name) -> None:
 
 def test_find_pairs_returns_what_the_rule_does_not_speak_of() -> None:
     names = ['high/1.png', 'low/1.png', 'readme.png']
-    pairs, problems, others = find_pairs('t', PAIRING_RULES['lol'], names, names, one_folder=True)
+    pairs, problems, others, orphans = find_pairs('t', PAIRING_RULES['lol'], names, names, one_folder=True)
     assert (pairs, problems, others) == ([('low/1.png', 'high/1.png')], [], ['high/1.png', 'readme.png'])
+    assert orphans == []

@@ -10,7 +10,8 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from promptir_basicsr.data.storage_util import IMAGE_EXTENSIONS, FolderSource, ImageError, decode, resolve, to_float
+from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS, ImageError, decode, to_float
+from promptir_basicsr.data.storage_util import FolderSource, resolve
 
 
 @pytest.fixture(scope='module')
@@ -150,7 +151,7 @@ def test_no_image(content, expected, tmp_path) -> None:
     path = tmp_path / 'broken.png'
     path.write_bytes(content)
     with pytest.raises(ImageError) as raised:
-        FolderSource(tmp_path).read('broken.png')
+        FolderSource(tmp_path).open('broken.png').pixels()
     assert str(raised.value).startswith(f'{path}: {expected}')
 
 
@@ -159,7 +160,7 @@ def test_half_a_file(kind, rgb, tmp_path) -> None:
     content = by_pillow(Image.fromarray(rgb), kind)
     (tmp_path / 'half.png').write_bytes(content[: len(content) // 2])
     with pytest.raises(ImageError, match='not a readable image'):
-        FolderSource(tmp_path).read('half.png')
+        FolderSource(tmp_path).open('half.png').pixels()
 
 
 def test_a_file_that_has_gone(tmp_path) -> None:
@@ -168,7 +169,7 @@ def test_a_file_that_has_gone(tmp_path) -> None:
     assert source.names() == ['link.png']
     for name in ('link.png', 'never.png'):
         with pytest.raises(ImageError) as raised:
-            source.read(name)
+            source.open(name).pixels()
         assert str(raised.value) == f'{tmp_path / name}: cannot be read (No such file or directory).'
 
 
@@ -214,7 +215,9 @@ def test_paths_of_options(tmp_path, monkeypatch) -> None:
     assert resolve('a', '~/data') == tmp_path / 'data' / 'a'
     assert resolve('~/a', '/data') == tmp_path / 'a'
     assert (resolve('skimage://', '/data') / 'chelsea.png').is_file()
-    np.testing.assert_array_equal(FolderSource(resolve('skimage://')).read('chelsea.png'), skimage.data.chelsea())
+    np.testing.assert_array_equal(
+        FolderSource(resolve('skimage://')).open('chelsea.png').pixels(), skimage.data.chelsea()
+    )
 
 
 def test_float_images_span_0_to_1() -> None:
@@ -233,4 +236,4 @@ def test_names_that_are_no_unicode(tmp_path, rgb) -> None:
     except OSError:
         pytest.skip('the file system wants Unicode names')
     (name,) = FolderSource(tmp_path).names()
-    np.testing.assert_array_equal(FolderSource(tmp_path).read(name), rgb)
+    np.testing.assert_array_equal(FolderSource(tmp_path).open(name).pixels(), rgb)

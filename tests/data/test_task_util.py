@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from promptir_basicsr.data.allinone_dataset import DATASET_KEYS, HOST_KEYS, check_dataset
+from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS
 from promptir_basicsr.data.pairing_util import PAIRING_RULES
-from promptir_basicsr.data.storage_util import IMAGE_EXTENSIONS
 from promptir_basicsr.data.task_util import DEGRADATION_TYPES, TASK_KEYS, build_tasks
 from promptir_basicsr.option_util import OptionError
 from promptir_basicsr.yaml_util import load_yaml

@@ -1,0 +1,174 @@
+"""Images as they are stored: their size, their pixels, and the area of them that a sample needs.
+
+Pixels are (H, W, 3) RGB arrays, uint8 [0, 255] or uint16 [0, 65535].
+"""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import PIL.Image
+
+IMAGE_EXTENSIONS = ('png', 'jpg', 'jpeg', 'bmp', 'tif', 'tiff', 'webp', 'ppm', 'pgm')
+
+_READ = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+_MARGIN = 16  # rows below a crop that colour upsampling of a JPEG may look at
+_WORTHWHILE = 0.85  # of the rows; above, OpenCV's whole decoding is as fast
+_LARGE = 1 << 25  # pixels; Pillow warns about larger images
+
+
+class ImageError(RuntimeError):
+    """An image that cannot be used; the message names it.
+
+    torch raises an error of a worker once more, with the worker's traceback in its message: that is cut off here.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition('ImageError: ')[2].strip() if 'Traceback' in message else message)
+
+
+class PixelImage:
+    """An image whose pixels are at hand, in memory or mapped into it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self._array.shape[0], self._array.shape[1]
+
+    def pixels(self) -> np.ndarray:
+        """The whole image. Not to be written to."""
+        return self._array
+
+    def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """An area of it. Not to be written to."""
+        return self._array[top : top + height, left : left + width]
+
+
+class EncodedImage:
+    """An image file in memory.
+
+    Args:
+        content: the file.
+        where: its name in messages.
+    """
+
+    def __init__(self, content: bytes, where: str) -> None:
+        self._content, self._where = content, where
+        self._array: np.ndarray | None = None
+        self._header = read_header(content)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        if self._header is None:
+            return self.pixels().shape[0], self.pixels().shape[1]
+        return self._header.height, self._header.width
+
+    def pixels(self) -> np.ndarray:
+        """The whole image, see `decode`."""
+        if self._array is None:
+            self._array = decode(self._content, self._where)
+        return self._array
+
+    def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """An area of it: the very pixels of the whole, without decoding more rows than it takes."""
+        rows = top + height + _MARGIN
+        header = self._header
+        if self._array is None and header is not None and header.partial and rows < _WORTHWHILE * header.height:
+            return _decode_rows(self._content, header, rows, (left, top, left + width, top + height), self._where)
+        return self.pixels()[top : top + height, left : left + width]
+
+
+class Header:
+    """What the first bytes of a JPEG or PNG tell.
+
+    Attributes:
+        height, width: in pixels.
+        place: where in the file the height stands.
+        partial: whether the upper rows alone can be decoded: three channels of 8 bits, not interlaced.
+    """
+
+    __slots__ = ('height', 'partial', 'place', 'png', 'width')
+
+    def __init__(self, height: int, width: int, place: int, partial: bool, png: bool) -> None:
+        self.height, self.width, self.place, self.png = height, width, place, png
+        self.partial = partial and height * width < _LARGE
+
+    def cut(self, content: bytes, rows: int) -> bytes:
+        """The same file, said to have fewer rows."""
+        changed = bytearray(content)
+        if self.png:
+            struct.pack_into('>I', changed, self.place, rows)
+            struct.pack_into('>I', changed, 29, zlib.crc32(changed[12:29]))
+        else:
+            struct.pack_into('>H', changed, self.place, rows)
+        return bytes(changed)
+
+
+def read_header(content: bytes) -> Header | None:
+    """Size and kind of a JPEG or PNG; None for other files and for damaged headers."""
+    if content[:8] == b'\x89PNG\r\n\x1a\n' and content[12:16] == b'IHDR' and len(content) > 33:
+        width, height, depth, colour, _, _, interlace = struct.unpack_from('>IIBBBBB', content, 16)
+        return Header(height, width, 20, (depth, colour, interlace) == (8, 2, 0), png=True)
+    if content[:2] != b'\xff\xd8':
+        return None
+    place = 2
+    while place + 10 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF:  # padding
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            depth, height, width, channels = struct.unpack_from('>BHHB', content, place + 4)
+            kind = marker in (0xC0, 0xC1, 0xC2)  # Huffman-coded, sequential or progressive
+            return Header(height, width, place + 5, kind and (depth, channels) == (8, 3), png=False) if height else None
+        else:
+            place += 2 + int(struct.unpack_from('>H', content, place + 2)[0])
+    return None
+
+
+def _decode_rows(content: bytes, header: Header, rows: int, box: tuple[int, int, int, int], where: str) -> np.ndarray:
+    """An area of the upper `rows`; Pillow does not mind that more data follow."""
+    try:
+        with PIL.Image.open(io.BytesIO(header.cut(content, rows))) as image:
+            if image.mode == 'RGB':
+                return np.asarray(image.crop(box))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a damaged file
+        raise _unreadable(content, where) from error
+    left, top, right, bottom = box
+    return decode(content, where)[top:bottom, left:right]
+
+
+def decode(content: bytes, where: str) -> np.ndarray:
+    """Image file -> (H, W, 3) RGB, uint8 [0, 255] or uint16 [0, 65535].
+
+    Grey becomes three equal channels, a palette its colours, an alpha channel is dropped, EXIF orientation is ignored
+    (both images of a pair are taken as stored, as the published pipelines do). TIFF is the exception: OpenCV turns it
+    by its own orientation tag and multiplies the colours by a separate (unassociated) 8-bit alpha channel.
+
+    Raises:
+        ImageError: not an image, or one beyond OpenCV's limits; names `where`.
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), _READ) if content else None
+    except cv2.error as error:  # more pixels than OpenCV allows
+        raise ImageError(f'{where}: OpenCV refuses the image ({error.err}).') from error
+    if image is None:
+        raise _unreadable(content, where)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f'{where}: pixels of type {image.dtype}; 8-bit and 16-bit integers can be read.')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _unreadable(content: bytes, where: str) -> ImageError:
+    size = f'{len(content):,} bytes' if content else 'empty file'
+    return ImageError(f'{where}: not a readable image ({size}). Replace the file or take it out of the list.')
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 -> float32 in [0, 1]."""
+    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
