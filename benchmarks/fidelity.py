@@ -7,7 +7,6 @@ The metrics are held to scikit-image on its own photographs with noise.
 """
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import skimage.data
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from benchmarks.hardware import hardware
 from promptir_basicsr.archs import PromptIR
 from promptir_basicsr.metrics.paper_metric import psnr, ssim
 from tests.golden.seeded import seeded_fill, seeded_image
@@ -65,6 +65,5 @@ def metric_rows() -> Iterator[str]:
 
 
 if __name__ == '__main__':
-    versions = f'torch {torch.__version__}, scikit-image {skimage.__version__}, Python {platform.python_version()}'
-    rows = ['| | difference |', '|:--|--:|', *network_rows(), *metric_rows(), '', f'{versions}, CPU, float32 network.']
-    sys.stdout.write('\n'.join(rows) + '\n')
+    lines = ['| | difference |', '|:--|--:|', *network_rows(), *metric_rows(), '']
+    sys.stdout.write('\n'.join([*lines, f'{hardware(("torch", "scikit-image"))} Network in float32.']) + '\n')

@@ -12,6 +12,8 @@ USAGE = """usage: basicsr VERB ...
 
   train -opt FILE    train; writes to experiments/NAME below the current folder
   test  -opt FILE    measure a trained network; writes to results/NAME
+  check -opt FILE    tell whether training would be right: counts, images, leaks, epochs; writes nothing
+  prepare -opt FILE --out DIR    store the images in LMDBs and options that read them in DIR
 
 basicsr VERB --help tells the arguments of a verb.
 """
@@ -24,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the verb and its arguments. Default: the command line's.
 
     Returns:
-        Exit status: 0, or 2 for a mistake of the user, told in plain words on standard error.
+        Exit status: the verb's (0 where it has none), 1 where an image turned out to be damaged, or 2 for a mistake of
+        the user; both are told in plain words on standard error.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else '--help'
@@ -39,14 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load_plugins()
     except ImportError as error:
         return _fail(str(error))
+    from promptir_basicsr.data.image_util import ImageError
     from promptir_basicsr.option_util import OptionError
 
     sys.argv = [f'basicsr {verb}', *arguments[1:]]
     try:
-        VERBS[verb]()
+        return VERBS[verb]() or 0
     except OptionError as error:
         return _fail('\n'.join(error.problems))
-    return 0
+    except ImageError as error:
+        return _stop(str(error))
 
 
 def load_plugins() -> None:
@@ -69,13 +74,39 @@ def test() -> None:
     importlib.import_module('basicsr.test').test_pipeline(os.getcwd())
 
 
-VERBS: dict[str, Callable[[], None]] = {'train': train, 'test': test}
+def check() -> int:
+    """Tell whether training would be right; status 1 where it would not."""
+    from promptir_basicsr.check import main
+
+    return main()
+
+
+def prepare() -> int:
+    """Store images in LMDBs; status 1 where images or the disk prevent it."""
+    from promptir_basicsr.prepare import main
+
+    return main()
+
+
+VERBS: dict[str, Callable[[], int | None]] = {'train': train, 'test': test, 'check': check, 'prepare': prepare}
 
 
 def _fail(message: str) -> int:
     logging.shutdown()
     sys.stderr.write(message.rstrip() + '\n')
     return 2
+
+
+def _stop(message: str) -> int:
+    """A run that ends over its data says so in its log as well."""
+    message += ' `basicsr check -opt FILE` finds all such images before a run.'
+    logger = logging.getLogger('basicsr')
+    if logger.handlers:
+        logger.error(message)
+        logging.shutdown()
+    else:
+        _fail(message)
+    return 1
 
 
 if __name__ == '__main__':

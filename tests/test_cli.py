@@ -175,6 +175,30 @@ def test_a_file_that_is_not_there(verb: str, folder: Path, capsys: pytest.Captur
     assert os.listdir() == []
 
 
+# damaged data
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_damaged_image_ends_a_training_with_one_sentence(workers: int, folder: Path) -> None:
+    (folder / 'photographs').mkdir()
+    for number in range(8):
+        skimage.io.imsave(folder / 'photographs' / f'{number}.png', skimage.data.chelsea()[100:140, 100:150])
+    damaged = folder / 'photographs' / '3.png'
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    options = TRAINING.replace("'skimage://', files: [astronaut.png]", 'photographs')
+    options = options.replace('num_worker_per_gpu: 0', f'num_worker_per_gpu: {workers}').replace('iter: 4', 'iter: 40')
+    (folder / 'tiny.yml').write_text(options, encoding='utf-8')
+    process = run(MODULE, 'train', '-opt', 'tiny.yml')
+    assert process.returncode == 1
+    said = (
+        "task 'derain': photographs/3.png: not a readable image (700 bytes). Replace the file or take it out of the "
+        'list. `basicsr check -opt FILE` finds all such images before a run.'
+    )
+    assert process.stderr.count(said) == 1
+    assert 'Traceback' not in process.stderr
+    assert said in next(folder.glob('experiments/tiny/*.log')).read_text()
+
+
 # the test verb
 
 

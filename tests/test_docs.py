@@ -10,12 +10,14 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 import inspect
 
-from promptir_basicsr import option_check
-from promptir_basicsr.archs import PromptIR
+from promptir_basicsr import option_check, option_train_check
+from promptir_basicsr.archs import PIPRestormer, PromptIR
 from promptir_basicsr.data.allinone_dataset import HOST_KEYS
+from promptir_basicsr.losses import FrequencyLoss, LossScaler, PromptDecorrelationLoss, SmoothL1Loss
 from promptir_basicsr.metrics import paper_metric
 from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS
 
+LOSSES = (FrequencyLoss, PromptDecorrelationLoss, SmoothL1Loss)
 ROOT = Path(__file__).parents[1]
 OPTIONS = (ROOT / 'docs' / 'options.md').read_text()
 SECTIONS = dict(re.findall(r'^## (.+?)\n(.*?)(?=^## |\Z)', OPTIONS, re.M | re.S))
@@ -26,11 +28,14 @@ SECTIONS = dict(re.findall(r'^## (.+?)\n(.*?)(?=^## |\Z)', OPTIONS, re.M | re.S)
     [
         ('General', option_check.TOP_KEYS),
         ('path', option_check.PATH_KEYS),
-        ('train', option_check.TRAIN_KEYS),
+        ('train', option_train_check.TRAIN_KEYS),
         ('val', option_check.VAL_KEYS),
         ('logger', option_check.LOGGER_KEYS),
         ('network_g: PromptIR', list(inspect.signature(PromptIR).parameters)),
+        ('network_g: PIPRestormer', list(inspect.signature(PIPRestormer).parameters)),
         ('train', list(SCHEDULERS)),
+        ('train', [kind.__name__ for kind in LOSSES]),
+        ('train', [key for kind in (*LOSSES, LossScaler) for key in inspect.signature(kind).parameters]),
         ('train', [key for schedule in SCHEDULERS.values() for key in schedule.settings]),
         ('val', [name for name in vars(paper_metric) if name.startswith('calculate_paper')]),
     ],

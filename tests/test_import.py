@@ -81,9 +81,9 @@ def test_loading_again_is_harmless() -> None:
 import importlib, sys
 import promptir_basicsr
 from basicsr.models.base_model import BaseModel
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
-registries = ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+registries = ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 names = [sorted(registry.keys()) for registry in registries]
 importlib.reload(promptir_basicsr)
 for name in [name for name in sys.modules if name.startswith('promptir_basicsr.')]:
@@ -105,6 +105,7 @@ assert basicsr.train.load_resume_state is sys.modules['promptir_basicsr.host.res
 def test_what_is_registered() -> None:
     assert 'PromptIR' in ours(ARCH_REGISTRY)
     assert 'AllInOneDataset' in ours(DATASET_REGISTRY)
+    assert {'PromptDecorrelationLoss', 'FrequencyLoss', 'SmoothL1Loss'} == ours(LOSS_REGISTRY).keys()
     assert 'PromptModel' in ours(MODEL_REGISTRY)
     assert {'calculate_paper_psnr', 'calculate_paper_ssim'} <= ours(METRIC_REGISTRY).keys()
 

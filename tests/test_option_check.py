@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
-from promptir_basicsr.option_check import HOST_SCHEDULERS, check_options
+from promptir_basicsr.option_check import check_options
+from promptir_basicsr.option_train_check import HOST_SCHEDULERS
 from promptir_basicsr.yaml_util import load_yaml
 
 # isort: split
@@ -67,6 +68,9 @@ def training() -> dict[str, Any]:
                 'ema_decay': 0.9,
                 'grad_clip_norm': 1.0,
                 'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
+                'frequency_opt': {'type': 'FrequencyLoss', 'loss_weight': 0.1},
+                'prompt_opt': {'type': 'PromptDecorrelationLoss', 'kind': 'cosine', 'loss_weight': 0.01},
+                'loss_scaler': {'history': 100, 'limit': 5, 'factor': 2.5},
             },
             'val': {
                 'val_freq': 4,
@@ -138,6 +142,11 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('train.optim_g.weight_decy', 0, "train.optim_g: unknown option 'weight_decy'. Did you mean 'weight_decay'?"),
     ('train.scheduler.warmup_iters', 2, "train.scheduler: unknown option 'warmup_iters'. Did you mean 'warmup_iter'?"),
     ('train.pixel_opt.loss_wieght', 2, "train.pixel_opt: unknown option 'loss_wieght'. Did you mean 'loss_weight'?"),
+    ('train.prompt_opt.knid', 'angle', "train.prompt_opt: unknown option 'knid'. Did you mean 'kind'?"),
+    ('train.frequency_opt.loss_wieght', 1, "train.frequency_opt: unknown option 'loss_wieght'. Did you mean 'loss_w"),
+    ('train.frequncy_opt', {}, "train: unknown option 'frequncy_opt'. Did you mean 'frequency_opt'?"),
+    ('train.loss_scalar', {}, "train: unknown option 'loss_scalar'. Did you mean 'loss_scaler'?"),
+    ('train.loss_scaler.histroy', 10, "train.loss_scaler: unknown option 'histroy'. Did you mean 'history'?"),
     ('val.metrcs', {}, "val: unknown option 'metrcs'. Did you mean 'metrics'?"),
     ('val.metrics.psnr_basicsr.crop_boarder', 4, "val.metrics.psnr_basicsr: unknown option 'crop_boarder'. Did you"),
     ('val.metrics.psnr_basicsr.test_y', True, "unknown option 'test_y'. Did you mean 'test_y_channel'?"),
@@ -165,7 +174,6 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('train.optim_g.lr', MISSING, 'train.optim_g.lr: is missing.'),
     ('train.optim_g.type', MISSING, 'train.optim_g.type: is missing.'),
     ('train.scheduler', MISSING, 'train.scheduler: is missing.'),
-    ('train.pixel_opt', MISSING, 'train.pixel_opt: is missing.'),
     ('val.val_freq', MISSING, 'val.val_freq: is missing.'),
     ('val.save_img', MISSING, 'val.save_img: is missing.'),
     ('val.metrics.psnr_basicsr.crop_border', MISSING, 'val.metrics.psnr_basicsr.crop_border: is missing.'),
@@ -203,6 +211,15 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('train.pixel_opt', 'L1Loss', 'train.pixel_opt: give options with a type'),
     ('train.pixel_opt.reduction', 'men', 'train.pixel_opt: Unsupported reduction mode: men'),
     ('train.pixel_opt.loss_weight', '1', "train.pixel_opt.loss_weight: '1' is not a number."),
+    ('train.prompt_opt', 'angle', "train.prompt_opt: give options with a type, e.g. {type: ...}, not 'angle'."),
+    ('train.prompt_opt.loss_weight', None, 'train.prompt_opt.loss_weight: None is not a number.'),
+    ('train.prompt_opt.kind', 'angel', "PromptDecorrelationLoss: unknown kind 'angel'. Did you mean 'angle'?"),
+    ('train.prompt_opt.kind', ['angle'], "train.prompt_opt: PromptDecorrelationLoss: unknown kind '['angle']'."),
+    ('train.pixel_opt', {'type': 'SmoothL1Loss', 'beta': -1}, 'train.pixel_opt: SmoothL1Loss: beta is -1; it must be'),
+    ('train.loss_scaler', True, 'train.loss_scaler: give options such as {history: 100, limit: 5, factor: 2.5}, not'),
+    ('train.loss_scaler.history', 1.5, 'train.loss_scaler.history: 1.5 is not a whole number of at least 1.'),
+    ('train.loss_scaler.limit', '5', "train.loss_scaler.limit: '5' is not a number of at least 1."),
+    ('train.loss_scaler.factor', 6, 'train.loss_scaler.factor: 6 is not a number above 0 and at most limit, 5.'),
     ('train.ema_decay', 1, 'train.ema_decay: 1 is not a number from 0'),
     ('train.ema_decay', None, 'train.ema_decay: None is not a number from 0'),
     ('train.grad_clip_norm', 0, 'train.grad_clip_norm: 0 is not a number above 0.'),
@@ -221,6 +238,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('network_g.type', 'PromtIR', "network_g.type: unknown network 'PromtIR'. Did you mean 'PromptIR'?"),
     ('network_g.type', ['PromptIR'], "network_g.type: ['PromptIR'] is not the name of a network."),
     ('train.pixel_opt.type', 'L1los', "train.pixel_opt.type: unknown loss 'L1los'. Did you mean 'L1Loss'?"),
+    ('train.frequency_opt.type', 'FrequncyLoss', "unknown loss 'FrequncyLoss'. Did you mean 'FrequencyLoss'?"),
+    ('train.prompt_opt.type', 'PromptDecorelationLoss', "Did you mean 'PromptDecorrelationLoss'?"),
     ('train.optim_g.type', 'AdmaW', "train.optim_g.type: unknown optimizer 'AdmaW'. Did you mean 'AdamW'?"),
     ('train.scheduler.type', 'CosineLR', "unknown schedule 'CosineLR'. Did you mean 'LinearWarmupCosineLR'?"),
     (
@@ -252,6 +271,23 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('datasets.train.gt_size', 3, 'datasets.train.gt_size: 3 is not a multiple of 8, which PromptIR needs. Take 8.'),
     ('datasets.val.persistent_workers', True, 'datasets.val.persistent_workers: there are no workers to keep.'),
     ('datasets.train.prefetch_mode', 'cuda', "datasets.train.prefetch_mode: 'cuda' goes with a GPU and `pin_memory"),
+    (
+        'train.prompt_opt',
+        {'type': 'L1Loss'},
+        "train.prompt_opt.type: 'L1Loss' is a loss of images, not of prompts. Allowed: PromptDecorrelationLoss.",
+    ),
+    (
+        'train.frequency_opt',
+        {'type': 'PromptDecorrelationLoss'},
+        "train.frequency_opt.type: 'PromptDecorrelationLoss' is a loss of the network's prompts, not of images. Its pl",
+    ),
+    ('network_g.prompts', False, 'train.prompt_opt: PromptIR: built with prompts=False, so it has no prompts.'),
+    ('network_g.num_prompts', 1, 'train.prompt_opt: PromptIR: a single prompt at level3, level2, level1.'),
+    (
+        'network_g',
+        {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 1},
+        'train.prompt_opt: EDSR: has no prompts. Take a network that has (PIPRestormer, PromptIR',
+    ),
     ('network_g.heads', [3, 1, 1, 1], 'heads'),
     ('network_g.dim', 7, 'dim'),
     ('scale', 2, 'scale: 2; PromptModel restores at the same size, scale: 1.'),
@@ -317,7 +353,11 @@ def test_a_missing_section_does_not_hide_the_mistakes_of_others() -> None:
     [
         ({'nonsense': 1}, ''),
         (['nonsense'], ''),
-        (-1, 'train.warmup_iter train.pixel_opt.loss_weight'),
+        (
+            -1,
+            'train.warmup_iter train.pixel_opt.loss_weight train.frequency_opt.loss_weight '
+            'train.prompt_opt.loss_weight',
+        ),
         (
             'nonsense',
             'name datasets.train.name datasets.val.name datasets.train.tasks.0.name datasets.val.tasks.0.name',
@@ -346,6 +386,17 @@ def test_test_options() -> None:
     assert report(datasets__val=training()['datasets']['val'])[0].startswith('datasets.test and datasets.val: have')
     (problem,) = report(datasets__train=training()['datasets']['train'])
     assert problem.startswith("datasets.train: unknown phase 'train'.")
+
+
+@pytest.mark.parametrize('left', ['pixel_opt', 'frequency_opt', None])
+def test_one_loss_of_the_images_is_needed(left: str | None) -> None:
+    changes = {f'train.{key}': MISSING for key in ('pixel_opt', 'frequency_opt') if key != left}
+    assert problems_of(changes) == ([] if left else ['train.pixel_opt: is missing.'])
+
+
+def test_a_network_that_is_wrong_is_not_asked_for_its_prompts() -> None:
+    (problem,) = problems_of({'network_g.num_prompt': 1})
+    assert problem.startswith("network_g: unknown option 'num_prompt'.")
 
 
 def test_data_sets_of_the_same_name() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import pytest
 import skimage.data
-import yaml
 
 import promptir_basicsr  # noqa: F401  (registers)
 
@@ -16,10 +15,22 @@ import promptir_basicsr  # noqa: F401  (registers)
 from basicsr.utils import logger as host_logger
 
 from promptir_basicsr.cli import main
+from promptir_basicsr.data.protocol_util import expand_protocol, load_protocol
+from promptir_basicsr.yaml_util import load_yaml
 
 OPTIONS = Path(__file__).parents[1] / 'options'
 TRAINING = sorted(path.name for path in OPTIONS.glob('*.yml') if not path.name.startswith('test_'))
+TESTS = sorted(path.name for path in OPTIONS.glob('test_*.yml'))
 PROTOCOL = [name for name in TRAINING if name != 'demo.yml']
+EPOCHS = {
+    'promptir_allinone_released.yml': 120,
+    'promptir_5d.yml': 120,
+    'promptir_cdd11.yml': 120,
+    'promptir_allweather.yml': 120,
+}
+# Epochs between validations, where they are not 10.
+VALIDATION = {'promptir_allweather.yml': 40}
+KINDS = 'low haze rain snow low_haze low_rain low_snow haze_rain haze_snow low_haze_rain low_haze_snow'.split()
 SHORT = [
     'datasets:train:gt_size=32',
     'datasets:train:batch_size_per_gpu=1',
@@ -30,12 +41,16 @@ SHORT = [
     'logger:print_freq=1',
 ]
 
-DEMO = ['train:scheduler:warmup_iter=1', *(f'datasets:val:tasks:{n}:files=[microaneurysms.png]' for n in range(5))]
+# Networks as published train in one file; the others differ from it in their data.
+SMALL = ['network_g:dim=8', 'network_g:heads=[1,1,1,1]', 'network_g:num_blocks=[1,1,1,1]']
+FULL_SIZE = ('demo.yml', 'promptir_allinone.yml')
+WARMED_UP = ('demo.yml', 'promptir_5d.yml', 'promptir_cdd11.yml', 'promptir_allweather.yml')
+DEMO = [f'datasets:val:tasks:{n}:files=[microaneurysms.png]' for n in range(5)]
 
 
 @pytest.fixture
 def released_tree(tmp_path, monkeypatch):
-    """`data/` as the released program has it; the current folder is the one above."""
+    """`data/` as the released programs have it; the current folder is the one above."""
     photographs = [skimage.data.chelsea(), skimage.data.coffee()]
 
     def write(name, number):
@@ -67,6 +82,27 @@ def released_tree(tmp_path, monkeypatch):
     write('test/dehaze/input/0001_0.8_0.2.jpg', 0)
     write('test/dehaze/target/0001.png', 0)
     write_list('hazy/hazy_outside.txt', hazy)
+    for lq, gt in (
+        ('Train/Deblur/blur', 'Train/Deblur/sharp'),
+        ('test/deblur/gopro/input', 'test/deblur/gopro/target'),
+        ('Train/Enhance/low', 'Train/Enhance/gt'),
+        ('test/enhance/lol/input', 'test/enhance/lol/target'),
+    ):
+        write(f'{lq}/1.png', 1)
+        write(f'{gt}/1.png', 0)
+    for part in ('train', 'test'):
+        for kind in (*KINDS, 'clear'):
+            write(f'CDD-11_{part}/{kind}/00001.png', 1)
+    for name in ('city_read_00001.jpg', 'im_0402_s90_a06.png', '12_rain.png'):
+        write(f'train/allweather/input/{name}', 0)
+        write(f'train/allweather/gt/{name}', 1)
+    for lq, gt in (
+        ('Snow100K-L/synthetic/city_read_00002.jpg', 'Snow100K-L/gt/city_read_00002.jpg'),
+        ('Test1/input/im_0301_s80_a04.png', 'Test1/gt/im_0301.png'),
+        ('RainDrop/test_a/data/0_rain.png', 'RainDrop/test_a/gt/0_clean.png'),
+    ):
+        write(f'test/{lq}', 0)
+        write(f'test/{gt}', 1)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -91,15 +127,29 @@ def run(verb, name, *changes):
     return main([verb, '-opt', str(OPTIONS / name), '--force_yml', *changes])
 
 
+def read(name):
+    """An option file as it reads, with the tasks of its protocols."""
+    options = load_yaml(str(OPTIONS / name))
+    for key, dataset in options['datasets'].items():
+        options['datasets'][key] = expand_protocol({**dataset, 'phase': key}, f'datasets.{key}')
+    return options
+
+
 def log_of(folder):
     return next(folder.glob('*.log')).read_text()
 
 
+def short(name):
+    """Changes that make a file run in seconds."""
+    changes = [*SHORT, *(DEMO if name == 'demo.yml' else []), *([] if name in FULL_SIZE else SMALL)]
+    return [*changes, *(['train:scheduler:warmup_iter=1'] if name in WARMED_UP else [])]
+
+
 @pytest.mark.parametrize('name', TRAINING)
 def test_it_trains_two_iterations_and_validates(released_tree, name):
-    assert run('train', name, *SHORT, *(DEMO if name == 'demo.yml' else [])) == 0
+    assert run('train', name, *short(name)) == 0
     folder = released_tree / 'experiments' / name.removesuffix('.yml')
-    options = yaml.safe_load((OPTIONS / name).read_text())
+    options = read(name)
     results = (folder / 'results.md').read_text()
     for task in options['datasets']['val']['tasks']:
         assert f'| {task["name"]} |' in results
@@ -108,24 +158,29 @@ def test_it_trains_two_iterations_and_validates(released_tree, name):
     log = log_of(folder)
     assert 'iter:       2' in log
     for task in options['datasets']['train']['tasks']:
-        assert re.search(rf'{task["name"]} .* {task["copies"]} ', log)
+        assert re.search(rf'^.* {task["name"]} .* {task["copies"]} ', log, re.M)
 
 
-def test_the_test_file_writes_one_table_with_every_test_set_and_the_average(released_tree):
-    assert run('train', 'promptir_allinone.yml', *SHORT, 'network_g:dim=8', 'network_g:heads=[1,1,1,1]') == 0
-    assert run('test', 'test_promptir_allinone.yml', 'network_g:dim=8', 'network_g:heads=[1,1,1,1]') == 0
-    folder = released_tree / 'results' / 'test_promptir_allinone'
-    rows = re.findall(r'^\| (\w+) \| (\d+) \|', (folder / 'results.md').read_text(), re.M)
-    assert rows == [
-        ('SOTS', '1'),
-        ('Rain100L', '2'),
-        ('CBSD68_15', '2'),
-        ('CBSD68_25', '2'),
-        ('CBSD68_50', '2'),
-        ('average', '9'),
-    ]
-    assert len(list(folder.rglob('visualization/test_sets/*/*_restored.png'))) == 9
-    trained = released_tree / 'experiments' / 'promptir_allinone' / 'metrics.csv'
+@pytest.mark.parametrize(
+    ('name', 'rows'),
+    [
+        (
+            'test_promptir_allinone.yml',
+            {'SOTS': 1, 'Rain100L': 2, 'CBSD68_15': 2, 'CBSD68_25': 2, 'CBSD68_50': 2},
+        ),
+        ('test_promptir_5d.yml', {'SOTS': 1, 'Rain100L': 2, 'CBSD68_25': 2, 'GoPro': 1, 'LOL': 1}),
+    ],
+)
+def test_the_test_file_writes_one_table_with_every_test_set_and_the_average(released_tree, name, rows):
+    train_name = name.removeprefix('test_')
+    assert run('train', train_name, *short(train_name), *SMALL) == 0
+    assert run('test', name, *SMALL) == 0
+    folder = released_tree / 'results' / name.removesuffix('.yml')
+    found = re.findall(r'^\| (\w+) \| (\d+) \|', (folder / 'results.md').read_text(), re.M)
+    number = sum(rows.values())
+    assert found == [*((row, str(images)) for row, images in rows.items()), ('average', str(number))]
+    assert len(list(folder.rglob('visualization/test_sets/*/*_restored.png'))) == number
+    trained = released_tree / 'experiments' / train_name.removesuffix('.yml') / 'metrics.csv'
     # The same weights, the same noise: training's validation and the test agree in every digit.
     assert [line.split(',')[1:] for line in trained.read_text().splitlines()] == [
         line.split(',')[1:] for line in (folder / 'metrics.csv').read_text().splitlines()
@@ -134,19 +189,45 @@ def test_the_test_file_writes_one_table_with_every_test_set_and_the_average(rele
 
 @pytest.mark.parametrize('name', PROTOCOL)
 def test_the_numbers_of_a_protocol_fit_together(name):
-    options = yaml.safe_load((OPTIONS / name).read_text())
+    options = read(name)
     train = options['datasets']['train']
     samples = sum(task['expected_images'] * task['copies'] for task in train['tasks'])
     epoch = math.ceil(samples / train['batch_size_per_gpu'])
-    epochs = 120 if 'released' in name else 200
-    assert options['train']['total_iter'] == epochs * epoch
+    assert options['train']['total_iter'] == EPOCHS.get(name, 200) * epoch
     assert options['logger']['save_checkpoint_freq'] == epoch
-    assert options['val']['val_freq'] == 10 * epoch
+    assert options['val']['val_freq'] == VALIDATION.get(name, 10) * epoch
     text = (OPTIONS / name).read_text()
     assert f'warmup_iter: {15 * epoch}' in text
+    assert f'{epoch:,} iterations' in text
+    assert f'{samples:,}' in text
     if 'allinone' in name:
         assert (samples, epoch) == (142_431, 4_451)
-        assert '142,431' in text
+
+
+@pytest.mark.parametrize('name', PROTOCOL)
+def test_the_shares_in_the_head_of_a_file_are_those_of_its_tasks(name):
+    """Lines such as `#   rain   200 pairs x 120 copies   24,000   16.9 %`."""
+    tasks = read(name)['datasets']['train']['tasks']
+    samples = [task['expected_images'] * task['copies'] for task in tasks]
+    noise = sum(n for task, n in zip(tasks, samples, strict=True) if task['type'] == 'denoise')
+    expected = {f'{n:,}': f'{n / sum(samples):.1%}' for n in (*samples, noise)}
+    lines = re.findall(r'^#   .* ([\d,]+)(?: samples)? +([\d.]+) %$', (OPTIONS / name).read_text(), re.M)
+    for count, share in lines:
+        assert expected[count] == f'{share}%'
+    several = 'promptir_allinone.yml promptir_allinone_released.yml promptir_5d.yml promptir_allweather.yml'.split()
+    assert len(lines) == (len({task['type'] for task in tasks}) if name in several else 0)
+
+
+@pytest.mark.parametrize('name', [*PROTOCOL, *TESTS])
+def test_training_and_test_files_refer_to_one_protocol(name):
+    datasets = load_yaml(str(OPTIONS / name))['datasets'].values()
+    (protocol,) = {dataset['protocol'] for dataset in datasets}
+    assert load_protocol(protocol).test is not None
+    assert all('tasks' not in dataset for dataset in datasets)
+    if name in TESTS:
+        trained = load_yaml(str(OPTIONS / name.removeprefix('test_')))
+        assert trained['datasets']['val']['protocol'] == protocol
+        assert load_yaml(str(OPTIONS / name))['network_g'] == trained['network_g']
 
 
 def test_a_missing_folder_stops_the_run_before_anything_is_created(released_tree, capsys):
@@ -161,8 +242,21 @@ def test_a_missing_folder_stops_the_run_before_anything_is_created(released_tree
     assert sorted(released_tree.rglob('*')) == before
 
 
+def test_tasks_of_a_protocol_change_on_the_command_line(released_tree, capsys):
+    changes = ['datasets:train:tasks:derain:copies=7', 'datasets:train:tasks:dehaze=~', 'datasets:val:tasks:SOTS=~']
+    assert run('train', 'promptir_allinone.yml', *SHORT, *SMALL, *changes) == 0
+    log = log_of(released_tree / 'experiments' / 'promptir_allinone')
+    assert re.search(r' derain +derain +1 +2 +7 +14 ', log)
+    assert re.search(r' dehaze +dehaze ', log) is None
+    assert 'SOTS' not in (released_tree / 'experiments' / 'promptir_allinone' / 'results.md').read_text()
+    assert run('train', 'promptir_allinone.yml', 'datasets:train:tasks:derian:copies=7') == 2
+    assert "datasets.train.tasks: unknown task 'derian'. Did you mean 'derain'?" in capsys.readouterr().err
+    assert run('train', 'promptir_allinone.yml', 'datasets:train:protocol=3D') == 2
+    assert "datasets.train.protocol: unknown protocol '3D'. Did you mean '3d'?" in capsys.readouterr().err
+
+
 def test_a_run_tells_where_its_results_are_in_its_last_lines(released_tree):
-    assert run('train', 'demo.yml', *SHORT, *DEMO) == 0
+    assert run('train', 'demo.yml', *short('demo.yml')) == 0
     folder = released_tree / 'experiments' / 'demo'
     for line, name in zip(
         log_of(folder).splitlines()[-3:], ('results.md', 'metrics.csv', 'contact_sheet.png'), strict=True

@@ -36,6 +36,9 @@ class PromptGenBlock(PromptBankModule):
         feature_dim: C of the features that choose among the prompts.
     """
 
+    # A network with more prompts can start from the weights of one with fewer.
+    growable_axes = {'prompts': {'prompt_param': 1, 'linear_layer.weight': 0, 'linear_layer.bias': 0}}
+
     def __init__(self, prompt_dim: int, num_prompts: int, prompt_size: int, feature_dim: int) -> None:
         super().__init__()
         self.prompt_param = nn.Parameter(torch.rand(1, num_prompts, prompt_dim, prompt_size, prompt_size))

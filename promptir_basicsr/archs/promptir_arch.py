@@ -21,6 +21,7 @@ from promptir_basicsr.archs.restormer_util import (
     TransformerBlock,
     Upsample,
     check_backbone,
+    check_ends,
     check_image,
     check_whole_numbers,
     is_whole,
@@ -76,7 +77,7 @@ class PromptIR(nn.Module):
     ) -> None:
         super().__init__()
         check_backbone('PromptIR', dim, num_blocks, heads, ffn_expansion_factor)
-        _check_ends(inp_channels, out_channels, num_refinement_blocks)
+        check_ends('PromptIR', inp_channels, out_channels, num_refinement_blocks)
         _check_prompts(num_prompts, prompt_sizes)
         self.dim = dim
         self.inp_channels = inp_channels
@@ -165,6 +166,19 @@ class PromptIR(nn.Module):
         self._features(x, weights)
         return weights
 
+    def prompt_vectors(self) -> dict[str, Tensor]:
+        """The prompts themselves, level by level, each as one vector: what a loss of prompts acts on.
+
+        Returns:
+            (num_prompts, prompt channels * prompt size^2) for 'level3', 'level2' and 'level1'.
+
+        Raises:
+            ValueError: the network has no prompts.
+        """
+        if not self.prompts:
+            raise ValueError('PromptIR: built with prompts=False, so it has no prompts. Build it with prompts=True.')
+        return {f'level{level}': getattr(self, f'prompt{level}').prompt_param[0].flatten(1) for level in (3, 2, 1)}
+
     def _features(self, x: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """The image x: (B, 3, H, W) as (B, 2 dim, H, W), what the last decoder stage gets; fills in `weights`."""
         check_image('PromptIR', x, self.inp_channels, self.size_multiple)
@@ -232,23 +246,6 @@ def unused_shapes(dim: int) -> dict[str, tuple[int, int, int, int]]:
         shapes[f'chnl_reduce{level}.weight'] = (reduced, prompt, 1, 1)
         shapes[f'reduce_noise_channel_{level}.weight'] = (width, width + reduced, 1, 1)
     return shapes
-
-
-def _check_ends(inp_channels: int, out_channels: int, num_refinement_blocks: int) -> None:
-    if not is_whole(inp_channels, least=1):
-        raise ValueError(
-            f'PromptIR: inp_channels is {inp_channels!r}; it must be an integer of at least 1 (RGB has 3).'
-        )
-    if inp_channels != out_channels:
-        raise ValueError(
-            f'PromptIR: out_channels is {out_channels!r} and inp_channels {inp_channels}; they must be equal, because '
-            f'the output is added to the input. Set out_channels to {inp_channels}.'
-        )
-    if not is_whole(num_refinement_blocks, least=0):
-        raise ValueError(
-            f'PromptIR: num_refinement_blocks is {num_refinement_blocks!r}; it must be an integer of at least 0. '
-            'The paper has 4.'
-        )
 
 
 def _check_prompts(num_prompts: int, prompt_sizes: Sequence[int]) -> None:

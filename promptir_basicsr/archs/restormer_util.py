@@ -69,9 +69,7 @@ def transposed_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -
     Returns:
         (B, C, H, W).
     """
-    attention = channel_similarity(q, k, temperature).softmax(dim=-1)
-    out = attention @ split_heads(v, len(temperature))
-    return rearrange(out, 'b head c (h w) -> b (head c) h w', h=v.shape[-2])
+    return mix_channels(channel_similarity(q, k, temperature).softmax(dim=-1), v)
 
 
 def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
@@ -80,6 +78,12 @@ def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
     q = F.normalize(split_heads(q, heads), dim=-1, eps=1e-12)
     k = F.normalize(split_heads(k, heads), dim=-1, eps=1e-12)
     return q @ k.transpose(-2, -1) * temperature
+
+
+def mix_channels(attention: Tensor, v: Tensor) -> Tensor:
+    """The channels of v: (B, C, H, W) as attention: (B, h, c, c) mixes them, head by head. Returns (B, C, H, W)."""
+    out = attention @ split_heads(v, attention.shape[1])
+    return rearrange(out, 'b head c (h w) -> b (head c) h w', h=v.shape[-2])
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -235,6 +239,28 @@ def check_backbone(
         raise ValueError(
             f'{network}: ffn_expansion_factor is {ffn_expansion_factor!r}; it must be a number of at least '
             f'{1 / dim:.3g}, so that dim {dim} has a hidden channel. The paper has 2.66.'
+        )
+
+
+def check_ends(network: str, inp_channels: int, out_channels: int, num_refinement_blocks: int) -> None:
+    """Refuse channels of the two images, or a refinement, that a backbone cannot be built with.
+
+    Raises:
+        ValueError: names the network and the argument, what was found, what is allowed.
+    """
+    if not is_whole(inp_channels, least=1):
+        raise ValueError(
+            f'{network}: inp_channels is {inp_channels!r}; it must be an integer of at least 1 (RGB has 3).'
+        )
+    if inp_channels != out_channels:
+        raise ValueError(
+            f'{network}: out_channels is {out_channels!r} and inp_channels {inp_channels}; they must be equal, because '
+            f'the output is added to the input. Set out_channels to {inp_channels}.'
+        )
+    if not is_whole(num_refinement_blocks, least=0):
+        raise ValueError(
+            f'{network}: num_refinement_blocks is {num_refinement_blocks!r}; it must be an integer of at least 0. '
+            'The paper has 4.'
         )
 
 

@@ -1,10 +1,12 @@
 """One dataset of several degradations."""
 
 import hashlib
+import importlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import Dataset
 
 from promptir_basicsr.data.image_util import ImageError, to_float
+from promptir_basicsr.data.protocol_util import expand_protocol
+from promptir_basicsr.data.random_util import TrainingGenerator
+from promptir_basicsr.data.sampling_util import EpochIndex, TaskShare, check_sampling, check_shares, epoch_shares
 from promptir_basicsr.data.storage_util import StoredImage
-from promptir_basicsr.data.task_util import Task, build_tasks
+from promptir_basicsr.data.task_util import Task, TaskSurvey, build_tasks, known_count
 from promptir_basicsr.data.transform_util import centre_area, centre_crop, flip_rotate, reflect_to, to_tensor
 from promptir_basicsr.host import register
 from promptir_basicsr.option_util import OptionError, check_count, first_few, unknown_keys
@@ -26,7 +31,10 @@ HOST_KEYS = (
     'name type phase scale batch_size_per_gpu num_worker_per_gpu dataset_enlarge_ratio use_shuffle io_backend '
     'prefetch_mode num_prefetch_queue pin_memory persistent_workers'
 ).split()
-DATASET_KEYS = 'dataroot tasks degradations gt_size crop_multiple use_hflip use_rot augment_identity seed'.split()
+DATASET_KEYS = (
+    'protocol dataroot tasks degradations sampling cache_gb gt_size crop_multiple use_hflip use_rot augment_identity '
+    'seed'
+).split()
 
 
 @register(DATASET_REGISTRY)
@@ -42,9 +50,11 @@ class AllInOneDataset(Dataset):
         name: shown in logs.
         phase: `train`, or `val` / `test`; set by BasicSR from the key of the dataset.
         dataroot: folder that relative paths of the tasks start from. Default: the current folder.
-        tasks: see `docs/data.md`.
+        protocol: name or file of a protocol, which gives what is not given here; see `docs/protocols.md`.
+        tasks: see `docs/data.md`. Beside `protocol`, changes to its tasks by name, or a list that replaces them.
         degradations: the vocabulary; the position of a word is its label. Default: denoise, derain, dehaze, deblur,
             lowlight.
+        sampling: shares of the tasks other than by `copies`, see `docs/sampling.md`; training only.
         gt_size: side of the square training crop in pixels. Smaller images are reflected up to it.
         crop_multiple: first cut the image at its centre so that both sides are multiples of this (the published
             protocols: 16). Default: 1, nothing is cut.
@@ -52,6 +62,8 @@ class AllInOneDataset(Dataset):
         use_rot: random vertical flips and 90 degree rotations. Default: False.
         augment_identity: whether the untouched crop is among the flips and rotations. The released programs never
             draw it. Default: True.
+        cache_gb: most memory, in GB, that training spends on keeping decoded images, shared by the workers of a
+            process. Default: none.
         seed: of all random draws. For training `basicsr train` sets it to `manual_seed`. Default: 0.
 
     A sample is a dict:
@@ -68,27 +80,30 @@ class AllInOneDataset(Dataset):
     takes_epoch = True
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
-        self.opt = opt
-        self.training = opt.get('phase', 'train') == 'train'
         where = f'datasets.{opt.get("name", opt.get("phase", "train"))}'
+        self.opt = opt = expand_protocol(opt, where)
+        self.training = opt.get('phase', 'train') == 'train'
         self.tasks = _CHECKED.pop(_tasks_key(opt), []) or check_dataset(opt, where)
         self.seed = opt.get('seed') or 0
         self.gt_size: int = opt.get('gt_size') or 0
         self.crop_multiple = opt.get('crop_multiple', 1)
+        if opt.get('cache_gb'):
+            self.tasks = _cache_util().with_cache(self.tasks, round(opt['cache_gb'] * 1e9))
+            logger.info(f'{where}: up to {opt["cache_gb"]:g} GB of decoded images are kept in memory.')
         self.epoch = 0
         self._flip_modes = flip_modes(opt)
-        copies = [len(task) * (task.copies if self.training else 1) for task in self.tasks]
-        self._ends = np.cumsum(copies)
+        self.shares = epoch_shares(self.tasks, opt)
+        self._epoch_index = EpochIndex(self.shares, self.seed)
         self._image_names = [unique_names([lq for lq, _ in task.names]) for task in self.tasks]
         # Shared with the workers, so that they warn once together.
         self._enlarged = torch.zeros(len(self.tasks), dtype=torch.bool).share_memory_()
         if self.training and self.gt_size % self.crop_multiple:
             logger.warning(f'{where}: gt_size {self.gt_size} is not a multiple of crop_multiple {self.crop_multiple}.')
-        for line in describe_tasks(self.tasks, opt.get('name', ''), self.training):
+        for line in describe_tasks(self.tasks, opt.get('name', ''), self.training, self.shares):
             logger.info(line)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._epoch_index)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Every sample once, in order; indices have no end, see `__getitem__`."""
@@ -102,20 +117,18 @@ class AllInOneDataset(Dataset):
         """A sample.
 
         Args:
-            key: an index, or (epoch, index) as `EpochSampler` gives it. Training indices at or beyond the length are
-                further draws of the same images (`dataset_enlarge_ratio`).
+            key: an index, or (epoch, index) as `EpochSampler` gives it. `EpochIndex` says which image it stands for.
+                Training indices at or beyond the length are further draws (`dataset_enlarge_ratio`).
         """
         epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
         if index < 0:
             index += len(self)
-        place = index % len(self)
-        number = int(np.searchsorted(self._ends, place, side='right'))
+        number, position = self._epoch_index.locate(epoch, index)
         task = self.tasks[number]
-        position = (place - (int(self._ends[number - 1]) if number else 0)) % len(task)
         lq_name, gt_name = task.names[position]
         try:
             if self.training:
-                rng = np.random.default_rng([self.seed, epoch, index])
+                rng = TrainingGenerator([self.seed, epoch, index])
                 lq, gt = self._training_images(number, lq_name, gt_name, rng)
             else:
                 lq, gt = self._whole_images(task, lq_name, gt_name, self._image_names[number][position])
@@ -187,6 +200,11 @@ class AllInOneDataset(Dataset):
             )
 
 
+def _cache_util() -> ModuleType:
+    """Imported where it is used: Windows does not have what it builds on."""
+    return importlib.import_module('promptir_basicsr.data.cache_util')
+
+
 # Tasks that were built for a check and wait for their dataset, so that folders are listed once.
 _CHECKED: dict[str, list[Task]] = {}
 
@@ -198,30 +216,39 @@ def _tasks_key(opt: Mapping[str, Any]) -> str:
     return json.dumps([os.getcwd(), training, opt.get('name'), relevant], sort_keys=True, default=str)
 
 
-def check_dataset(opt: Mapping[str, Any], where: str, keep: bool = False) -> list[Task]:
+def check_dataset(
+    opt: Mapping[str, Any], where: str, keep: bool = False, surveys: dict[str, list[TaskSurvey]] | None = None
+) -> list[Task]:
     """Check the options of an AllInOneDataset and build its tasks.
 
     Args:
         keep: a dataset with these options follows; it takes the tasks over instead of listing the folders again.
+        surveys: see `build_tasks`.
 
     Raises:
         OptionError: every mistake found.
     """
+    opt = expand_protocol(opt, where)
     problems = unknown_keys(where, opt, (*HOST_KEYS, *DATASET_KEYS))
     training = opt.get('phase', 'train') == 'train'
     if training or opt.get('gt_size') is not None:
         problems += check_count(f'{where}.gt_size', opt.get('gt_size'))
     problems += check_count(f'{where}.crop_multiple', opt.get('crop_multiple', 1))
+    if opt.get('cache_gb') is not None:
+        problems += _cache_util().check_cache(f'{where}.cache_gb', opt['cache_gb'], training)
     for key in ('use_hflip', 'use_rot', 'augment_identity'):
         if not isinstance(opt.get(key, False), bool):
             problems.append(f'{where}.{key}: {opt[key]!r} is neither true nor false.')
     if opt.get('seed') is not None:
         problems += check_count(f'{where}.seed', opt['seed'], least=0)
+    problems += check_sampling(opt, where)
     tasks: list[Task] = []
     try:
-        tasks = build_tasks(opt, where)
+        tasks = build_tasks(opt, where, surveys)
     except OptionError as error:
         problems += error.problems
+    if not problems:
+        problems += check_shares(tasks, opt, where)
     if problems:
         raise OptionError(problems)
     if keep:
@@ -229,19 +256,32 @@ def check_dataset(opt: Mapping[str, Any], where: str, keep: bool = False) -> lis
     return tasks
 
 
-def describe_tasks(tasks: Sequence[Task], name: str, training: bool) -> list[str]:
-    """Lines of a table: images, copies and share of the epoch of each task; then what to be aware of."""
-    samples = [len(task) * (task.copies if training else 1) for task in tasks]
-    total = sum(samples)
+def describe_tasks(
+    tasks: Sequence[Task], name: str, training: bool, shares: Sequence[TaskShare] | None = None
+) -> list[str]:
+    """Lines of a table: images, draws of each and share of the epoch of each task; then what to be aware of.
+
+    Args:
+        shares: of the epoch. Default: by `copies`, or by the tasks' weights.
+    """
+    if shares is None:
+        shares = epoch_shares(tasks, {'phase': 'train' if training else 'val'})
+    total, batch = sum(share.samples for share in shares), sum(share.in_batch for share in shares)
+    copies = all(share.samples == len(task) * round(share.draws) for task, share in zip(tasks, shares, strict=True))
     width = max(len('task'), *(len(task.name) for task in tasks))
-    lines = [f"Dataset '{name}': {len(tasks)} tasks, {total:,} samples{' an epoch' if training else ''}"]
-    lines.append(f'  {"task":{width}}  {"type":9}  label  {"images":>7}  copies  {"samples":>8}   share  made by')
-    for task, count in zip(tasks, samples, strict=True):
+    head = f"Dataset '{name}': {len(tasks)} tasks, {total:,} samples{' an epoch' if training else ''}"
+    lines = [head + (f', {batch} in every batch as shown' if batch else '')]
+    fixed = '   asked  in batch' if batch else ''
+    drawn = 'copies' if copies else 'draws'
+    lines.append(
+        f'  {"task":{width}}  {"type":9}  label  {"images":>7}  {drawn:>6}  {"samples":>8}{fixed}   share  made by'
+    )
+    for task, share in zip(tasks, shares, strict=True):
         made = task.degrade.describe() if task.degrade else 'pairs'
-        copies = task.copies if training else 1
+        fixed = f'  {share.asked:6.1%}  {share.in_batch:8}' if batch else ''
         lines.append(
-            f'  {task.name:{width}}  {task.type:9}  {task.label:5}  {len(task):7,}  {copies:6}  {count:8,}  '
-            f'{count / total:5.1%}  {made}'
+            f'  {task.name:{width}}  {task.type:9}  {task.label:5}  {len(task):7,}  '
+            f'{share.draws:{"6.0f" if copies else "6.2f"}}  {share.samples:8,}{fixed}  {share.share:6.1%}  {made}'
         )
     for task in tasks:
         if task.left_out:
@@ -249,12 +289,21 @@ def describe_tasks(tasks: Sequence[Task], name: str, training: bool) -> list[str
                 f"  Note: task '{task.name}' leaves out {len(task.left_out):,} images of '{task.lq.root}' that do not "
                 f'fit its pairing rule: {first_few(task.left_out)}.'
             )
-        if task.expected_images and task.expected_images != len(task):
-            lines.append(
-                f"  Note: task '{task.name}' has {len(task):,} images, the protocol has {task.expected_images:,}: "
-                'numbers will not be comparable with published ones.'
-            )
+        lines += _count_notes(task)
     return lines
+
+
+def _count_notes(task: Task) -> list[str]:
+    """What the number of images tells, where it is not the published one."""
+    found, expected = task.images if task.expected_images else len(task), task.expected_images
+    meaning = known_count(found, expected, task.known_counts)
+    if not meaning and found == (expected or found):
+        return []
+    note = f"  Note: task '{task.name}'"
+    if expected is None:
+        return [f'{note}: {meaning}.']
+    note += f': {meaning};' if meaning else f' has {found:,} images, the protocol has {expected:,}:'
+    return [f'{note} numbers will not be comparable with published ones.']
 
 
 def flip_modes(opt: Mapping[str, Any]) -> list[int]:

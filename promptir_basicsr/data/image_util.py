@@ -63,6 +63,11 @@ class EncodedImage:
         self._header = read_header(content)
 
     @property
+    def content(self) -> bytes:
+        """The file."""
+        return self._content
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         if self._header is None:
@@ -134,7 +139,7 @@ def read_header(content: bytes) -> Header | None:
 def _decode_rows(content: bytes, header: Header, rows: int, box: tuple[int, int, int, int], where: str) -> np.ndarray:
     """An area of the upper `rows`; Pillow does not mind that more data follow."""
     try:
-        with PIL.Image.open(io.BytesIO(header.cut(content, rows))) as image:
+        with PIL.Image.open(io.BytesIO(header.cut(content, rows)), formats=('JPEG', 'PNG')) as image:
             if image.mode == 'RGB':
                 return np.asarray(image.crop(box))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a damaged file

@@ -1,5 +1,6 @@
 """A task is one degradation of one corpus: its images, its label, how often it is seen in an epoch."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 from promptir_basicsr.data.degradation_util import Degrade
 from promptir_basicsr.data.pairing_util import PAIRING_RULES, find_pairs, rule_from_option
 from promptir_basicsr.data.storage_util import Source, open_source, resolve
-from promptir_basicsr.option_util import OptionError, check_count, first_few, unknown, unknown_keys
+from promptir_basicsr.option_util import OptionError, check_count, first_few, is_number, unknown, unknown_keys
 
 DEGRADATION_TYPES = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight')
 """The vocabulary of degradations; the position is the label (the class ids of PIP's released program)."""
@@ -19,7 +20,9 @@ TASK_KEYS = (
     'type',
     'label',
     'copies',
+    'weight',
     'expected_images',
+    'known_counts',
     'clean',
     'degrade',
     'root',
@@ -40,9 +43,11 @@ class Task:
         type: a word of the vocabulary of degradations.
         label: its class id.
         copies: how often each image is seen in an epoch.
+        weight: its part of the epoch in proportion to the other tasks' weights, if the options give it.
         names: (lq name, gt name) pairs; of a synthesised task both are the clean image's.
         degrade: makes the degraded image from the clean one; None for a paired task.
         expected_images: the published count, if the options give it.
+        known_counts: other counts that are met, and what they mean, `what is wrong: more words`.
         images: how many whole images (pairs) `names` stands for; fewer where images are stored as pieces.
         left_out: files of the lq folder that the pairing rule does not speak of.
     """
@@ -58,6 +63,8 @@ class Task:
     degrade: Degrade | None = None
     expected_images: int | None = None
     left_out: Sequence[str] = ()
+    weight: float | None = None
+    known_counts: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def paired(self) -> bool:
@@ -91,19 +98,24 @@ class TaskSurvey:
     orphans: list[tuple[str, str]] = field(default_factory=list)
 
 
-def build_tasks(options: Mapping[str, Any], where: str) -> list[Task]:
+def build_tasks(
+    options: Mapping[str, Any], where: str, surveys: dict[str, list[TaskSurvey]] | None = None
+) -> list[Task]:
     """The tasks of a dataset.
 
     Args:
         options: the dataset's options: `tasks`, `dataroot`, `degradations`.
         where: their place in the option file, e.g. `datasets.train`.
+        surveys: filled at `where` with what each task came to, for those who go on where images are missing.
 
     Raises:
         OptionError: every mistake found, missing folders and files included.
     """
-    surveys, problems = survey_tasks(options, where)
-    problems += [problem for survey in surveys for problem in (*survey.problems, *survey.gaps)]
-    tasks = [survey.task for survey in surveys if survey.task is not None]
+    found, problems = survey_tasks(options, where)
+    if surveys is not None:
+        surveys[where] = found
+    problems += [problem for survey in found for problem in (*survey.problems, *survey.gaps)]
+    tasks = [survey.task for survey in found if survey.task is not None]
     problems += _duplicate_names(tasks, where)
     if problems:
         raise OptionError(problems)
@@ -132,6 +144,21 @@ def survey_tasks(options: Mapping[str, Any], where: str) -> tuple[list[TaskSurve
         surveys.append(survey)
         _TaskBuilder(task, survey, options.get('dataroot'), vocabulary, sources).build()
     return surveys, problems
+
+
+def known_count(found: int, expected: int | None, known: Mapping[int, str]) -> str:
+    """What a number of images is known to mean, or ''.
+
+    `BSD400 missing: 4,744 of 5,144, this is the WED-only variant`, made of `BSD400 missing: this is the WED-only
+    variant`.
+    """
+    if found not in known or found == expected:
+        return ''
+    counts = f'{found:,}'
+    if expected is not None:
+        counts += f' {"of" if found < expected else "instead of"} {expected:,}'
+    what, _, more = known[found].partition(': ')
+    return f'{what}: {counts}' + (f', {more}' if more else '')
 
 
 class _Sources:
@@ -188,8 +215,12 @@ class _TaskBuilder:
         label = self._label()
         copies = options.get('copies', 1)
         self.problems += check_count(f'{self.where}.copies', copies)
+        weight = options.get('weight')
+        if weight is not None and not (is_number(weight) and 0 < weight < math.inf):
+            self.problems.append(f'{self.where}.weight: {weight!r} is not a number above 0.')
         if options.get('expected_images') is not None:
             self.problems += check_count(f'{self.where}.expected_images', options['expected_images'])
+        self._check_known_counts()
         name = options.get('name', options.get('type', 'unnamed'))
         if not isinstance(name, str) or not name or set(name) & set('/\\ \t\n'):
             self.problems.append(f'{self.where}.name: {name!r} is not a name without spaces and slashes.')
@@ -218,7 +249,16 @@ class _TaskBuilder:
             degrade=degrade,
             expected_images=options.get('expected_images'),
             left_out=self.left_out,
+            weight=weight,
+            known_counts=options.get('known_counts') or {},
         )
+
+    def _check_known_counts(self) -> None:
+        known = self.options.get('known_counts') or {}
+        if not isinstance(known, Mapping) or not all(
+            isinstance(count, int) and isinstance(words, str) for count, words in known.items()
+        ):
+            self.problems.append(f'{self.where}.known_counts: give `number: what it means`, not {known!r}.')
 
     def _pieces(self, names: list[tuple[str, str]], lq: Source, gt: Source) -> list[tuple[str, str]]:
         """Pairs of pieces, where the sources hold pieces."""
@@ -373,8 +413,11 @@ class _TaskBuilder:
         missing = [name for name in names if name not in present]
         if missing:
             self.survey.missing = missing
+            known = self.options.get('known_counts') or {}
+            meaning = known_count(len(names) - len(missing), len(names), known) if isinstance(known, Mapping) else ''
             self.survey.gaps.append(
                 f"{where}: {len(missing):,} of {len(names):,} entries are not in '{source.root}': "
-                f'{first_few(missing)}. Complete the folder, or take the names out of the list.'
+                f'{first_few(missing)}. {meaning}{". " if meaning else ""}'
+                'Complete the folder, or take the names out of the list.'
             )
         return [name for name in names if name in present]

@@ -12,6 +12,7 @@ import basicsr.test
 import basicsr.train
 import torch
 import yaml
+from basicsr.utils import make_exp_dirs as _host_make_exp_dirs
 from basicsr.utils import options as host_options
 
 from promptir_basicsr.option_check import check_options
@@ -25,6 +26,7 @@ def adapt() -> None:
     """BasicSR evaluates `--force_yml` as code, lets typos pass, ignores `path: experiments_root` (index release) and
     asks for CUDA wherever `num_gpu` is not 0. Its own parser still runs, on options that are checked."""
     basicsr.train.parse_options = basicsr.test.parse_options = parse_options
+    basicsr.train.make_exp_dirs = basicsr.test.make_exp_dirs = make_exp_dirs
 
 
 def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], argparse.Namespace]:
@@ -47,6 +49,12 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     parsed.opt, parsed.force_yml = args.opt, args.force_yml
     _complete(opt, where, is_train)
     return opt, parsed
+
+
+def make_exp_dirs(opt: Mapping[str, Any]) -> None:
+    """BasicSR makes a folder of every key of `path` that it does not know; here, of those that are paths."""
+    paths = {key: value for key, value in opt['path'].items() if not isinstance(value, bool)}
+    _host_make_exp_dirs({**opt, 'path': paths})
 
 
 def argument_parser(verb: str) -> argparse.ArgumentParser:
@@ -79,8 +87,12 @@ def _replace(options: Any, entry: str) -> None:
     if not separator:
         raise OptionError([f"{where}: give KEY=VALUE, with ':' between the levels of the key."])
     *parents, last = (key.strip() for key in keys.split(':'))
-    place = options
+    place, of_protocol = options, False
     for key in parents:
+        # Tasks of a protocol stand in the protocol's file; names that are not among them are told with it.
+        of_protocol |= isinstance(place, dict) and 'protocol' in place and key == 'tasks'
+        if of_protocol and isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
         place = _step(place, key, where)
     if isinstance(place, list):
         _step(place, last, where)

@@ -1,6 +1,7 @@
-"""Tell the dataset the epoch, whatever the workers do."""
+"""Tell the dataset the epoch, whatever the workers do, and fill the batches as it asks."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import basicsr.train
 import numpy as np
@@ -13,20 +14,57 @@ class EpochSampler(EnlargedSampler):
 
     The pair travels to the worker with every request, so persistent workers, their number and a resumed run do not
     matter. The order comes from (dataset.seed, epoch); BasicSR's comes from the epoch alone. An index at or beyond
-    the length of the dataset is a further draw of the same image (`dataset_enlarge_ratio`). Of a fraction of the
-    dataset, every epoch takes other images; BasicSR takes the first ones, which would be the first tasks.
+    the length of the dataset is a further draw (`dataset_enlarge_ratio`). Of a fraction of the dataset, every epoch
+    takes other images; BasicSR takes the first ones, which would be the first tasks.
+
+    Where the dataset's `shares` have a number of samples `in_batch`, every batch of their sum holds just these, on
+    every process, and the epoch ends with the last whole batch.
     """
+
+    def __init__(self, dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> None:
+        super().__init__(dataset, num_replicas, rank, ratio)
+        shares = getattr(dataset, 'shares', ())
+        self._batch = sum(share.in_batch for share in shares) if getattr(dataset, 'takes_epoch', False) else 0
+        if self._batch:
+            self.num_samples -= self.num_samples % self._batch
+            self.total_size = self.num_samples * num_replicas
 
     def __iter__(self) -> Iterator[int | tuple[int, int]]:
         if not getattr(self.dataset, 'takes_epoch', False):
             return super().__iter__()
+        epoch = self.epoch
+        # Not the whole epoch as Python's numbers at once: they are ten times as large.
+        return ((epoch, index) for part in self.order().split(8192) for index in part.tolist())
+
+    def order(self) -> torch.Tensor:
+        """(len(self),) int64: the indices of this process in this epoch, the first batch's first.
+
+        They depend on (dataset.seed, epoch), the dataset's shares, `dataset_enlarge_ratio` and the number of
+        processes alone.
+        """
         state = np.random.SeedSequence([self.dataset.seed, self.epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
-        order = torch.randperm(self.total_size, generator=generator)
-        whole = self.total_size // len(self.dataset) * len(self.dataset)
-        part = whole + torch.randperm(len(self.dataset), generator=generator)[: self.total_size - whole]
-        order = torch.cat([torch.arange(whole), part])[order][self.rank :: self.num_replicas]
-        return ((self.epoch, index) for index in order.tolist())
+        if not self._batch:
+            return _shuffled(self.total_size, len(self.dataset), generator)[self.rank :: self.num_replicas]
+        columns, start = [], 0
+        for share in self.dataset.shares:
+            draws = _shuffled(self.total_size // self._batch * share.in_batch, share.samples, generator)
+            further, place = draws // share.samples, draws % share.samples
+            columns.append((further * len(self.dataset) + start + place).view(-1, share.in_batch))
+            start += share.samples
+        batches = torch.cat(columns, dim=1)
+        order = torch.rand(batches.shape, generator=generator)[self.rank :: self.num_replicas].argsort(dim=1)
+        return batches[self.rank :: self.num_replicas].gather(1, order).flatten()
+
+
+def _shuffled(number: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """(number,) int64: the indices from 0 in random order; of the last, broken round of `length` a random part."""
+    order = torch.randperm(number, generator=generator)
+    whole = number // length * length
+    if whole == number:
+        return order
+    part = whole + torch.randperm(length, generator=generator)[: number - whole]
+    return torch.cat([torch.arange(whole), part])[order]
 
 
 def adapt() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
@@ -15,9 +16,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from promptir_basicsr.host import register
-from promptir_basicsr.models.checkpoint_util import atomic_save, atomic_write, read_json
+from promptir_basicsr.losses.prompt_loss import prompts_of
+from promptir_basicsr.losses.scaler_util import LossScaler
+from promptir_basicsr.models.checkpoint_util import atomic_save, atomic_write, read_json, read_weights
+from promptir_basicsr.models.grow_util import check_fit, grow, state_problems, with_prompts
 from promptir_basicsr.models.padding_util import pad_to_multiple
 from promptir_basicsr.models.validation_util import Measurement, Report
+from promptir_basicsr.option_util import OptionError
 
 logger = logging.getLogger('basicsr')
 
@@ -30,7 +35,12 @@ class PromptModel(SRModel):
     A network's `size_multiple` (or its option `window_size`) is met by padding, so images of any size can be restored.
 
     Options beside BasicSR's own:
+        path.grow_g: start from weights with fewer prompts or labels; see `grow_util`. Default: False.
         train.grad_clip_norm: largest norm of the whole gradient. Default: no clipping.
+        train.frequency_opt: a second loss of the images, such as FrequencyLoss; alone or beside `pixel_opt`.
+        train.prompt_opt: a loss of the network's prompts; the network shows them by `prompt_vectors()`.
+        train.loss_scaler: arguments of LossScaler, which scales the gradient of the losses of images down where they
+            are far above the smallest of late. Default: none.
         val.metrics: name -> {type: ...}. Metrics with `wants_float` get the unrounded RGB image in [0, 1], others
             BasicSR's rounded 8-bit BGR image.
         val.best_metric: the metric whose average over tasks decides on `net_g_best.pth`. Default: the first one.
@@ -61,6 +71,35 @@ class PromptModel(SRModel):
 
     # training
 
+    def init_training_settings(self) -> None:
+        """BasicSR's, and the losses that it does not know.
+
+        Raises:
+            OptionError: there is a loss of prompts, and the network has none.
+        """
+        train = self.opt['train']
+        frequency_alone = train.get('frequency_opt') and not (train.get('pixel_opt') or train.get('perceptual_opt'))
+        if frequency_alone:  # BasicSR ends without one of the two that it knows
+            self.opt['train'] = {**train, 'pixel_opt': train['frequency_opt']}
+        super().init_training_settings()
+        self.opt['train'] = train
+        if frequency_alone:
+            self.cri_pix, self.cri_frequency = None, self.cri_pix
+        else:
+            self.cri_frequency = self._build_loss('frequency_opt')
+        self.cri_prompt = self._build_loss('prompt_opt')
+        if self.cri_prompt:
+            try:
+                prompts_of(self.get_bare_model(self.net_g))
+            except ValueError as error:
+                raise OptionError([f'train.prompt_opt: {error}']) from error
+        scaler = train.get('loss_scaler')
+        self.loss_scaler = None if scaler is None else LossScaler(**scaler)
+
+    def _build_loss(self, key: str) -> nn.Module | None:
+        options = self.opt['train'].get(key)
+        return build_loss(options).to(self.device) if options else None
+
     def feed_data(self, data: Mapping[str, Any]) -> None:
         """Take a batch: lq and gt (B, 3, H, W), optionally task (B names) and degradation (B,) labels."""
         self.lq: torch.Tensor = data['lq'].to(self.device, non_blocking=True)
@@ -80,7 +119,7 @@ class PromptModel(SRModel):
         self.optimizer_g.zero_grad(set_to_none=True)
         self.output = self.restore(self.net_g, self.lq)
         losses = self.losses()
-        torch.stack(list(losses.values())).sum().backward()
+        self._total(losses).backward()
         max_norm = self.opt['train'].get('grad_clip_norm')
         if max_norm:
             self._record('grad_norm', nn.utils.clip_grad_norm_(self.net_g.parameters(), max_norm))
@@ -96,10 +135,31 @@ class PromptModel(SRModel):
         losses = OrderedDict()
         if self.cri_pix:
             losses['l_pix'] = self.cri_pix(self.output, self.gt)
+        if self.cri_frequency:
+            losses['l_freq'] = self.cri_frequency(self.output, self.gt)
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, self.gt)
             losses.update({k: v for k, v in (('l_percep', perceptual), ('l_style', style)) if v is not None})
+        if self.cri_prompt:
+            losses['l_prompt'] = self.cri_prompt(prompts_of(self.get_bare_model(self.net_g)))
         return losses
+
+    def _total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The sum of the terms; those of the images, not that of the prompts, are what `loss_scaler` scales."""
+        images = torch.stack([loss for name, loss in losses.items() if name != 'l_prompt']).sum()
+        if self.loss_scaler is not None:
+            scale = self.loss_scaler(self._mean_of_processes(images))
+            self._record('loss_scale', scale)
+            images = scale * images
+        return images + losses['l_prompt'] if 'l_prompt' in losses else images
+
+    def _mean_of_processes(self, value: torch.Tensor) -> torch.Tensor:
+        """What one process with the whole batch would have."""
+        value = value.detach().clone()
+        if self.opt['dist']:
+            torch.distributed.all_reduce(value)
+            value /= self.opt['world_size']
+        return value
 
     def _record(self, name: str, value: torch.Tensor, weight: int = 1) -> None:
         """Add to a running mean, without waiting for the device."""
@@ -144,6 +204,43 @@ class PromptModel(SRModel):
 
     # files
 
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
+    ) -> None:
+        """Read weights, and grow them where `path.grow_g` allows it.
+
+        The averaged network takes what it can get: BasicSR looks for `params_ema` in a bare state dict, too.
+
+        Raises:
+            OptionError: the file cannot be read or does not fit the network.
+        """
+        bare, paths = self.get_bare_model(net), self.opt['path']
+        weights, key = read_weights(load_path, (param_key, paths.get('param_key_g')))
+        logger.info(f'Loading {type(bare).__name__} model from {load_path} ({key or "a bare state dict"}).')
+        resuming = paths.get('resume_state') and 'network_g' not in (paths.get('ignore_resume_networks') or ())
+        # What the file does not have is the trained network's, so that the averaged one gets the same.
+        weights = with_prompts(weights, self.get_bare_model(self.net_g))
+        found = check_fit(weights, bare, load_path, paths, bool(resuming))
+        weights = grow(weights, self.get_bare_model(self.net_g).state_dict(), found)
+        for difference in found:
+            logger.info(f'  {difference}: {difference.before} {difference.counted} kept, the others are new')
+        if not strict:
+            self._print_different_keys_loading(bare, weights, strict)
+        bare.load_state_dict(weights, strict=strict)
+
+    def resume_training(self, resume_state: Mapping[str, Any]) -> None:
+        """BasicSR's, which notices a state of other sizes in the first step only, and the loss scaler's history.
+
+        Raises:
+            OptionError: the state belongs to a network of other sizes.
+        """
+        problems = state_problems(resume_state['optimizers'], self.optimizers, self.get_bare_model(self.net_g))
+        if problems:
+            raise OptionError(problems)
+        super().resume_training(resume_state)
+        if self.loss_scaler is not None and 'loss_scaler' in resume_state:
+            self.loss_scaler.load_state_dict(resume_state['loss_scaler'])
+
     def save(self, epoch: int, current_iter: int) -> None:
         """BasicSR's save; `current_iter` -1 is the end of the training."""
         self._ended = self._ended or current_iter == -1
@@ -176,6 +273,8 @@ class PromptModel(SRModel):
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
         }
+        if self.loss_scaler is not None:
+            state['loss_scaler'] = self.loss_scaler.state_dict()
         atomic_save(state, os.path.join(self.opt['path']['training_states'], f'{current_iter}.state'))
 
     # restoring and measuring

@@ -13,6 +13,7 @@ import torch
 
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset, unique_names
 from promptir_basicsr.data.image_util import ImageError
+from promptir_basicsr.data.random_util import TrainingGenerator
 from promptir_basicsr.host.sampler import EpochSampler
 from promptir_basicsr.option_util import OptionError
 
@@ -166,7 +167,7 @@ def test_noise_is_added_after_flips_and_rotations(denoise, write, photographs) -
     """The noise field itself is not turned: subtracting the augmented clean crop leaves what the generator drew."""
     folder = write('flat/1.png', np.full((16, 16, 3), 128, np.uint8)).parent
     turned = training({**denoise, 'clean': str(folder)}, gt_size=16, use_hflip=True, use_rot=True, seed=0)[0]
-    rng = np.random.default_rng([0, 0, 0])
+    rng = TrainingGenerator([0, 0, 0])
     rng.integers(1), rng.integers(1), rng.integers(8)
     expected = np.floor(np.clip(128 + 25 * rng.standard_normal((16, 16, 3), np.float32), 0, 255))
     np.testing.assert_array_equal(levels(turned['lq']), expected)

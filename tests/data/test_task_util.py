@@ -280,30 +280,3 @@ def test_python_example_runs() -> None:
     exec(block, names)
     assert all(f'`{key}`' in TEXT for key in names['sample'])
     assert names['sample']['task'] == 'denoise'
-
-
-def test_the_tree_is_what_the_protocol_expects(write, tmp_path) -> None:
-    """The folders as drawn, with the files named there, satisfy every dataset of options/promptir_*.yml."""
-    (tree,) = [block for block in blocks('') if '├' in block]
-    parents, lists = [], []
-    for line in tree.splitlines():
-        indent, name = re.match(r'([│├└─ ]*)(\S+)', line).groups()
-        parents[len(indent) // 4 :] = [name]
-        if name.endswith('.txt'):
-            lists.append('/'.join(parents))
-        elif '.' in name:
-            write('/'.join(parents))
-    for name in lists:
-        folder = (
-            tmp_path / 'data' / 'Train' / {'noisy': 'Denoise', 'rainy': 'Derain', 'hazy': 'Dehaze'}[name.split('/')[2]]
-        )
-        images = [path.relative_to(folder).as_posix() for path in folder.rglob('*.*')]
-        chosen = [image for image in images if not image.startswith(('gt/', 'original/'))]
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text('\n'.join(chosen))
-    files = sorted((DOCS.parents[1] / 'options').glob('*promptir_*.yml'))
-    assert len(files) >= 2
-    for path in files:
-        for key, options in load_yaml(str(path))['datasets'].items():
-            rooted = {**options, 'phase': key.split('_')[0], 'dataroot': str(tmp_path / options['dataroot'])}
-            assert all(len(task) for task in check_dataset(rooted, key))

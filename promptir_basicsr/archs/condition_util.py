@@ -1,0 +1,378 @@
+"""What a network is told of the degradations of its images, as weights of its prompts.
+
+PIP (arXiv 2312.05038) is steered by a person or by a sensor that looks at the image. The released program takes ids and
+halves of two ids; here every mixture can be said, and a sensor can stand in for the person.
+
+Shapes: B batch, H W height and width, T degradations that a network tells apart.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from promptir_basicsr.archs.restormer_util import is_whole
+from promptir_basicsr.data.task_util import DEGRADATION_TYPES
+from promptir_basicsr.option_util import (
+    OptionError,
+    check_registered,
+    find_registered,
+    first_few,
+    is_number,
+    unknown,
+    unknown_keys,
+)
+
+SENSOR_PREFIX = 'sensor.'
+"""Of the names of a sensor's weights in a network that has one."""
+
+
+@dataclass(frozen=True)
+class PromptContext:
+    """What the prompts of all levels are told in one forward pass; worked out once.
+
+    Attributes:
+        weights: level -> (B, T), each row >= 0 and of sum 1.
+        strength: level -> how much of the degradation-aware prompt goes into the basic one; 1 as it was trained.
+    """
+
+    weights: Mapping[str, Tensor]
+    strength: Mapping[str, float]
+
+
+class ConditionedNetwork(nn.Module):
+    """A network that is told the degradations of its images, or has a sensor find them.
+
+    Subclasses name their prompts in `levels`, in the order in which features meet them.
+
+    Args:
+        num_degradations: T.
+        degradations: T names, by id. Default: for five, those of the data sets; otherwise none are known.
+
+    Attributes:
+        sensor: asked where no degradation is given, through its `probabilities` if it has them, else called, with
+            x: (B, 3, H, W); returns (B, T) probabilities. None at first; see `attach_sensor`.
+        hard_sensor: take the likeliest degradation alone instead of the probabilities as they are.
+
+    Raises:
+        ValueError: an argument is not allowed; the message says what is.
+    """
+
+    takes_degradation = True
+    levels: tuple[str, ...] = ()
+
+    def __init__(self, num_degradations: int, degradations: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.degradations = check_names(type(self).__name__, num_degradations, degradations)
+        self.num_degradations = num_degradations
+        self.sensor: Callable[[Tensor], Tensor] | None = None
+        self.hard_sensor = False
+
+    def attach_sensor(self, options: Mapping[str, Any] | None, hard: bool = False) -> None:
+        """Build a sensor as a part of this network: its weights are `sensor.*`, and they are never trained here.
+
+        The random numbers of everything else stay as they are without a sensor.
+
+        Args:
+            options: `type` of a registered network with `probabilities`, such as DegradationSensor, and its arguments;
+                it is given this network's degradations. None: no sensor.
+            hard: `hard_sensor`.
+
+        Raises:
+            OptionError: the options are not understood, or the sensor is of another number of degradations.
+        """
+        where = f'{type(self).__name__}: sensor'
+        problems = check_sensor(where, options)
+        if not isinstance(hard, bool):
+            problems.append(f'{type(self).__name__}: hard_sensor is {hard!r}; it must be true or false.')
+        if problems:
+            raise OptionError(problems)
+        self.hard_sensor = hard
+        if options is None:
+            return
+        kind = find_registered(ARCH_REGISTRY, options['type'])
+        known = {'num_degradations': self.num_degradations, 'degradations': self.degradations}
+        arguments = {name: value for name, value in known.items() if name in inspect.signature(kind).parameters}
+        arguments |= {name: value for name, value in options.items() if name != 'type'}
+        with torch.random.fork_rng(devices=[]):
+            sensor = kind(**arguments)
+        differ = [name for name, value in known.items() if getattr(sensor, name, value) != value]
+        if differ:
+            raise OptionError(
+                f'{where}: {name} is {getattr(sensor, name)!r}, of the network {known[name]!r}. Leave it out of the '
+                'options of the sensor, which then has the same.'
+                for name in differ
+            )
+        self.sensor = sensor.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> 'ConditionedNetwork':
+        """As of any network; a sensor that is not trained here stays in evaluation mode."""
+        super().train(mode)
+        if isinstance(self.sensor, nn.Module) and not any(p.requires_grad for p in self.sensor.parameters()):
+            self.sensor.eval()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Weights of the network alone leave its sensor as it is; PyTorch hands a copy of the caller's mapping down."""
+        mine = f'{prefix}{SENSOR_PREFIX}'
+        if isinstance(self.sensor, nn.Module) and not any(name.startswith(mine) for name in state_dict):
+            state_dict.update({mine + name: value for name, value in self.sensor.state_dict().items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def degradation_weights(self, x: Tensor, degradation: Any = None) -> Tensor:
+        """The weights of the T prompts for each image.
+
+        Args:
+            x: (B, 3, H, W); the sensor looks at it.
+            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
+                these, (B,) ids or (B, T) floats. None asks the sensor.
+
+        Returns:
+            (B, T), >= 0, each row of sum 1, of x's type and device.
+
+        Raises:
+            ValueError: the degradation is not understood, or None and there is no sensor.
+        """
+        return self._weights(x, degradation, f'{type(self).__name__}: degradation')
+
+    def _weights(self, x: Tensor, degradation: Any, where: str) -> Tensor:
+        if degradation is not None:
+            return weights_of(degradation, x, self.num_degradations, self.degradations, where)
+        sensed = self.sense(x)
+        where = f'{type(self).__name__}: what the sensor gave'
+        sensed = sensed.argmax(dim=1) if self.hard_sensor else sensed
+        return weights_of(sensed, x, self.num_degradations, self.degradations, where)
+
+    def sense(self, x: Tensor) -> Tensor:
+        """What the sensor says of x: (B, 3, H, W).
+
+        Returns:
+            (B, T) probabilities, whatever `hard_sensor` is.
+
+        Raises:
+            ValueError: there is no sensor, or it gives something of another shape.
+        """
+        network = type(self).__name__
+        if self.sensor is None:
+            raise ValueError(
+                f'{network}: it is not told the degradation and has no sensor to find it. Give `degradation` '
+                f'({_allowed_ids(self.num_degradations, self.degradations)}; a mixture as {{name: weight}}), or '
+                'attach a sensor: `net.sensor = ...`.'
+            )
+        sensed = getattr(self.sensor, 'probabilities', self.sensor)(x)
+        if sensed.shape != (len(x), self.num_degradations):
+            raise ValueError(
+                f'{network}: the sensor gave {tuple(sensed.shape)}; it must give '
+                f'{(len(x), self.num_degradations)}: for each image a probability of each degradation.'
+            )
+        return sensed
+
+    def prompt_context(
+        self,
+        x: Tensor,
+        degradation: Any = None,
+        strength: float | Mapping[str, float] = 1.0,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> PromptContext:
+        """What the prompts are told of the images x: (B, 3, H, W).
+
+        Args:
+            degradation: as for `degradation_weights`.
+            strength: of the degradation-aware prompts, or {level: strength} with 1 for levels that are not named.
+            overrides: level -> a degradation for this level alone.
+
+        Raises:
+            ValueError: what is given is not understood; all mistakes of level names and strengths are told at once.
+        """
+        network, overrides = type(self).__name__, overrides or {}
+        strengths = strength if isinstance(strength, Mapping) else dict.fromkeys(self.levels, strength)
+        problems = [
+            unknown(f'{network}: {where}', 'level', level, self.levels)
+            for where, given in (('strength', strengths), ('overrides', overrides))
+            for level in given
+            if level not in self.levels
+        ]
+        problems += [
+            f'{network}: the strength of {level} is {value!r}; it must be a finite number. As trained: 1.'
+            for level, value in strengths.items()
+            if not is_number(value) or math.isinf(value)
+        ]
+        if problems:
+            raise ValueError('\n'.join(problems))
+        weights = {
+            level: self._weights(x, given, f'{network}: overrides.{level}') for level, given in overrides.items()
+        }
+        if len(weights) < len(self.levels):
+            shared = self.degradation_weights(x, degradation)
+            weights = {level: weights.get(level, shared) for level in self.levels}
+        return PromptContext(weights, {level: strengths.get(level, 1.0) for level in self.levels})
+
+
+def weights_of(
+    degradation: Any, x: Tensor, num_degradations: int, names: Sequence[str] | None = None, where: str = 'degradation'
+) -> Tensor:
+    """A degradation as weights of T prompts.
+
+    Values of tensors on an accelerator are not looked at, because that would wait for the device: an id out of range
+    becomes NaN there. Everywhere else a mistake is an error.
+
+    Args:
+        degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of these,
+            (B,) ids or (B, T) floats.
+        x: (B, ...), whose batch, device and type the weights get.
+        num_degradations: T.
+        names: T names, by id; None if they are not known.
+        where: at the head of messages.
+
+    Returns:
+        (B, T), each row divided by its sum.
+
+    Raises:
+        ValueError: says what was found and what is allowed; of a list, all mistakes.
+    """
+    if isinstance(degradation, Tensor):
+        return _from_tensor(where, degradation, x, num_degradations, names)
+    if isinstance(degradation, str | Mapping | Integral):
+        row, problems = _row(where, degradation, num_degradations, names)
+        rows = [row] * len(x)
+    elif isinstance(degradation, Sequence):
+        found = [_row(f'{where}[{i}]', one, num_degradations, names) for i, one in enumerate(degradation)]
+        rows, problems = [row for row, _ in found], [problem for _, mine in found for problem in mine]
+        if len(rows) != len(x):
+            problems.append(f'{where}: {len(rows)} are given for a batch of {len(x)}. Give one for each image.')
+    else:
+        problems = [_not_understood(where, degradation, num_degradations, names)]
+    if problems:
+        raise ValueError('\n'.join(problems))
+    return _shares(torch.tensor(rows, dtype=x.dtype, device=x.device))
+
+
+def check_names(network: str, num_degradations: int, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of T degradations, by id; None if they are not known.
+
+    Raises:
+        ValueError: T is no whole number above 0, or the names are not T different ones.
+    """
+    if not is_whole(num_degradations, least=1):
+        raise ValueError(
+            f'{network}: num_degradations is {num_degradations!r}; it must be an integer of at least 1. '
+            'The released program has 5.'
+        )
+    if names is None:
+        return DEGRADATION_TYPES if num_degradations == len(DEGRADATION_TYPES) else None
+    found = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
+    words = {name for name in found if isinstance(name, str) and name}
+    if not len(words) == len(found) == num_degradations:
+        raise ValueError(
+            f'{network}: degradations is {names!r}; it must be a list of num_degradations = {num_degradations} '
+            'different names, by id.'
+        )
+    return tuple(found)
+
+
+def check_sensor(where: str, options: object) -> list[str]:
+    """What is wrong with the options of a sensor, found before it is built. None is no sensor."""
+    if options is None:
+        return []
+    if not isinstance(options, Mapping) or 'type' not in options:
+        return [f'{where}: give options with a type, e.g. {{type: DegradationSensor}}, not {options!r}.']
+    problems = check_registered(f'{where}.type', 'network', options['type'], ARCH_REGISTRY)
+    if problems:
+        return problems
+    kind = find_registered(ARCH_REGISTRY, options['type'])
+    if not hasattr(kind, 'probabilities'):
+        sensors = ', '.join(sorted(name for name, network in ARCH_REGISTRY if hasattr(network, 'probabilities')))
+        return [f"{where}.type: '{options['type']}' is no sensor, it has no `probabilities`. Allowed: {sensors}."]
+    return unknown_keys(where, options, ('type', *inspect.signature(kind).parameters))
+
+
+def _from_tensor(
+    where: str, degradation: Tensor, x: Tensor, num_degradations: int, names: Sequence[str] | None
+) -> Tensor:
+    """Ids () or (B,), weights (T,) or (B, T), as weights (B, T)."""
+    is_weights = degradation.is_floating_point()
+    if not is_weights and (degradation.dtype == torch.bool or degradation.is_complex()):
+        raise ValueError(_not_understood(where, degradation, num_degradations, names))
+    one, each = ((num_degradations,), (len(x), num_degradations)) if is_weights else ((), (len(x),))
+    shape = tuple(degradation.shape)
+    if shape not in (one, each):
+        raise ValueError(
+            f'{where} is {"weights" if is_weights else "ids"} of shape {shape}; for a batch of {len(x)} and '
+            f'{num_degradations} degradations it must be {each}, or {one} for all images alike.'
+        )
+    if degradation.device.type == 'cpu' and not torch.compiler.is_compiling():
+        rows = degradation.reshape(-1, num_degradations) if is_weights else degradation.reshape(-1)
+        problems = []
+        for i, value in enumerate(rows.tolist()):
+            mixture = dict(enumerate(value)) if is_weights else value
+            problems += _row(where if shape == one else f'{where}[{i}]', mixture, num_degradations, names)[1]
+        if problems:
+            raise ValueError('\n'.join(problems))
+    degradation = degradation.to(x.device)
+    if not is_weights:
+        degradation = degradation[..., None] == torch.arange(num_degradations, device=x.device)
+    return _shares(degradation.to(x.dtype).expand(each if is_weights else (len(x), num_degradations)))
+
+
+def _row(
+    where: str, degradation: Any, num_degradations: int, names: Sequence[str] | None
+) -> tuple[list[float], list[str]]:
+    """The weights of one image, and what is wrong with them."""
+    mixture = degradation if isinstance(degradation, Mapping) else {degradation: 1.0} if _is_word(degradation) else None
+    if mixture is None:
+        return [], [_not_understood(where, degradation, num_degradations, names)]
+    row, problems = [0.0] * num_degradations, []
+    for word, weight in mixture.items():
+        number, wrong = _id_of(where, word, num_degradations, names)
+        problems += wrong
+        if not is_number(weight) or math.isinf(weight) or weight < 0:
+            problems.append(f'{where}: the weight of {word!r} is {weight!r}; it must be a number of at least 0.')
+        elif not wrong:
+            row[number] += weight
+    if not problems and not sum(row):
+        problems.append(f'{where}: no weight is above 0. Give one that is; the weights are divided by their sum.')
+    return row, problems
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str | Integral) and not isinstance(value, bool)
+
+
+def _id_of(where: str, word: Any, num_degradations: int, names: Sequence[str] | None) -> tuple[int, list[str]]:
+    """The id of a name or an id, and what is wrong with it."""
+    if not _is_word(word):
+        return 0, [_not_understood(where, word, num_degradations, names)]
+    if not isinstance(word, str):
+        problem = f'{where}: there is no id {word}. Allowed: {_allowed_ids(num_degradations, names)}.'
+        return int(word), [] if 0 <= word < num_degradations else [problem]
+    if names is None:
+        return 0, [
+            f"{where}: '{word}' is a name, and the network knows none. Give {_allowed_ids(num_degradations, names)}, "
+            f'or build the network with `degradations`, a list of {num_degradations} names.'
+        ]
+    return (names.index(word), []) if word in names else (0, [unknown(where, 'degradation', word, names)])
+
+
+def _shares(weights: Tensor) -> Tensor:
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _allowed_ids(num_degradations: int, names: Sequence[str] | None) -> str:
+    if names is None:
+        return f'an id from 0 to {num_degradations - 1}'
+    return 'an id or a name: ' + first_few((f'{number} {name}' for number, name in enumerate(names)), most=12)
+
+
+def _not_understood(where: str, found: object, num_degradations: int, names: Sequence[str] | None) -> str:
+    kind = f'a tensor of {found.dtype}' if isinstance(found, Tensor) else repr(found)
+    return (
+        f'{where} is {kind}; it must be {_allowed_ids(num_degradations, names)}; a mixture '
+        f'{{name: weight}}; a list of these, one an image; or a tensor of ids (B,) or of float weights '
+        f'(B, {num_degradations}).'
+    )

@@ -1,0 +1,279 @@
+"""PIPRestormer: one network for several degradations, told which by a person or by a sensor.
+
+Source: Li, Lei, Ma, Zhang, Shan, "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038), on the
+backbone of Restormer, as the released program has it. An independent implementation with the released parameter names.
+
+Shapes: B batch, H W height and width, T degradations. `dim` features at full size; a level has half the size of the one
+above it.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from promptir_basicsr.archs.condition_util import SENSOR_PREFIX, ConditionedNetwork, PromptContext
+from promptir_basicsr.archs.pip_util import PromptInPrompt, PromptToFeature, check_interaction
+from promptir_basicsr.archs.restormer_util import (
+    Downsample,
+    OverlapPatchEmbed,
+    TransformerBlock,
+    Upsample,
+    check_backbone,
+    check_ends,
+    check_image,
+    check_whole_numbers,
+)
+from promptir_basicsr.host import register
+
+PROMPT_HEADS = 2  # of the attention between the two prompts, at every level
+INTERACTION_HEADS = 4  # of the attention of features to their prompt, at every level
+
+
+@register(ARCH_REGISTRY)
+class PIPRestormer(ConditionedNetwork):
+    """PIP on the three skip connections of Restormer; the defaults are the released program's.
+
+    The decoder gets modulated skips, the encoder goes on with the features as they are. All widths follow from `dim`.
+    Lists are as good as tuples.
+
+    Args:
+        inp_channels: channels of the degraded image.
+        out_channels: channels of the restored image; the same number, because the network adds its output to its input.
+        dim: feature channels at full size, a multiple of 8.
+        num_blocks: Transformer blocks at levels 1 to 4, in the encoder; the decoder repeats levels 3 to 1.
+        num_refinement_blocks: blocks after the decoder, at full size.
+        heads: attention heads at levels 1 to 4.
+        ffn_expansion_factor: hidden width of the feed-forward networks over their input width.
+        bias: whether the convolutions of the blocks, the 1x1 convolutions between stages and the output convolution
+            have biases.
+        layer_norm_type: 'WithBias' or 'BiasFree'.
+        num_degradations: T.
+        degradations: their names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
+        prompt_dims: prompt channels at levels 1 to 3, multiples of 4 of at least 12. Default: about 4/3 of the skips'
+            channels, (64, 128, 256) for the default dim. Above the skips' channels some of the degradation-aware
+            prompt is never used; equal to them, (48, 96, 192), all of it is.
+        prompt_sizes: height and width of the prompts of levels 1 to 3, at least 2.
+        interaction: how features take up their prompt: 'topm' (the paper's selective interaction), 'cross', 'gate' or
+            'promptir_gate'; see `PromptToFeature`.
+        sensor: `type` and arguments of a network that finds the degradation where none is given, such as
+            DegradationSensor. It becomes a part of this network and is not trained with it; see `attach_sensor`.
+        hard_sensor: what it finds likeliest alone counts, not its probabilities as they are.
+
+    Raises:
+        ValueError: an argument is not allowed; the message names it and says what is.
+    """
+
+    scale = 1
+    size_multiple = 8
+    levels = ('level3', 'level2', 'level1')
+
+    def __init__(
+        self,
+        inp_channels: int = 3,
+        out_channels: int = 3,
+        dim: int = 48,
+        num_blocks: Sequence[int] = (4, 6, 6, 8),
+        num_refinement_blocks: int = 4,
+        heads: Sequence[int] = (1, 2, 4, 8),
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        layer_norm_type: str = 'WithBias',
+        num_degradations: int = 5,
+        degradations: Sequence[str] | None = None,
+        prompt_dims: Sequence[int] | None = None,
+        prompt_sizes: Sequence[int] = (64, 32, 16),
+        interaction: str = 'topm',
+        sensor: Mapping[str, Any] | None = None,
+        hard_sensor: bool = False,
+    ) -> None:
+        super().__init__(num_degradations, degradations)
+        check_backbone('PIPRestormer', dim, num_blocks, heads, ffn_expansion_factor)
+        check_ends('PIPRestormer', inp_channels, out_channels, num_refinement_blocks)
+        check_interaction('PIPRestormer', interaction)
+        prompt_dims = prompt_widths(dim) if prompt_dims is None else prompt_dims
+        _check_prompts(prompt_dims, prompt_sizes)
+        self.dim = dim
+        self.inp_channels = inp_channels
+        self.interaction = interaction
+
+        width1, width2, width3, width4 = (dim * 2**level for level in range(4))
+        settings: dict[str, Any] = {
+            'ffn_expansion_factor': ffn_expansion_factor,
+            'bias': bias,
+            'layer_norm_type': layer_norm_type,
+        }
+        conv1x1 = partial(nn.Conv2d, kernel_size=1, bias=bias)
+
+        def stage(width: int, num_heads: int, count: int) -> nn.Sequential:
+            return nn.Sequential(*(TransformerBlock(width, num_heads, **settings) for _ in range(count)))
+
+        def prompt(level: int) -> PromptInPrompt:
+            size = prompt_sizes[level - 1]
+            return PromptInPrompt(prompt_dims[level - 1], num_degradations, size, PROMPT_HEADS, **settings)
+
+        def interact(level: int) -> PromptToFeature:
+            width = dim * 2 ** (level - 1)
+            return PromptToFeature(width, prompt_dims[level - 1], interaction, INTERACTION_HEADS, **settings)
+
+        self.patch_embed = OverlapPatchEmbed(inp_channels, width1)
+        self.encoder_level1 = stage(width1, heads[0], num_blocks[0])
+        self.down1_2 = Downsample(width1)
+        self.encoder_level2 = stage(width2, heads[1], num_blocks[1])
+        self.down2_3 = Downsample(width2)
+        self.encoder_level3 = stage(width3, heads[2], num_blocks[2])
+        self.down3_4 = Downsample(width3)
+        self.latent = stage(width4, heads[3], num_blocks[3])
+
+        self.prompt3 = prompt(3)
+        self.low_prompt_interaction_level3 = interact(3)
+        self.prompt2 = prompt(2)
+        self.low_prompt_interaction_level2 = interact(2)
+        self.prompt1 = prompt(1)
+        self.low_prompt_interaction_level1 = interact(1)
+
+        # An upsampling leaves half the channels of what it is given, and the skip connection adds its own.
+        self.chnl_reduce3 = conv1x1(width4, width3)
+        self.up4_3 = Upsample(width3)
+        self.reduce_chan_level3 = conv1x1(width3 // 2 + width3, width3)
+        self.decoder_level3 = stage(width3, heads[2], num_blocks[2])
+        self.up3_2 = Upsample(width3)
+        self.reduce_chan_level2 = conv1x1(width3 // 2 + width2, width2)
+        self.decoder_level2 = stage(width2, heads[1], num_blocks[1])
+        self.up2_1 = Upsample(width2)
+        self.decoder_level1 = stage(width2, heads[0], num_blocks[0])
+        self.refinement = stage(width2, heads[0], num_refinement_blocks)
+        self.output = nn.Conv2d(width2, out_channels, 3, padding=1, bias=bias)
+        self.attach_sensor(sensor, hard_sensor)
+
+    def forward(
+        self,
+        x: Tensor,
+        degradation: Any = None,
+        strength: float | Mapping[str, float] = 1.0,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Restore x.
+
+        Args:
+            x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple.
+            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
+                these, (B,) ids or (B, T) floats. None asks the sensor, if the network has one.
+            strength: how much of the degradation-aware prompts is used, 1 as trained and 0 for none; or
+                {'level2': 0.5}, with 1 for levels that are not named.
+            overrides: a degradation for one level alone, such as {'level3': 'derain'}.
+
+        Returns:
+            (B, 3, H, W), RGB, not clamped.
+
+        Raises:
+            ValueError: x has another shape, or what is said of the degradation is not understood.
+        """
+        check_image('PIPRestormer', x, self.inp_channels, self.size_multiple)
+        context = self.prompt_context(x, degradation, strength, overrides)
+
+        skip1 = self.encoder_level1(self.patch_embed(x))  # (B, dim, H, W)
+        skip2 = self.encoder_level2(self.down1_2(skip1))  # (B, 2 dim, H/2, W/2)
+        skip3 = self.encoder_level3(self.down2_3(skip2))  # (B, 4 dim, H/4, W/4)
+        y = self.latent(self.down3_4(skip3))  # (B, 8 dim, H/8, W/8)
+
+        y = self.up4_3(self.chnl_reduce3(y))  # (B, 2 dim, H/4, W/4)
+        y = torch.cat([y, self._modulate(3, skip3, context)], dim=1)  # (B, 6 dim, H/4, W/4)
+        y = self.decoder_level3(self.reduce_chan_level3(y))  # (B, 4 dim, H/4, W/4)
+
+        y = torch.cat([self.up3_2(y), self._modulate(2, skip2, context)], dim=1)  # (B, 4 dim, H/2, W/2)
+        y = self.decoder_level2(self.reduce_chan_level2(y))  # (B, 2 dim, H/2, W/2)
+
+        y = torch.cat([self.up2_1(y), self._modulate(1, skip1, context)], dim=1)  # (B, 2 dim, H, W)
+        return self.output(self.refinement(self.decoder_level1(y))) + x
+
+    def prompt_weights(
+        self, x: Tensor, degradation: Any = None, overrides: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """How much of each degradation's prompt x is given, level by level.
+
+        Args:
+            x, degradation, overrides: as for `forward`.
+
+        Returns:
+            (B, T) for 'level3', 'level2' and 'level1', in the order in which features meet the prompts; each row is
+            >= 0 and of sum 1.
+
+        Raises:
+            ValueError: as for `forward`.
+        """
+        check_image('PIPRestormer', x, self.inp_channels, self.size_multiple)
+        return dict(self.prompt_context(x, degradation, overrides=overrides).weights)
+
+    def prompt_vectors(self) -> dict[str, Tensor]:
+        """The degradation-aware prompts themselves, level by level: what a loss of prompts acts on.
+
+        Returns:
+            (T, prompt channels) for 'level3', 'level2' and 'level1'.
+        """
+        return {
+            f'level{level}': getattr(self, f'prompt{level}').detask_prompt_param[0].flatten(1) for level in (3, 2, 1)
+        }
+
+    def _modulate(self, level: int, skip: Tensor, context: PromptContext) -> Tensor:
+        """The skip of a level: (B, C, H, W), as its prompt modulates it for the decoder."""
+        name = f'level{level}'
+        prompt = getattr(self, f'prompt{level}')(skip, context.weights[name], context.strength[name])
+        return getattr(self, f'low_prompt_interaction_{name}')(skip, prompt)
+
+    def released_state_dict(self) -> dict[str, Tensor]:
+        """The weights with the names and shapes of the authors' checkpoints, without those of a sensor.
+
+        These hold three tensors that never take part in the computation; here they are zeros.
+
+        Raises:
+            ValueError: the interaction is a gate, whose released names are not known.
+        """
+        if self.interaction not in ('topm', 'cross'):
+            raise ValueError(
+                f"PIPRestormer: built with interaction='{self.interaction}', whose released layout is not known. It "
+                "is known for 'topm' and 'cross'."
+            )
+        zeros = self.output.weight.new_zeros
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith(SENSOR_PREFIX)}
+        return {**own, **{name: zeros(shape) for name, shape in unused_shapes(self.dim).items()}}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load released checkpoints, too: leave out the three tensors that they hold and nothing uses, and no other."""
+        for name in unused_shapes(self.dim):
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def prompt_widths(dim: int) -> tuple[int, int, int]:
+    """Prompt channels at levels 1 to 3: 64, 128 and 256 for the released dim of 48, always divisible into heads."""
+    level1 = 4 * round(dim / 3)
+    return level1, 2 * level1, 4 * level1
+
+
+def unused_shapes(dim: int) -> dict[str, tuple[int, int, int, int]]:
+    """Names and shapes of the three tensors of a released checkpoint that nothing uses: 112,896 numbers at dim 48."""
+    shapes = {}
+    for level, prompt in enumerate(prompt_widths(dim), start=1):
+        width = dim * 2 ** (level - 1)
+        shapes[f'reduce_noise_channel_{level}.weight'] = (width, width + prompt, 1, 1)
+    return shapes
+
+
+def _check_prompts(prompt_dims: Sequence[int], prompt_sizes: Sequence[int]) -> None:
+    check_whole_numbers('PIPRestormer', 'prompt_dims', prompt_dims, length=3)
+    # A head of fewer channels has nothing to select from; queries and keys would never learn.
+    if any(width % INTERACTION_HEADS or width < 3 * INTERACTION_HEADS for width in prompt_dims):
+        raise ValueError(
+            f'PIPRestormer: prompt_dims is {prompt_dims!r}; they must be multiples of {INTERACTION_HEADS} of at least '
+            f'{3 * INTERACTION_HEADS}, so that each of the {INTERACTION_HEADS} heads has three channels or more.'
+        )
+    check_whole_numbers('PIPRestormer', 'prompt_sizes', prompt_sizes, length=3)
+    if min(prompt_sizes) < 2:
+        raise ValueError(
+            f'PIPRestormer: prompt_sizes is {prompt_sizes!r}; they must be at least 2: the attention compares channels '
+            'over the pixels of the prompts, and one pixel tells nothing.'
+        )

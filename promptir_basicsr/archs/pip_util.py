@@ -1,0 +1,386 @@
+"""The prompt modules of PIP, for any backbone: prompts in prompts, and how features take them up.
+
+Source: Li, Lei, Ma, Zhang, Shan, "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038), as
+the released program has it. An independent implementation in its plain formulation; parameter names are the released
+ones.
+
+A level of a network is modulated in two steps, `prompt = PromptInPrompt(...)(x, weights)` and
+`x = PromptToFeature(...)(x, prompt)`. The weights say how much of each degradation an image has; they are the same for
+all levels and worked out once (see `condition_util`).
+
+Shapes: B batch, C feature channels, H W feature size, T degradations, D prompt channels, S prompt size, h heads,
+c = D / h channels a head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptir_basicsr.archs.prompt_util import PromptBankModule
+from promptir_basicsr.archs.restormer_util import GDFN, LayerNorm2d, TransformerBlock, channel_similarity, mix_channels
+from promptir_basicsr.option_util import unknown
+
+INTERACTIONS = ('topm', 'cross', 'gate', 'promptir_gate')
+"""Of features and prompt; in the released program pip_cross_topm, pip_cross, convgate and promptir_gate."""
+
+TOP_RATIOS = ((1, 2), (2, 3), (3, 4), (4, 5))
+"""The parts of a row of the attention that the selective interaction keeps, as fractions."""
+
+
+class PromptInPrompt(PromptBankModule):
+    """The universal prompt of a level: what is known of the degradation, put into what restoration needs anyway.
+
+    Two prompts are learned: the degradation-aware prompt `detask_prompt_param`, a vector a degradation, and the basic
+    restoration prompt `low_prompt_param`, one for all images. The first is weighted, multiplied by the features so
+    that it depends on the image, and put into the second by an attention (`LGM`, the prompt-to-prompt interaction).
+
+    With fewer feature channels than prompt channels the product has zeros behind the features' channels, and the
+    degradation-aware prompt gets no gradient there. In the released configuration that is a quarter of it.
+
+    Args:
+        prompt_dim: D, a multiple of num_heads and at least twice as large.
+        num_degradations: T.
+        prompt_size: S, at least 2: the height and width at which the prompts are kept.
+        num_heads: h of the attention between the prompts.
+        ffn_expansion_factor: hidden width of its feed-forward network over D.
+        bias: whether its convolutions have biases.
+        layer_norm_type: 'WithBias' or 'BiasFree'.
+    """
+
+    # A network that tells more degradations apart can start from the weights of one with fewer.
+    growable_axes = {'degradations': {'detask_prompt_param': 1}}
+
+    def __init__(
+        self,
+        prompt_dim: int,
+        num_degradations: int,
+        prompt_size: int,
+        num_heads: int = 2,
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        layer_norm_type: str = 'WithBias',
+    ) -> None:
+        super().__init__()
+        self.detask_prompt_param = nn.Parameter(torch.randn(1, num_degradations, prompt_dim, 1, 1))
+        self.low_prompt_param = nn.Parameter(torch.randn(1, prompt_dim, prompt_size, prompt_size))
+        self.LGM = PromptToPrompt(prompt_dim, num_heads, ffn_expansion_factor, bias, layer_norm_type)
+        self.outconv = nn.Conv2d(prompt_dim, prompt_dim, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor, weights: Tensor, strength: float | Tensor = 1.0) -> Tensor:
+        """The universal prompt for the features x.
+
+        Args:
+            x: (B, C, H, W).
+            weights: (B, T), each row of sum 1.
+            strength: how much of the degradation-aware prompt goes into the basic one, as for `PromptToPrompt`.
+
+        Returns:
+            (B, D, H, W).
+        """
+        prompt = self.LGM(self.low_prompt_param, self.degradation_prompt(x, weights), strength)
+        return self.outconv(F.interpolate(prompt, size=x.shape[-2:], mode='bilinear', align_corners=False))
+
+    def degradation_prompt(self, x: Tensor, weights: Tensor) -> Tensor:
+        """The degradation-aware prompt, as the features x: (B, C, H, W) colour it; weights: (B, T).
+
+        Returns (B, D, S, S).
+        """
+        size = self.low_prompt_param.shape[-2:]
+        features = F.interpolate(x, size=size, mode='bilinear', align_corners=False)
+        features = fit_channels(features, self.low_prompt_param.shape[1])
+        # A mean over all degradations, not a sum: with one of five the prompt is a fifth of its vector.
+        vector = (weights[:, :, None, None, None] * self.detask_prompt_param).mean(dim=1)
+        return vector * features
+
+
+class PromptToPrompt(nn.Module):
+    """Put one prompt into another: z = b + CA(LN b, LN d), then z + GDFN(LN z).
+
+    Args:
+        dim: D, a multiple of num_heads and at least twice as large.
+        num_heads: h.
+        ffn_expansion_factor: hidden width of the feed-forward network over D.
+        bias: whether the convolutions have biases.
+        layer_norm_type: 'WithBias' or 'BiasFree'.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_expansion_factor: float, bias: bool, layer_norm_type: str) -> None:
+        super().__init__()
+        self.norm11 = LayerNorm2d(dim, layer_norm_type)
+        self.norm12 = LayerNorm2d(dim, layer_norm_type)
+        self.attn = CrossAttention(dim, num_heads, bias)
+        self.norm2 = LayerNorm2d(dim, layer_norm_type)
+        self.ffn = GDFN(dim, ffn_expansion_factor, bias)
+
+    def forward(self, basic: Tensor, degradation: Tensor, strength: float | Tensor = 1.0) -> Tensor:
+        """Put a degradation-aware prompt into the basic prompt.
+
+        The strength multiplies what the attention adds. Multiplying the degradation-aware prompt itself would do next
+        to nothing, because the normalisation takes its scale away.
+
+        Args:
+            basic: (1, D, S, S) for all images, or (B, D, S, S).
+            degradation: (B, D, S, S).
+            strength: 1 as it was trained, 0 for the basic prompt alone; a tensor of them is (B, 1, 1, 1).
+
+        Returns:
+            (B, D, S, S).
+        """
+        z = basic + strength * self.attn(self.norm11(basic), self.norm12(degradation))
+        return z + self.ffn(self.norm2(z))
+
+
+class PromptToFeature(nn.Module):
+    """Features as the prompt of their level modulates them.
+
+    | interaction | what it does |
+    |:--|:--|
+    | topm | the features attend to the prompt, each channel to its most similar ones: `PromptCrossBlock` |
+    | cross | the same with an ordinary softmax |
+    | gate | x * gate + shift, both convolutions of the prompt: `ConvGate` |
+    | promptir_gate | the same, both from features and prompt mixed by a Transformer block: `TransformerGate` |
+
+    The cross blocks give the features in a normalised form and are no identity at the start. A backbone that was
+    trained before keeps its output with `residual`: x + alpha P2F(x, prompt), where alpha is learned and 0 at first.
+
+    Args:
+        feature_dim: C. The Transformer gate needs a multiple of num_heads.
+        prompt_dim: D, below, equal to or above C; a multiple of num_heads. A head has at least two channels with an
+            attention, at least three with 'topm'.
+        interaction: one of the above.
+        num_heads: h of the attention.
+        ffn_expansion_factor: hidden over input width of the feed-forward network.
+        bias: whether the convolutions have biases.
+        layer_norm_type: 'WithBias' or 'BiasFree'.
+        residual: whether the modulated features are added to the features.
+
+    Raises:
+        ValueError: the interaction is unknown.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        prompt_dim: int,
+        interaction: str = 'topm',
+        num_heads: int = 4,
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        layer_norm_type: str = 'WithBias',
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        check_interaction('PromptToFeature', interaction)
+        self.interaction = interaction
+        self.alpha = nn.Parameter(torch.zeros(1)) if residual else None
+        if interaction == 'gate':
+            self.gate: nn.Module = ConvGate(feature_dim, prompt_dim, bias)
+        elif interaction == 'promptir_gate':
+            self.gate = TransformerGate(feature_dim, prompt_dim, num_heads, ffn_expansion_factor, bias, layer_norm_type)
+        else:
+            attention = TopMCrossAttention if interaction == 'topm' else CrossAttention
+            self.prompt_transformer_cross = PromptCrossBlock(
+                feature_dim,
+                prompt_dim,
+                attention(prompt_dim, num_heads, bias),
+                ffn_expansion_factor,
+                bias,
+                layer_norm_type,
+            )
+
+    def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
+        """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        modulate = self.prompt_transformer_cross if self.interaction in ('topm', 'cross') else self.gate
+        if self.alpha is None:
+            return modulate(x, prompt)
+        return x + self.alpha * modulate(x, prompt)
+
+
+class PromptCrossBlock(nn.Module):
+    """Features attend to a prompt: a = LN x + CA(LN x, LN prompt), then a + DualGatedFFN(LN a).
+
+    The attention runs at the width of the prompt. Narrower features are filled up with zeros and reduced afterwards;
+    of wider ones the channels behind the prompt's width go round the attention.
+
+    The features themselves are not carried on, only their normalised form: x and 10 x give the same.
+
+    Args:
+        feature_dim: C.
+        prompt_dim: D.
+        attention: called with (B, D, H, W) features and prompt; returns the same shape.
+        ffn_expansion_factor: hidden width of the feed-forward network over C.
+        bias: whether the convolutions have biases.
+        layer_norm_type: 'WithBias' or 'BiasFree'.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        prompt_dim: int,
+        attention: nn.Module,
+        ffn_expansion_factor: float,
+        bias: bool,
+        layer_norm_type: str,
+    ) -> None:
+        super().__init__()
+        self.norm11 = LayerNorm2d(feature_dim, layer_norm_type)
+        self.norm12 = LayerNorm2d(prompt_dim, layer_norm_type)
+        self.attn = attention
+        if feature_dim < prompt_dim:
+            self.reduce_channel = nn.Conv2d(prompt_dim, feature_dim, 1, bias=bias)
+        self.norm2 = LayerNorm2d(feature_dim, layer_norm_type)
+        self.ffn = DualGatedFFN(feature_dim, ffn_expansion_factor, bias)
+
+    def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
+        """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        x, prompt = self.norm11(x), self.norm12(prompt)
+        width, prompt_width = x.shape[1], prompt.shape[1]
+        y = fit_channels(x, prompt_width)
+        y = y + self.attn(y, prompt)
+        if width < prompt_width:
+            y = self.reduce_channel(y)
+        elif width > prompt_width:
+            y = torch.cat([y, x[:, prompt_width:]], dim=1)
+        return y + self.ffn(self.norm2(y))
+
+
+class CrossAttention(nn.Module):
+    """Transposed attention with queries from one input, keys and values from another: channels attend to channels.
+
+    Args:
+        dim: D, a multiple of num_heads and at least twice as large.
+        num_heads: h.
+        bias: whether the convolutions have biases.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
+        super().__init__()
+        assert dim % num_heads == 0, f'{num_heads} heads do not divide {dim} channels'
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.kv = nn.Conv2d(dim, 2 * dim, 1, bias=bias)
+        self.kv_dwconv = nn.Conv2d(2 * dim, 2 * dim, 3, padding=1, groups=2 * dim, bias=bias)
+        self.q = nn.Conv2d(dim, dim, 1, bias=bias)
+        self.q_dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=bias)
+        self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        """x: (B, D, H, W) or (1, D, H, W) asks, other: (B, D, H, W) answers. Returns (B, D, H, W)."""
+        q = self.q_dwconv(self.q(x))
+        k, v = self.kv_dwconv(self.kv(other)).chunk(2, dim=1)
+        attention = self.attention(channel_similarity(q, k, self.temperature))
+        return self.project_out(mix_channels(attention, v))
+
+    def attention(self, similarity: Tensor) -> Tensor:
+        """How much of each channel of v goes into each channel: (B, h, c, c) of similarity. Returns the same shape."""
+        return similarity.softmax(dim=-1)
+
+
+class TopMCrossAttention(CrossAttention):
+    """Cross attention that attends to the most similar channels only, in four selections of different size.
+
+    Each row of the similarity is cut down to its m largest entries before the softmax, for m of 1/2, 2/3, 3/4 and 4/5
+    of a head's channels (rounded down). The four are added with learned factors, `attn1` to `attn4`, 0.2 at first.
+
+    Args:
+        dim: D, a multiple of num_heads and at least three times as large, so that a selection has a choice.
+        num_heads: h.
+        bias: whether the convolutions have biases.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
+        super().__init__(dim, num_heads, bias)
+        assert dim // num_heads >= 3, f'{dim} channels in {num_heads} heads leave the top-m selection no choice'
+        self.attn1, self.attn2, self.attn3, self.attn4 = (nn.Parameter(torch.full((1,), 0.2)) for _ in TOP_RATIOS)
+
+    def attention(self, similarity: Tensor) -> Tensor:
+        """(B, h, c, c) of similarity. Returns the same shape; a row has the sum of the four factors."""
+        factors = (self.attn1, self.attn2, self.attn3, self.attn4)
+        return top_m_attention(similarity, top_counts(similarity.shape[-1]), factors)
+
+
+def top_m_attention(similarity: Tensor, counts: Sequence[int], factors: Sequence[Tensor]) -> Tensor:
+    """The sum of factor * softmax over the m largest entries of each row, for each m of `counts`.
+
+    Args:
+        similarity: (..., c).
+        counts: the m, at least 1 and at most c.
+        factors: one for each m.
+
+    Returns:
+        (..., c); 0 where an entry is among none of the largest.
+    """
+    largest, places = similarity.topk(max(counts), dim=-1)
+    chosen = [
+        F.pad(factor * largest[..., :m].softmax(dim=-1), (0, largest.shape[-1] - m))
+        for m, factor in zip(counts, factors, strict=True)
+    ]
+    total = torch.stack(chosen).sum(dim=0)
+    return total.new_zeros(similarity.shape).scatter(-1, places, total)
+
+
+def top_counts(channels: int) -> list[int]:
+    """How many of the channels of a head each of the four selections keeps."""
+    return [channels * part // whole for part, whole in TOP_RATIOS]
+
+
+class DualGatedFFN(GDFN):
+    """A feed-forward network whose two halves gate each other: gelu(a) * b + gelu(b) * a."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H, W)."""
+        a, b = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        return self.project_out(F.gelu(a) * b + F.gelu(b) * a)
+
+
+class ConvGate(nn.Module):
+    """x * sigmoid(gate) + shift, where gate and shift are convolutions of the prompt."""
+
+    def __init__(self, feature_dim: int, prompt_dim: int, bias: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(prompt_dim, prompt_dim, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv2d(prompt_dim, feature_dim, 3, padding=1, bias=bias)
+        self.conv3 = nn.Conv2d(prompt_dim, feature_dim, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
+        """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        prompt = self.conv1(prompt)
+        return x * self.conv2(prompt).sigmoid() + self.conv3(prompt)
+
+
+class TransformerGate(nn.Module):
+    """x * sigmoid(gate) + shift, where gate and shift are convolutions of features and prompt mixed by a block."""
+
+    def __init__(
+        self,
+        feature_dim: int,
+        prompt_dim: int,
+        num_heads: int,
+        ffn_expansion_factor: float,
+        bias: bool,
+        layer_norm_type: str,
+    ) -> None:
+        super().__init__()
+        width = feature_dim + prompt_dim
+        self.block = TransformerBlock(width, num_heads, ffn_expansion_factor, bias, layer_norm_type)
+        self.gate = nn.Conv2d(width, feature_dim, 3, padding=1, bias=bias)
+        self.shift = nn.Conv2d(width, feature_dim, 1, bias=bias)
+
+    def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
+        """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        mixed = self.block(torch.cat([x, prompt], dim=1))
+        return x * self.gate(mixed).sigmoid() + self.shift(mixed)
+
+
+def fit_channels(x: Tensor, width: int) -> Tensor:
+    """x: (B, C, H, W) with `width` channels: the first of its own, then zeros."""
+    if x.shape[1] >= width:
+        return x[:, :width]
+    return F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))
+
+
+def check_interaction(where: str, interaction: str) -> None:
+    """Raise ValueError unless `interaction` is one of INTERACTIONS."""
+    if interaction not in INTERACTIONS:
+        raise ValueError(unknown(where, 'interaction', interaction, INTERACTIONS))

@@ -1,0 +1,225 @@
+"""Tell whether a training, or a test, would be right before it starts; `docs/check.md` says what is looked at."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from promptir_basicsr.check_data import (
+    CheckedDataset,
+    Images,
+    count_findings,
+    duplicate_findings,
+    duplicates_of,
+    extra_findings,
+    image_findings,
+)
+from promptir_basicsr.check_report import (
+    ERROR,
+    NOTE,
+    DatasetReport,
+    EpochReport,
+    Finding,
+    Report,
+    print_report,
+)
+from promptir_basicsr.data.image_util import ImageError
+from promptir_basicsr.data.task_util import TaskSurvey
+from promptir_basicsr.epoch_util import plan_epochs
+from promptir_basicsr.host.options import read_options
+from promptir_basicsr.models.lr_curve_util import rate_curve
+from promptir_basicsr.option_check import check_options
+from promptir_basicsr.option_util import MachineProblem, check_count, is_number
+
+
+def main() -> int:
+    """The verb `basicsr check`."""
+    args = argument_parser().parse_args()
+    for stream in (sys.stdout, sys.stderr):  # names of files may be anything
+        getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
+    try:
+        report = check_file(
+            args.opt,
+            args.force_yml,
+            decode=not args.fast,
+            workers=args.workers,
+            processes=args.processes,
+            allow_counts=args.allow_counts,
+            progress=True,
+        )
+    except ImageError as error:
+        sys.stderr.write(f'{error}\n')
+        return 1
+    try:
+        if args.json:
+            sys.stdout.write(json.dumps(report.as_json(), indent=2) + '\n')
+        else:
+            print_report(report, Console(highlight=False, markup=False, emoji=False))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0 if report.right else 1
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line of `basicsr check`."""
+    parser = argparse.ArgumentParser(
+        prog='basicsr check', description='Tell whether training would be right. Nothing is written to disk.'
+    )
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML) of a training or a test')
+    parser.add_argument(
+        '--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options, e.g. train:total_iter=1000 name=trial'
+    )
+    parser.add_argument('--fast', action='store_true', help='read the beginnings of the images, do not decode them')
+    parser.add_argument(
+        '--workers',
+        type=_count(0),
+        metavar='N',
+        default=_cores(),
+        help='processes that read images; default: %(default)s',
+    )
+    parser.add_argument(
+        '--processes', type=_count(1), metavar='N', default=1, help='processes that will train together; default: 1'
+    )
+    parser.add_argument(
+        '--allow-counts', action='store_true', help='another number of images than expected_images is no error'
+    )
+    parser.add_argument('--json', action='store_true', help='print one JSON document')
+    return parser
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _count(least: int) -> Any:
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least {least}')
+        return int(text)
+
+    return count
+
+
+def check_file(
+    path: str,
+    force_yml: list[str] | None = None,
+    *,
+    decode: bool = True,
+    workers: int = 0,
+    processes: int = 1,
+    allow_counts: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Check an option file and the data it names. It is one of a training where it has the section `train`.
+
+    Args:
+        force_yml: replacements, as of `basicsr train --force_yml`.
+        decode: decode every image once; otherwise only the beginnings of the files are read, and no duplicates found.
+        workers: processes that read images; 0 or 1 for this one.
+        processes: how many will train together.
+        allow_counts: another number of images than `expected_images` is a note and no error.
+        progress: show a bar on standard error where that is a terminal.
+
+    Raises:
+        OptionError: the file cannot be read as options.
+        ImageError: a worker process died.
+    """
+    options = read_options(path, force_yml)
+    sets = options['datasets'] if isinstance(options.get('datasets'), Mapping) else {}
+    training = 'train' in options or 'train' in sets
+    surveys: dict[str, list[TaskSurvey]] = {}
+    problems = check_options(options, training, processes, surveys)
+
+    ours = [CheckedDataset.of(f'datasets.{key}', sets[key], surveys) for key in sets if f'datasets.{key}' in surveys]
+    images = Images()
+    for dataset in ours:
+        for task in dataset.tasks():
+            images.want(task, decode and training)
+    images.read(decode, workers, progress)
+
+    report = Report(path, training, decode)
+    report.findings = [_told(problem, ours) for problem in problems]
+    for dataset in ours:
+        for survey in dataset.surveys:
+            report.findings += count_findings(survey, allow_counts) + image_findings(survey, dataset, images)
+    report.findings += extra_findings(ours)
+    for key, dataset_options in sets.items():
+        where = f'datasets.{key}'
+        matching = [dataset for dataset in ours if dataset.where == where]
+        report.datasets.append(matching[0].report() if matching else _foreign(where, dataset_options, report))
+    if decode and training:
+        report.duplicates = duplicates_of(ours, images)
+        report.findings += duplicate_findings(report.duplicates, ours)
+    if training:
+        report.epoch = _epoch(options, ours, processes)
+        _add_rates(report, options, problems)
+    return report
+
+
+def _told(problem: str, ours: Sequence[CheckedDataset]) -> Finding:
+    """A sentence of `check_options`, with the images it speaks of."""
+    severity, kind = (NOTE, 'machine') if isinstance(problem, MachineProblem) else (ERROR, 'options')
+    if kind == 'machine':
+        return Finding(severity, kind, '', f'This machine: {problem}')
+    for survey in (survey for dataset in ours for survey in dataset.surveys):
+        if problem in survey.gaps:
+            return Finding(severity, *_gap(problem, survey))
+        if problem.startswith(survey.where):
+            return Finding(severity, kind, survey.where, problem)
+    places = [dataset.where for dataset in ours if problem.startswith(f'{dataset.where}.')]
+    return Finding(severity, kind, places[0] if places else '', problem)
+
+
+def _gap(problem: str, survey: TaskSurvey) -> tuple[str, str, str, list[tuple[str, str]]]:
+    """Kind, place, message and items of images that are missing."""
+    if survey.missing and problem.startswith((f'{survey.where}.list:', f'{survey.where}.files:')):
+        return 'missing', survey.where, problem, [(name, '') for name in survey.missing]
+    if survey.orphans and problem.startswith(f'{survey.where}: {len(survey.orphans):,} of '):
+        return 'orphans', survey.where, problem, [(name, f'needs {clear}') for name, clear in survey.orphans]
+    return 'missing', survey.where, problem, []
+
+
+def _foreign(where: str, options: object, report: Report) -> DatasetReport:
+    """A data set that is not ours: named, not checked."""
+    options = options if isinstance(options, Mapping) else {}
+    kind = str(options.get('type', ''))
+    if kind not in ('', 'AllInOneDataset'):
+        told = f'{where}: {kind} is not ours; its images are not checked.'
+        report.findings.append(Finding(NOTE, 'not_checked', where, told))
+    return DatasetReport(where, str(options.get('name', '')), kind, False)
+
+
+def _epoch(options: Mapping[str, Any], ours: Sequence[CheckedDataset], processes: int) -> EpochReport | None:
+    """The length of an epoch and of the run, where the options tell."""
+    dataset = next((dataset for dataset in ours if dataset.training), None)
+    train = options.get('train')
+    if dataset is None or not isinstance(train, Mapping):
+        return None
+    ratio = dataset.opt.get('dataset_enlarge_ratio', 1)
+    samples = dataset.report().samples
+    sound = not check_count('', dataset.opt.get('batch_size_per_gpu')) and is_number(ratio) and ratio > 0
+    complete = {**options, 'datasets': {'train': dataset.opt}}
+    plan = plan_epochs(complete, samples, processes) if sound and samples else None
+    if plan is None or not plan.iterations:
+        return None
+    total = train['total_iter']
+    return EpochReport(
+        plan.samples, plan.batch, plan.iterations, total, total / plan.iterations, total * plan.batch, processes
+    )
+
+
+_RATE_OPTIONS = ('train:', 'train.total_iter', 'train.warmup_iter', 'train.optim_g', 'train.scheduler')
+
+
+def _add_rates(report: Report, options: Mapping[str, Any], problems: Sequence[str]) -> None:
+    """The learning rate, where the options of the schedule are sound."""
+    train = options.get('train')
+    if not isinstance(train, Mapping) or any(problem.startswith(_RATE_OPTIONS) for problem in problems):
+        return
+    if all(isinstance(train.get(key), Mapping) for key in ('optim_g', 'scheduler')) and 'total_iter' in train:
+        report.schedule, report.learning_rate = train['scheduler']['type'], rate_curve(train)

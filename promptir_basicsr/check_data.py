@@ -1,0 +1,253 @@
+"""The data of a check: what the tasks of each data set came to, and what reading their images shows."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from promptir_basicsr.check_report import ERROR, NOTE, DatasetReport, Duplicates, Finding, TaskReport
+from promptir_basicsr.data.duplicate_util import find_duplicates
+from promptir_basicsr.data.inspect_util import ImageFacts, Wanted, inspect_images
+from promptir_basicsr.data.lmdb_util import whole_name
+from promptir_basicsr.data.protocol_util import expand_protocol
+from promptir_basicsr.data.sampling_util import check_sampling, epoch_shares
+from promptir_basicsr.data.storage_util import Source
+from promptir_basicsr.data.task_util import Task, TaskSurvey, known_count
+from promptir_basicsr.data.transform_util import centre_area
+from promptir_basicsr.option_util import check_count
+
+
+@dataclass
+class CheckedDataset:
+    """One of our data sets: its place, its options and what its tasks came to."""
+
+    where: str
+    opt: Mapping[str, Any]
+    surveys: list[TaskSurvey]
+
+    @classmethod
+    def of(cls, where: str, opt: Mapping[str, Any], surveys: Mapping[str, list[TaskSurvey]]) -> 'CheckedDataset':
+        phase = where.split('.')[1].split('_')[0]
+        return cls(where, expand_protocol({**opt, 'phase': phase}, where), surveys[where])
+
+    @property
+    def training(self) -> bool:
+        return self.opt['phase'] == 'train'
+
+    def tasks(self) -> list[Task]:
+        return [survey.task for survey in self.surveys if survey.task is not None]
+
+    def report(self) -> DatasetReport:
+        tasks = self.tasks()
+        # Where some tasks are missing the rest gets their part, as in a training without them.
+        shares = [] if check_sampling(self.opt, self.where) else epoch_shares(tasks, self.opt)
+        share_of = {id(task): share for task, share in zip(tasks, shares, strict=False)}
+        rows = []
+        asked = [options for options in self.opt['tasks'] if isinstance(options, Mapping)] if self.surveys else []
+        for survey, options in zip(self.surveys, asked, strict=True):
+            task, expected = survey.task, options.get('expected_images')
+            row = TaskReport(survey.where, survey.name, expected_images=None if check_count('', expected) else expected)
+            if task is not None:
+                row.type, row.label, row.images = task.type, task.label, task.images
+                row.made_by = task.degrade.describe() if task.degrade else 'pairs'
+            if id(task) in share_of:
+                share = share_of[id(task)]
+                row.samples, row.share, row.draws = share.samples, share.share, share.draws
+                row.in_batch = share.in_batch
+            rows.append(row)
+        name = str(self.opt.get('name', ''))
+        return DatasetReport(self.where, name, 'AllInOneDataset', True, sum(row.samples for row in rows), rows)
+
+
+class Images:
+    """The images of all tasks, each read once, whatever folder a task reaches it from."""
+
+    def __init__(self) -> None:
+        self._sources: list[Source] = []
+        self._roots: dict[int, tuple[int, str]] = {}
+        self._wanted: dict[str, Wanted] = {}
+        self._facts: dict[str, ImageFacts] = {}
+
+    def path(self, source: Source, name: str) -> str:
+        """What the image is known by: its real path."""
+        if id(source) not in self._roots:
+            self._roots[id(source)] = len(self._sources), os.path.join(os.path.realpath(source.root), '')
+            self._sources.append(source)
+        return self._roots[id(source)][1] + name
+
+    def want(self, task: Task, fingerprints: bool) -> None:
+        """Ask for the images of a task; of the clear ones with fingerprints."""
+        for lq_name, gt_name in task.names:
+            self._want(task.lq, lq_name, False)
+            self._want(task.gt, gt_name, fingerprints)
+            if fingerprints and whole_name(gt_name) != gt_name:  # of pieces nobody else has the same
+                self._want(task.gt, whole_name(gt_name), True)
+
+    def _want(self, source: Source, name: str, fingerprint: bool) -> None:
+        path = self.path(source, name)
+        if path not in self._wanted or (fingerprint and not self._wanted[path].fingerprint):
+            self._wanted[path] = Wanted(self._roots[id(source)][0], name, fingerprint)
+
+    def read(self, decode: bool, workers: int, progress: bool) -> None:
+        paths = sorted(self._wanted)
+        facts = inspect_images(self._sources, [self._wanted[path] for path in paths], decode, workers, progress)
+        self._facts = dict(zip(paths, facts, strict=True))
+
+    def facts(self, source: Source, name: str) -> ImageFacts:
+        return self._facts[self.path(source, name)]
+
+    def where(self, path: str) -> str:
+        """The path to show for an image that was asked for."""
+        wanted = self._wanted[path]
+        return self._sources[wanted.source].where(wanted.name)
+
+    def clear(self, task: Task) -> dict[str, bytes]:
+        """Paths and fingerprints of a task's clear images, those that can be read."""
+        paths = dict.fromkeys(self.path(task.gt, whole_name(name)) for _, name in task.names)
+        found = {path: self._facts[path].fingerprint for path in paths}
+        return {path: fingerprint for path, fingerprint in found.items() if fingerprint is not None}
+
+
+def count_findings(survey: TaskSurvey, allowed: bool) -> list[Finding]:
+    """Another number of images than the protocol's."""
+    task = survey.task
+    if task is None:
+        return []
+    expected = task.expected_images or task.images
+    meaning = known_count(task.images, task.expected_images, task.known_counts)
+    if expected == task.images:
+        return [Finding(NOTE, 'count', survey.where, f'{survey.where}: {meaning}.')] if meaning else []
+    sentence = meaning or f'has {task.images:,} images, the protocol has {expected:,}'
+    told = f'{survey.where}: {sentence}. Numbers will not be comparable with published ones.'
+    return [Finding(NOTE if allowed else ERROR, 'count', survey.where, told)]
+
+
+def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) -> list[Finding]:
+    """What is wrong with the images of a task, and what is small."""
+    task = survey.task
+    if task is None:
+        return []
+    unreadable: dict[str, str] = {}
+    differing, small, distinct = [], [], set()
+    patch: Any = dataset.opt.get('gt_size')
+    multiple: Any = dataset.opt.get('crop_multiple', 1)
+    measured = dataset.training and not check_count('', patch) and not check_count('', multiple)
+    for lq_name, gt_name in task.names:
+        facts = [images.facts(task.lq, lq_name), images.facts(task.gt, gt_name)]
+        for fact, path in zip(facts, (task.lq.where(lq_name), task.gt.where(gt_name)), strict=True):
+            distinct.add(path)
+            if fact.problem:
+                unreadable[path] = fact.problem
+        lq, gt = facts[0].size, facts[1].size
+        if lq is not None and gt is not None and lq != gt:
+            differing.append((task.lq.where(lq_name), f'{_size(lq)}, clear {_size(gt)}'))
+        elif gt is not None and measured and min(centre_area(gt, multiple)[2:]) < patch:
+            small.append((task.lq.where(lq_name), _size(gt)))
+
+    def finding(severity: str, kind: str, items: list[tuple[str, str]], sentence: str) -> list[Finding]:
+        told = f'{survey.where}: {len(items):,} {sentence}'
+        return [Finding(severity, kind, survey.where, told, items)] if items else []
+
+    return [
+        *finding(
+            ERROR,
+            'unreadable',
+            list(unreadable.items()),
+            f'of {len(distinct):,} images cannot be read. Replace the files, or take them out of the list.',
+        ),
+        *finding(
+            ERROR,
+            'different_size',
+            differing,
+            f'of {len(task):,} pairs differ in size. Check the pairing rule, or cut both to the same area.',
+        ),
+        *finding(
+            NOTE,
+            'smaller_than_patch',
+            small,
+            f'of {len(task):,} images are smaller than the {patch} pixel crop; they are reflected up to it.',
+        ),
+    ]
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f'{size[1]}x{size[0]}'
+
+
+def extra_findings(ours: Sequence[CheckedDataset]) -> list[Finding]:
+    """Images that lie in the folders of the tasks and are used by none."""
+    sources: dict[str, Source] = {}
+    used: set[str] = set()
+    unfit: set[str] = set()
+    for task in (task for dataset in ours for task in dataset.tasks()):
+        roots = [os.path.join(os.path.realpath(source.root), '') for source in (task.lq, task.gt)]
+        sources |= dict(zip(roots, (task.lq, task.gt), strict=True))
+        for lq_name, gt_name in task.names:
+            used |= {roots[0] + whole_name(lq_name), roots[1] + whole_name(gt_name)}
+        unfit.update(roots[0] + name for name in task.left_out)
+    findings = []
+    for root in sorted(sources):
+        names = sources[root].names()
+        extra = [name for name in names if root + name not in used]
+        inner = tuple(other for other in sources if other != root and other.startswith(root))
+        extra = [name for name in extra if not inner or not (root + name).startswith(inner)]
+        items = [(name, 'does not fit the pairing rule' if root + name in unfit else '') for name in extra]
+        if items:
+            told = f'{len(items):,} of {len(names):,} images in {sources[root].root} are used by no task of this file.'
+            findings.append(Finding(NOTE, 'extra', '', told, items))
+    return findings
+
+
+def duplicates_of(ours: Sequence[CheckedDataset], images: Images) -> list[Duplicates]:
+    """Clear images that training shares with the test sets, a pair of tasks each."""
+    clear = [(dataset, task, images.clear(task)) for dataset in ours for task in dataset.tasks()]
+    first = {path: found for dataset, _, known in clear for path, found in known.items() if dataset.training}
+    second = {path: found for dataset, _, known in clear for path, found in known.items() if not dataset.training}
+    training_paths, test_paths = list(first), list(second)
+    same: dict[str, list[str]] = {path: [path] for path in test_paths if path in first}
+    for one, other in find_duplicates(list(first.values()), list(second.values())):
+        if training_paths[one] != test_paths[other]:
+            same.setdefault(test_paths[other], []).append(training_paths[one])
+
+    found = []
+    for _, training_task, training_images in (entry for entry in clear if entry[0].training):
+        for dataset, test_task, test_images in (entry for entry in clear if not entry[0].training):
+            pairs = [
+                (images.where(path), images.where(copy))
+                for path in test_images
+                for copy in same.get(path, [])
+                if copy in training_images
+            ]
+            if pairs:
+                found.append(Duplicates(training_task.name, dataset.where, test_task.name, len(test_images), pairs))
+    return found
+
+
+_KNOWN_LEAK = (75, 100)
+_THE_LEAK, _SUCH_A_LEAK = 'This is the leak of the published protocol', 'The published protocol has such a leak'
+_LEAK = 'BSD400 holds the clear images of 75 of the 100 test pairs of Rain100L'
+
+
+def duplicate_findings(duplicates: Sequence[Duplicates], ours: Sequence[CheckedDataset]) -> list[Finding]:
+    """A note a set of shared images, whichever tasks share them."""
+    groups: dict[tuple[Any, ...], list[Duplicates]] = {}
+    for found in duplicates:
+        groups.setdefault((found.test_dataset, *found.pairs), []).append(found)
+    types = {(dataset.where, task.name): task.type for dataset in ours for task in dataset.tasks()}
+    findings = []
+    for group in groups.values():
+        training, tests = (
+            list(dict.fromkeys(names))
+            for names in ([found.training_task for found in group], [found.test_task for found in group])
+        )
+        where, shared = group[0].test_dataset, len({test for test, _ in group[0].pairs})
+        told = (
+            f'{where}: {shared:,} of the {group[0].test_images:,} clear images of {", ".join(tests)} are training '
+            f'images of {", ".join(training)}.'
+        )
+        denoise = any(types['datasets.train', name] == 'denoise' for name in training)
+        if denoise and any(types[where, name] == 'derain' for name in tests):
+            exact = (shared, group[0].test_images) == _KNOWN_LEAK
+            told += f' {_THE_LEAK if exact else _SUCH_A_LEAK}: {_LEAK}; published numbers include it.'
+        findings.append(Finding(NOTE, 'duplicates', '', told, list(group[0].pairs)))
+    return findings

@@ -1,0 +1,332 @@
+"""What to store where, for the data sets of an option file, and the options that read it."""
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from promptir_basicsr.data.allinone_dataset import check_dataset
+from promptir_basicsr.data.image_util import EncodedImage, ImageError
+from promptir_basicsr.data.lmdb_util import STORAGES, LmdbSource, grid, whole_name
+from promptir_basicsr.data.lmdb_writer_util import DatabasePlan
+from promptir_basicsr.data.protocol_util import expand_protocol
+from promptir_basicsr.data.storage_util import SKIMAGE, Source, StoredImage, resolve
+from promptir_basicsr.data.task_util import Task
+from promptir_basicsr.option_util import OptionError, check_count, unknown
+
+SOURCE_KEYS = {'clean': 'gt', 'root': 'lq', 'lq': 'lq', 'gt': 'gt'}
+"""Options of a task that name a source, and the attribute of the task that holds it."""
+
+HEADER = '# Written by `basicsr prepare`'
+_SAMPLE = 300  # images that are opened to estimate the size of a database
+_PNG_RATIO = 0.7  # of the size of pixels, at most, for photographs
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """An AllInOneDataset to prepare.
+
+    Attributes:
+        where: its place in the options.
+        phase: `train`, `val` or `test`.
+        options: with its protocol written out.
+        tasks: of its folders.
+        databases: plan of the database of each source, by the source's real path.
+    """
+
+    where: str
+    phase: str
+    options: Mapping[str, Any]
+    tasks: Sequence[Task]
+    databases: Mapping[str, DatabasePlan]
+
+    def database(self, source: Source) -> DatabasePlan:
+        return self.databases[os.path.realpath(source.root)]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything that preparing an option file comes to.
+
+    Attributes:
+        options: that read the databases.
+        file: where they are written.
+        files: content of the text files that go with the databases, the options the last of them.
+    """
+
+    datasets: Sequence[DatasetPlan]
+    databases: Sequence[DatabasePlan]
+    options: Mapping[str, Any]
+    file: Path
+    files: Mapping[Path, bytes]
+
+
+@dataclass
+class _Root:
+    """A source of one phase, and what its tasks take of it."""
+
+    source: Source
+    path: Path
+    names: set[str] = field(default_factory=set)
+    cut: set[str] = field(default_factory=set)
+
+
+def plan_preparation(
+    options: Mapping[str, Any],
+    out: Path,
+    name: str,
+    made_from: str,
+    storage: str = 'original',
+    sub_images: tuple[int, int] | None = None,
+    only: Sequence[str] = (),
+) -> Preparation:
+    """List the images of an option file and say what becomes of them.
+
+    Args:
+        options: as read; data sets that are no AllInOneDataset stay as they are.
+        out: folder of the databases.
+        name: of the new option file, without extension.
+        made_from: what the options are, for the head of the new file.
+        storage: of training sets; other sets need whole images and keep the original bytes.
+        sub_images: size and step in pixels of the pieces that training images are stored as.
+        only: the tasks whose images are. Default: all.
+
+    Raises:
+        OptionError: every mistake found.
+    """
+    datasets = options.get('datasets')
+    chosen = {
+        key: dataset
+        for key, dataset in (datasets.items() if isinstance(datasets, Mapping) else ())
+        if isinstance(dataset, Mapping) and dataset.get('type') == 'AllInOneDataset'
+    }
+    problems = _argument_problems(storage, sub_images, only)
+    if not chosen:
+        problems.append('datasets: none of them is an AllInOneDataset.')
+    if problems:
+        raise OptionError(problems)
+
+    found: list[tuple[str, str, dict[str, Any], list[Task]]] = []
+    for key, dataset in chosen.items():
+        where, phase = f'datasets.{key}', str(key).split('_')[0]
+        try:
+            opt = expand_protocol({**dataset, 'phase': phase}, where)
+            found.append((where, phase, opt, check_dataset(opt, where)))
+        except OptionError as error:
+            problems += error.problems
+    if problems:
+        raise OptionError(problems)
+
+    roots = _Roots(out, storage, sub_images)
+    for _, phase, opt, tasks in found:
+        for task, task_options in zip(tasks, opt['tasks'], strict=True):
+            roots.add(phase, task, task_options, opt.get('dataroot'), not only or task.name in only)
+        if phase == 'train' and sub_images and sub_images[0] < opt['gt_size']:
+            problems.append(f'--sub-images: pieces of {sub_images[0]} pixels are less than gt_size {opt["gt_size"]}.')
+    training = [task for _, phase, _, tasks in found for task in tasks if phase == 'train']
+    names = [task.name for task in training]
+    problems += [unknown('--only', 'training task', task, names) for task in only if task not in names]
+    problems += roots.problems(training)
+    if problems:
+        raise OptionError(problems)
+    plans = [DatasetPlan(where, phase, opt, tasks, roots.plans(phase)) for where, phase, opt, tasks in found]
+    return _with_files(plans, options, out, name, made_from)
+
+
+def _argument_problems(storage: str, sub_images: tuple[int, int] | None, only: Sequence[str]) -> list[str]:
+    problems = []
+    if storage not in STORAGES:
+        problems.append(unknown('--storage', 'storage', storage, STORAGES))
+    if sub_images is not None:
+        problems += check_count('--sub-images SIZE', sub_images[0]) + check_count('--sub-images STEP', sub_images[1])
+        if not problems and sub_images[1] > sub_images[0]:
+            problems.append(f'--sub-images: with steps of {sub_images[1]}, pieces of {sub_images[0]} leave gaps.')
+        if storage == 'original':
+            problems.append(
+                '--sub-images: a piece of an image is no original file. Give --storage lossless or --storage raw.'
+            )
+    elif only:
+        problems.append('--only: says which tasks are stored as pieces; give --sub-images SIZE STEP.')
+    return problems
+
+
+class _Roots:
+    """The databases to make: one for each source and phase."""
+
+    def __init__(self, out: Path, storage: str, sub_images: tuple[int, int] | None) -> None:
+        self._out, self._storage, self._sub_images = out, storage, sub_images
+        self._roots: dict[tuple[str, str], _Root] = {}
+
+    def add(self, phase: str, task: Task, options: Mapping[str, Any], dataroot: str | None, in_pieces: bool) -> None:
+        """Take the images of a task in."""
+        for key, side in SOURCE_KEYS.items():
+            if key in options:
+                self._root(phase, getattr(task, side), options[key], dataroot)
+        for column, source in enumerate((task.lq, task.gt)):
+            root = self._roots[phase, os.path.realpath(source.root)]
+            names = {whole_name(pair[column]) for pair in task.names}
+            root.names |= names
+            if in_pieces and phase == 'train' and self._sub_images:
+                root.cut |= names
+
+    def _root(self, phase: str, source: Source, option: str, dataroot: str | None) -> None:
+        key = phase, os.path.realpath(source.root)
+        if key in self._roots:
+            return
+        taken = {root.path.name.casefold() for (other, _), root in self._roots.items() if other == phase}
+        stem, number = readable_name(source.root, option, dataroot), 1
+        name = f'{stem}.lmdb'
+        while name.casefold() in taken:
+            number += 1
+            name = f'{stem}_{number}.lmdb'
+        self._roots[key] = _Root(source, self._out / phase / name)
+
+    def problems(self, training: Sequence[Task]) -> list[str]:
+        """What cannot be stored as asked."""
+        problems = [
+            f"--only: task '{task.name}' shares clear images with tasks whose images are stored as pieces. Choose all "
+            'of these tasks, or none.'
+            for task in training
+            if any(self._is_cut(task.lq, lq_name) != self._is_cut(task.gt, gt_name) for lq_name, gt_name in task.names)
+        ]
+        return problems + [
+            f"'{root.source.root}' holds {'pieces' if root.source.sub_images else 'pixels'}, not the original files"
+            + (', which a validation needs' if phase != 'train' else '; give --storage lossless or --storage raw')
+            + f'. Or prepare {phase} from the folder that it was made of.'
+            for (phase, _), root in self._roots.items()
+            if isinstance(root.source, LmdbSource)
+            and (root.source.sub_images or root.source.storage == 'raw')
+            and (phase != 'train' or self._storage == 'original')
+        ]
+
+    def _is_cut(self, source: Source, name: str) -> bool:
+        return whole_name(name) in self._roots['train', os.path.realpath(source.root)].cut
+
+    def plans(self, phase: str) -> dict[str, DatabasePlan]:
+        storage = self._storage if phase == 'train' else 'original'
+        return {
+            path: DatabasePlan(
+                root.path, root.source, sorted(root.names), storage, self._sub_images, frozenset(root.cut)
+            )
+            for (other, path), root in self._roots.items()
+            if other == phase
+        }
+
+
+def readable_name(root: Path, option: str, dataroot: str | None) -> str:
+    """`Train_Dehaze` for `Train/Dehaze`; of a path elsewhere, its last two folders."""
+    path = Path(option.replace(SKIMAGE, 'skimage/')).expanduser()
+    if path.is_absolute():
+        below = Path(dataroot or '.').expanduser().absolute()
+        path = path.relative_to(below) if path.is_relative_to(below) else Path(*path.parts[-2:])
+    parts = [part for part in Path(str(path).removesuffix('.lmdb')).parts if part != '..']
+    return re.sub(r'[^\w.-]+', '_', '_'.join(parts) or root.resolve().name).strip('_.') or 'images'
+
+
+def _with_files(
+    datasets: Sequence[DatasetPlan], options: Mapping[str, Any], out: Path, name: str, made_from: str
+) -> Preparation:
+    """The new options, and the lists that go with them."""
+    lists = _Lists(out)
+    new = copy.deepcopy(dict(options))
+    for dataset in datasets:
+        key = dataset.where.removeprefix('datasets.')
+        given = copy.deepcopy({k: v for k, v in dataset.options.items() if k != 'phase'})
+        first: dict[str, Any] = {k: given.pop(k) for k in ('name', 'type', 'dataroot') if k in given}
+        changed = {**first, 'dataroot': str(out.absolute()), **given}
+        for task, task_options in zip(dataset.tasks, changed['tasks'], strict=True):
+            for source_key, side in SOURCE_KEYS.items():
+                if source_key in task_options:
+                    path = dataset.database(getattr(task, side)).path
+                    task_options[source_key] = path.relative_to(out).as_posix()
+            if 'list' in task_options:
+                task_options['list'] = lists.add(resolve(str(task_options['list']), dataset.options.get('dataroot')))
+        new['datasets'][key] = changed
+    databases = {plan.path: plan for dataset in datasets for plan in dataset.databases.values()}
+    file = out / f'{name}.yml'
+    head = (
+        f'{HEADER} from {made_from}: the same options on the databases of this folder.\n'
+        '# When the folder moves, `dataroot` of each data set is all that changes.\n\n'
+    )
+    text = head + yaml.safe_dump(new, sort_keys=False, allow_unicode=True, width=120)
+    return Preparation(
+        datasets, list(databases.values()), new, file, {**lists.files, file: text.encode(errors='surrogateescape')}
+    )
+
+
+class _Lists:
+    """Copies of the lists, each under a name of its own."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._names: dict[str, str] = {}
+        self.files: dict[Path, bytes] = {}
+
+    def add(self, path: Path) -> str:
+        """The copy's path below `out`."""
+        key = os.path.realpath(path)
+        if key not in self._names:
+            name, number = path.name, 1
+            while name.casefold() in (taken.casefold() for taken in self._names.values()):
+                number += 1
+                name = f'{path.stem}_{number}{path.suffix}'
+            self._names[key] = name
+            self.files[self._out / 'lists' / name] = path.read_bytes()
+        return f'lists/{self._names[key]}'
+
+
+def estimated_bytes(plan: DatabasePlan, names: Sequence[str]) -> int:
+    """About how much room these images take in the database."""
+    pages = 2560 * len(names)  # LMDB gives a record whole pages; and the index
+    if plan.storage == 'original':
+        if isinstance(plan.source, LmdbSource):
+            return os.path.getsize(plan.source.root / 'data.mdb')
+        return pages + sum(max(0, plan.stamp(name)[0]) for name in names)
+    places = np.unique(np.linspace(0, len(names) - 1, min(len(names), _SAMPLE)).astype(int))
+    sizes = list(_pixel_bytes(plan, [names[place] for place in places]))
+    mean = sum(sizes) / max(1, len(sizes)) * (_PNG_RATIO if plan.storage == 'lossless' else 1)
+    return pages + round(mean * len(names))
+
+
+def _pixel_bytes(plan: DatabasePlan, names: Sequence[str]) -> Iterator[int]:
+    """Sizes of images in 8 bits, as they would be stored."""
+    for name in names:
+        try:
+            height, width = plan.source.open(name).size
+        except ImageError:  # reported when it is to be stored
+            continue
+        if plan.sub_images and plan.cuts(name, height, width):
+            size, step = plan.sub_images
+            yield 3 * min(size, height) * min(size, width) * len(grid(height, width, size, step))
+        else:
+            yield 3 * height * width
+
+
+def difference(plan: DatabasePlan, database: LmdbSource, name: str) -> str:
+    """What is different between an image of a database and its source, in words, or ''."""
+    try:
+        stored, source = database.open(name), plan.source.open(name)
+        if plan.storage == 'original' and _content(stored) != _content(source):
+            return f'{database.where(name)}: other bytes than {plan.source.where(name)}.'
+        pixels = source.pixels()
+        if stored.size != pixels.shape[:2]:
+            return f'{database.where(name)}: another size than {plan.source.where(name)}.'
+        for part in database.parts(name):
+            top, left = map(int, part[len(name) + 1 :].split(',')) if part != name else (0, 0)
+            piece = database.open(part).pixels()
+            expected = pixels[top : top + piece.shape[0], left : left + piece.shape[1]]
+            if piece.dtype != expected.dtype or not np.array_equal(piece, expected):
+                return f'{database.where(part)}: other pixels than {plan.source.where(name)}.'
+    except ImageError as error:
+        return str(error)
+    return ''
+
+
+def _content(stored: StoredImage) -> bytes | None:
+    return stored.content if isinstance(stored, EncodedImage) else None

@@ -1,0 +1,382 @@
+"""Protocols as data: what an all-in-one experiment trains on and is measured on, by name.
+
+A protocol is a YAML file with a training part and a test part; each holds options of a data set. An option file names
+the protocol and changes what it likes. `docs/protocols.md` lists the protocols and the keys of such a file.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from promptir_basicsr.data.task_util import TASK_KEYS
+from promptir_basicsr.option_util import OptionError, check_count, did_you_mean, unknown, unknown_keys
+from promptir_basicsr.yaml_util import load_yaml
+
+FOLDER = Path(__file__).with_name('protocols')
+CATALOGUE = Path(__file__).with_name('corpora.yml')
+FILE_ENDINGS = ('.yml', '.yaml')
+
+PROTOCOL_KEYS = ('title', 'about', 'extends', 'sources', 'corpora', 'notes', 'train', 'test')
+CORPUS_KEYS = ('holds', 'images', 'url', 'archive', 'paper', 'license', 'note')
+# Ways to say where the images of a task are; a change to one of them takes the place of the others.
+_SOURCES = {
+    'clean': ('lq', 'gt', 'root', 'pairing'),
+    'root': ('lq', 'gt', 'clean', 'degrade'),
+    'lq': ('root', 'clean', 'degrade'),
+    'gt': ('root', 'clean', 'degrade'),
+    'list': ('files',),
+    'files': ('list',),
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A published set of images.
+
+    Attributes:
+        holds: what it is.
+        images: how many, by part (`train`, `test`).
+        url: where it is published.
+        archive: the download that released programs link.
+        paper: that introduces it.
+        license: as its page says; empty where the page says nothing.
+        note: what to look out for.
+    """
+
+    name: str
+    holds: str
+    images: Mapping[str, int] = field(default_factory=dict)
+    url: str = ''
+    archive: str = ''
+    paper: str = ''
+    license: str = ''
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class Part:
+    """The training or the test part of a protocol.
+
+    Attributes:
+        options: of the data set; `tasks` is a list, its paths start at `dataroot`.
+        samples: of an epoch, or evaluations of a test, as published; None where that depends on the data.
+    """
+
+    options: Mapping[str, Any]
+    samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """An experiment of the literature.
+
+    Attributes:
+        name: to refer to it by; the path, if it is a file of the user's.
+        sources: title and address of the papers and programs that it is taken from.
+        notes: what to know about its numbers.
+        train, test: None where it has no such part.
+    """
+
+    name: str
+    title: str
+    about: str = ''
+    sources: Sequence[Mapping[str, str]] = ()
+    corpora: Sequence[Corpus] = ()
+    notes: Sequence[str] = ()
+    train: Part | None = None
+    test: Part | None = None
+
+
+def protocol_names() -> list[str]:
+    """The protocols of this package, sorted."""
+    return sorted(path.stem for path in FOLDER.glob('*.yml'))
+
+
+def load_protocol(name: str, where: str = 'protocol') -> Protocol:
+    """A protocol.
+
+    Args:
+        name: one of `protocol_names()`, or the path of a YAML file.
+        where: who asks, for messages.
+
+    Raises:
+        OptionError: there is none, or its file has mistakes.
+    """
+    return _load(name, where, Path(), ())
+
+
+def expand_protocol(opt: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options of a data set with their protocol written out; `opt` stays as it is.
+
+    The data set takes the training part in the phase `train` (also where there is no `phase`), the test part in every
+    other. Keys beside `protocol` replace the protocol's, `~` takes a key away. `tasks` as a list replaces all tasks; a
+    mapping changes tasks by name: options merge into the task's, `~` leaves it out, a new name adds a task.
+
+    Args:
+        opt: options of an AllInOneDataset, with or without `protocol`.
+        where: their place in the option file, e.g. `datasets.train`.
+
+    Returns:
+        New options without `protocol`.
+
+    Raises:
+        OptionError: every mistake found.
+    """
+    given = copy.deepcopy({key: value for key, value in opt.items() if key != 'protocol'})
+    name = opt.get('protocol')
+    if name is None:
+        return given
+    protocol = load_protocol(name, f'{where}.protocol')
+    key = 'train' if opt.get('phase', 'train') == 'train' else 'test'
+    part: Part | None = getattr(protocol, key)
+    if part is None:
+        raise OptionError([f"{where}.protocol: '{name}' has no {key} part."])
+    options, problems = _changed(part.options, given, where)
+    if problems:
+        raise OptionError(problems)
+    return options
+
+
+def protocol_datasets(name: str, dataroot: str) -> dict[str, dict[str, Any]]:
+    """`datasets` of an option file: a protocol's training part as `train` and its test part as `val`, written out.
+
+    Args:
+        name: as for `load_protocol`.
+        dataroot: folder that the protocol's paths start from.
+
+    Raises:
+        OptionError: there is no such protocol, or its file has mistakes.
+    """
+    protocol = load_protocol(name)
+    stem = Path(name).stem
+    return {
+        key: {'name': f'{stem}_{ending}', 'type': 'AllInOneDataset', 'dataroot': dataroot, **_copy(part.options)}
+        for key, ending, part in (('train', 'train', protocol.train), ('val', 'test', protocol.test))
+        if part is not None
+    }
+
+
+def _copy(options: Mapping[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(dict(options))
+
+
+def _changed(base: Mapping[str, Any], change: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Options of a data set after a change, and the mistakes in it."""
+    tasks, problems = _changed_tasks(base.get('tasks', []), change.get('tasks'), f'{where}.tasks')
+    options = {**_copy(base), **change, 'tasks': tasks}
+    return {key: value for key, value in options.items() if value is not None or key not in base}, problems
+
+
+def _changed_tasks(base: Sequence[Mapping[str, Any]], change: object, where: str) -> tuple[Any, list[str]]:
+    if change is None:
+        return [_copy(task) for task in base], []
+    if not isinstance(change, Mapping):
+        return change, []  # a list of the user's own, checked as such
+    problems: list[str] = []
+    tasks = {str(task['name']): _copy(task) for task in base}
+    for key, options in change.items():
+        name, place = str(key), f'{where}.{key}'
+        if options is None and name in tasks:
+            del tasks[name]
+        elif isinstance(options, Mapping) and name in tasks:
+            tasks[name] = _changed_task(tasks[name], options)
+        elif isinstance(options, Mapping) and _is_complete(options):
+            tasks[name] = {'name': name, **options}
+        elif name in tasks:
+            problems.append(f'{place}: give options to change, or ~ to leave the task out, not {options!r}.')
+        else:
+            problems.append(
+                unknown(where, 'task', name, [str(task['name']) for task in base])
+                + ' A task of your own needs `type` and its images: '
+                '`clean` and `degrade`, `lq` and `gt`, or `root` and `pairing`.'
+            )
+    if not tasks and not problems:
+        problems.append(f'{where}: every task is left out. Keep at least one.')
+    return list(tasks.values()), problems
+
+
+def _changed_task(task: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    replaced = {other for key in change for other in _SOURCES.get(key, ()) if other not in change}
+    kept = {key: value for key, value in task.items() if key not in replaced}
+    return {key: value for key, value in {**kept, **change}.items() if value is not None}
+
+
+def _is_complete(options: Mapping[str, Any]) -> bool:
+    ways = ({'clean', 'degrade'}, {'lq', 'gt'}, {'root', 'pairing'})
+    return 'type' in options and any(way <= options.keys() for way in ways)
+
+
+def _load(name: object, where: str, folder: Path, chain: tuple[Path, ...]) -> Protocol:
+    path = _find(name, where, folder)
+    if path.resolve() in chain:
+        raise OptionError([f"{where}: '{name}' comes back to itself through `extends`."])
+    content = load_yaml(str(path))
+    base = Protocol('', '')
+    if content.get('extends') is not None:
+        base = _load(content['extends'], f'{path}: extends', path.parent, (*chain, path.resolve()))
+    reader = _Reader(str(path), content, base)
+    protocol = reader.read(str(name))
+    if reader.problems:
+        raise OptionError(reader.problems)
+    return protocol
+
+
+def _find(name: object, where: str, folder: Path) -> Path:
+    """The file of a protocol; a path starts at `folder`."""
+    names = protocol_names()
+    if not isinstance(name, str) or not name:
+        raise OptionError(
+            [f'{where}: {name!r} is neither the name of a protocol nor a path. One of: {_listed(names)}.']
+        )
+    if name.endswith(FILE_ENDINGS):
+        path = folder / Path(name).expanduser()
+        if not path.is_file():
+            raise OptionError([f"{where}: the file '{path}' does not exist.{did_you_mean(Path(name).stem, names)}"])
+        return path
+    if name not in names:
+        family = [other for other in names if other.startswith(name)]
+        meant = f' Did you mean {_listed(family)}?' if len(family) > 1 else did_you_mean(name, names)
+        raise OptionError(
+            [f"{where}: unknown protocol '{name}'.{meant} Allowed: {_listed(names)}, or the path of a .yml file."]
+        )
+    return FOLDER / f'{name}.yml'
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ', '.join(names)
+
+
+class _Reader:
+    """Reads a protocol's file and collects its mistakes."""
+
+    def __init__(self, where: str, content: Mapping[str, Any], base: Protocol) -> None:
+        self.where, self.content, self.base = where, content, base
+        self.problems = unknown_keys(where, content, PROTOCOL_KEYS)
+
+    def read(self, name: str) -> Protocol:
+        train, test = self._part('train'), self._part('test')
+        if train is None and test is None:
+            self.problems.append(f'{self.where}: has neither a `train` nor a `test` part.')
+        return Protocol(
+            name=name,
+            title=self._text('title', name),
+            about=self._text('about', ''),
+            sources=self._sources(),
+            corpora=self._corpora(),
+            notes=self._notes(),
+            train=train,
+            test=test,
+        )
+
+    def _text(self, key: str, default: str) -> str:
+        value = self.content.get(key, default)
+        if not isinstance(value, str):
+            self.problems.append(f'{self.where}: {key}: {value!r} is not text.')
+        return value
+
+    def _notes(self) -> Sequence[str]:
+        notes = self.content.get('notes', self.base.notes)
+        if isinstance(notes, str) or not isinstance(notes, Sequence) or not all(isinstance(n, str) for n in notes):
+            self.problems.append(f'{self.where}: notes: {notes!r} is not a list of sentences.')
+            return ()
+        return notes
+
+    def _sources(self) -> Sequence[Mapping[str, str]]:
+        sources = self.content.get('sources', self.base.sources)
+        sound = isinstance(sources, Sequence) and not isinstance(sources, str)
+        if not sound or not all(isinstance(source, Mapping) and set(source) == {'title', 'url'} for source in sources):
+            self.problems.append(f'{self.where}: sources: give a list of {{title: ..., url: ...}}, not {sources!r}.')
+            return ()
+        return sources
+
+    def _corpora(self) -> Sequence[Corpus]:
+        """Names of the catalogue, or a mapping that describes those which are not in it."""
+        if 'corpora' not in self.content:
+            return self.base.corpora
+        corpora = self.content['corpora']
+        if isinstance(corpora, Sequence) and not isinstance(corpora, str):
+            corpora = dict.fromkeys(map(str, corpora))
+        if not isinstance(corpora, Mapping):
+            self.problems.append(f'{self.where}: corpora: give a list of names, or `name: {{holds: ...}}`.')
+            return ()
+        catalogue = load_yaml(str(CATALOGUE))
+        found = []
+        for name, options in corpora.items():
+            options = catalogue.get(name) if options is None else options
+            if options is None:
+                self.problems.append(
+                    unknown(f'{self.where}: corpora', 'corpus', name, catalogue)
+                    + ' Describe one of your own as `name: {holds: ..., url: ...}`.'
+                )
+                continue
+            problems = _corpus_problems(f'{self.where}: corpora.{name}', options)
+            self.problems += problems
+            if not problems:
+                found.append(Corpus(str(name), **options))
+        return found
+
+    def _part(self, key: str) -> Part | None:
+        from promptir_basicsr.data.allinone_dataset import DATASET_KEYS  # which expands protocols
+
+        base: Part | None = getattr(self.base, key)
+        if key not in self.content:
+            return base
+        given, where = self.content[key], f'{self.where}: {key}'
+        if given is None:
+            return None
+        if not isinstance(given, Mapping):
+            self.problems.append(f'{where}: give options of a data set, not {given!r}.')
+            return None
+        allowed = [*(name for name in DATASET_KEYS if name != 'protocol'), 'samples']
+        self.problems += unknown_keys(where, given, allowed)
+        change = {name: value for name, value in given.items() if name != 'samples'}
+        options, problems = _changed(base.options if base else {}, change, where)
+        self.problems += problems or _task_problems(options['tasks'], f'{where}.tasks')
+        samples = given.get('samples')
+        if samples is not None and not self.problems:
+            self.problems += _samples_problems(f'{where}.samples', samples, options['tasks'], key == 'train')
+        return Part(options, samples)
+
+
+def _corpus_problems(where: str, options: object) -> list[str]:
+    if not isinstance(options, Mapping):
+        return [f'{where}: give `holds`, `url` and so on, not {options!r}.']
+    problems = unknown_keys(where, options, CORPUS_KEYS)
+    if 'holds' not in options:
+        problems.append(f'{where}.holds: is missing: what the corpus is, in words.')
+    for key, value in options.items():
+        if key == 'images':
+            if not isinstance(value, Mapping) or not set(value) <= {'train', 'test'}:
+                problems.append(f'{where}.images: give {{train: ..., test: ...}}, not {value!r}.')
+                continue
+            for part, number in value.items():
+                problems += check_count(f'{where}.images.{part}', number)
+        elif not isinstance(value, str):
+            problems.append(f'{where}.{key}: {value!r} is not text.')
+    return problems
+
+
+def _task_problems(tasks: object, where: str) -> list[str]:
+    """Mistakes that show without the images."""
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str) or not tasks:
+        return [f'{where}: give tasks, `name: {{type: ..., ...}}`, not {tasks!r}.']
+    problems = []
+    for position, task in enumerate(tasks):
+        if not isinstance(task, Mapping) or not isinstance(task.get('name'), str):
+            problems.append(f'{where}[{position}]: give options with a `name`, not {task!r}.')
+            continue
+        problems += unknown_keys(f'{where}.{task["name"]}', task, TASK_KEYS)
+        for key in ('copies', 'expected_images'):
+            if key in task:
+                problems += check_count(f'{where}.{task["name"]}.{key}', task[key])
+    return problems
+
+
+def _samples_problems(where: str, samples: object, tasks: Sequence[Mapping[str, Any]], training: bool) -> list[str]:
+    problems = check_count(where, samples)
+    if problems or not all('expected_images' in task for task in tasks):
+        return problems
+    total = sum(task['expected_images'] * (task.get('copies', 1) if training else 1) for task in tasks)
+    return [] if total == samples else [f'{where}: {samples:,} stated, the tasks have {total:,}.']

@@ -1,0 +1,273 @@
+"""How much of an epoch, and of every batch, each task gets."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from promptir_basicsr.data.task_util import Task
+from promptir_basicsr.option_util import check_count, first_few, is_number, unknown_keys
+
+SAMPLING_KEYS = ('temperature', 'fixed_shares', 'epoch_size')
+
+
+@dataclass(frozen=True)
+class TaskShare:
+    """What a task gets of an epoch.
+
+    Attributes:
+        name: the task's.
+        images: how many it has; pieces of them where they are stored so.
+        samples: how many samples of an epoch are the task's.
+        asked: the share of the epoch that the options ask for, 0 to 1.
+        share: the share it gets, after rounding to whole samples of a batch (`fixed_shares`) or of an epoch.
+        in_batch: samples of the task in every batch of `batch_size_per_gpu`; 0 where batches are mixed at random.
+    """
+
+    name: str
+    images: int
+    samples: int
+    asked: float
+    share: float
+    in_batch: int = 0
+
+    @property
+    def draws(self) -> float:
+        """How often an image is drawn in an epoch, on average."""
+        return self.samples / self.images
+
+
+def epoch_shares(tasks: Sequence[Task], opt: Mapping[str, Any]) -> list[TaskShare]:
+    """What each task gets of an epoch, before `dataset_enlarge_ratio`.
+
+    Every image `copies` times, unless the tasks have weights or `sampling` says otherwise; in validation once.
+
+    Args:
+        opt: the dataset's options, found right by `check_sampling`.
+    """
+    if not tasks:
+        return []
+    if not _training(opt):
+        whole = sum(map(len, tasks))
+        return [TaskShare(task.name, len(task), len(task), len(task) / whole, len(task) / whole) for task in tasks]
+    options = _sampling(opt)
+    sizes = [len(task) * task.copies for task in tasks]
+    asked = _asked(tasks, sizes, options)
+    in_batch = apportion(opt['batch_size_per_gpu'], asked) if options.get('fixed_shares') else [0] * len(sizes)
+    # Whole batches make up the epoch, so that their rounding is the epoch's.
+    samples = apportion(options.get('epoch_size') or sum(sizes), in_batch if any(in_batch) else asked)
+    got = in_batch if any(in_batch) else samples
+    return [
+        TaskShare(task.name, len(task), samples[n], float(asked[n] / sum(asked)), got[n] / sum(got), in_batch[n])
+        for n, task in enumerate(tasks)
+    ]
+
+
+def _sampling(opt: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling options that are given."""
+    return {key: value for key, value in (opt.get('sampling') or {}).items() if value is not None}
+
+
+def _training(opt: Mapping[str, Any]) -> bool:
+    return opt.get('phase', 'train') == 'train'
+
+
+def _asked(tasks: Sequence[Task], sizes: Sequence[int], options: Mapping[str, Any]) -> list[Fraction]:
+    """Shares in proportion, exact wherever the options are."""
+    if all(task.weight is not None for task in tasks):
+        return [Fraction(str(task.weight)) for task in tasks]
+    temperature = options.get('temperature', 1)
+    if temperature == 1:
+        return [Fraction(size) for size in sizes]
+    return [Fraction((size / max(sizes)) ** (1 / temperature)) for size in sizes]
+
+
+def apportion(total: int, shares: Sequence[Fraction | int]) -> list[int]:
+    """Whole numbers that add up to `total`, in proportion to `shares`.
+
+    By largest remainder: every number is its exact one rounded down or up; of equal remainders the first is raised.
+    """
+    whole = sum(shares)
+    exact = [Fraction(total * share) / whole for share in shares]
+    counts = [math.floor(number) for number in exact]
+    largest_first = sorted(range(len(exact)), key=lambda n: counts[n] - exact[n])
+    for n in largest_first[: total - sum(counts)]:
+        counts[n] += 1
+    return counts
+
+
+class EpochIndex:
+    """Which image an index of an epoch stands for.
+
+    Of the indices 0 to length - 1, each task has as many as it has samples, one task after another in the order of
+    the options. A task's indices stand for its images in their order, from the first to the last, as many times as
+    that goes; then for a part of them, where the samples are not a multiple of the images. The parts of successive
+    epochs follow one another through an order that is drawn from the seed, round and round, so that every image has
+    had its turn before one has another.
+
+    An index at or beyond the length is a further draw: index + length stands for the same image as index, or for one
+    of the next epoch's part.
+    """
+
+    def __init__(self, shares: Sequence[TaskShare], seed: int) -> None:
+        self._images = [share.images for share in shares]
+        self._samples = [share.samples for share in shares]
+        self._ends = np.cumsum(self._samples)
+        # A spawn key, because a plain list of numbers would be the seed of a sample, too.
+        self._turns = [
+            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,))).permutation(images)
+            if samples % images
+            else None
+            for number, (images, samples) in enumerate(zip(self._images, self._samples, strict=True))
+        ]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, epoch: int, index: int) -> tuple[int, int]:
+        """Number of the task, and position of the image in it."""
+        further, place = divmod(index, len(self))
+        task = int(np.searchsorted(self._ends, place, side='right'))
+        images, samples, turns = self._images[task], self._samples[task], self._turns[task]
+        draw = place - (int(self._ends[task]) - samples)
+        part = samples % images
+        if turns is None or draw < samples - part:
+            return task, draw % images
+        return task, int(turns[((epoch + further) * part + draw) % images])
+
+
+def check_sampling(opt: Mapping[str, Any], where: str) -> list[str]:
+    """Mistakes in the options of sampling, in words; those that show in the tasks are `check_shares`'."""
+    sampling, training = opt.get('sampling'), _training(opt)
+    if not training:
+        keys = [f'{place}.weight' for place in _weighted(opt)] + ['sampling'] * (sampling is not None)
+        once = 'belongs to training; a validation takes every image once. Leave it out.'
+        return [f'{where}.{key}: {once}' for key in keys]
+    problems = _check_weights(opt, where)
+    if sampling is None:
+        return problems
+    if not isinstance(sampling, Mapping):
+        problems.append(
+            f'{where}.sampling: give options such as {{temperature: 2, fixed_shares: true}}, not {sampling!r}.'
+        )
+        return problems
+    problems += unknown_keys(f'{where}.sampling', sampling, SAMPLING_KEYS)
+    options = _sampling(opt)
+    temperature, fixed = options.get('temperature', 1), options.get('fixed_shares', False)
+    if not is_number(temperature) or temperature <= 0:
+        problems.append(f'{where}.sampling.temperature: {temperature!r} is not a number above 0.')
+    if 'temperature' in options and _weighted(opt):
+        problems.append(
+            f'{where}.sampling.temperature: makes shares from the numbers of images, and a `weight` is a share '
+            f'({first_few(_weighted(opt))}). Give the one or the other.'
+        )
+    if not isinstance(fixed, bool):
+        problems.append(f'{where}.sampling.fixed_shares: {fixed!r} is neither true nor false.')
+    elif fixed and check_count('', opt.get('batch_size_per_gpu')):
+        problems.append(
+            f'{where}.sampling.fixed_shares: needs `batch_size_per_gpu`, a whole number of at least 1, not '
+            f'{opt.get("batch_size_per_gpu")!r}.'
+        )
+    if 'epoch_size' in options:
+        problems += check_count(f'{where}.sampling.epoch_size', options['epoch_size'])
+    return problems
+
+
+def _weights(opt: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Places of the tasks, and their weights."""
+    tasks = opt.get('tasks')
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+        return []
+    return [(f'tasks[{n}]', task.get('weight')) for n, task in enumerate(tasks) if isinstance(task, Mapping)]
+
+
+def _weighted(opt: Mapping[str, Any]) -> list[str]:
+    return [place for place, weight in _weights(opt) if weight is not None]
+
+
+def _check_weights(opt: Mapping[str, Any], where: str) -> list[str]:
+    with_weight = _weighted(opt)
+    without = [place for place, weight in _weights(opt) if weight is None]
+    if not with_weight or not without:
+        return []
+    return [
+        f'{where}.tasks: a `weight` stands in {first_few(with_weight)} and is missing in {first_few(without)}. '
+        'Give every task one, or none.'
+    ]
+
+
+def check_shares(tasks: Sequence[Task], opt: Mapping[str, Any], where: str) -> list[str]:
+    """Tasks that would have no sample of a batch or of an epoch, and what would give them one.
+
+    Args:
+        opt: the dataset's options, found right by `check_sampling`.
+    """
+    shares = epoch_shares(tasks, opt)
+    kind, left_out = _left_out(shares)
+    if not left_out:
+        return []
+    place = f'{where}.sampling.fixed_shares' if kind == 'a batch' else f'{where}.sampling'
+    total = sum(share.in_batch if kind == 'a batch' else share.samples for share in shares)
+    asked = first_few(f"'{shares[n].name}' ({100 * shares[n].asked:.3g} % asked)" for n in left_out)
+    mends = [*_least_total(tasks, opt, kind, total), *_least_share(tasks, opt, left_out, total)]
+    mend = f' Raise {", or ".join(mends)}.' if mends else ' Make the shares less different.'
+    return [f'{place}: {kind} of {total:,} would hold no sample of {asked}.{mend}']
+
+
+def _left_out(shares: Sequence[TaskShare]) -> tuple[str, list[int]]:
+    """`a batch` or `an epoch`, and the tasks that have no sample of it."""
+    if any(share.in_batch for share in shares) and not all(share.in_batch for share in shares):
+        return 'a batch', [n for n, share in enumerate(shares) if not share.in_batch]
+    return 'an epoch', [n for n, share in enumerate(shares) if not share.samples]
+
+
+def _least_total(tasks: Sequence[Task], opt: Mapping[str, Any], kind: str, total: int) -> list[str]:
+    """The smallest batch, or epoch, of which every task gets a sample."""
+    smallest = min(share.asked for share in epoch_shares(tasks, opt))
+    enough = math.ceil(1 / smallest) + 1 if smallest else math.inf
+    if enough > (1000 if kind == 'a batch' else 1e9):
+        return []
+    for number in [*range(total + 1, min(int(enough), total + 500)), int(enough)]:
+        if kind == 'a batch':
+            key, changed = 'batch_size_per_gpu', {**opt, 'batch_size_per_gpu': number}
+        else:
+            key, changed = 'sampling.epoch_size', {**opt, 'sampling': {**_sampling(opt), 'epoch_size': number}}
+        still, left_out = _left_out(epoch_shares(tasks, changed))
+        if not left_out or still != kind:
+            return [f'`{key}` to {number:,}']
+    return []
+
+
+def _least_share(tasks: Sequence[Task], opt: Mapping[str, Any], left_out: Sequence[int], total: int) -> list[str]:
+    """What would make the share of the tasks large enough."""
+    options = _sampling(opt)
+    if 'temperature' in options:
+        for temperature in (1, 1.5, 2, 3, 5, 10, 20, 50, 100):
+            changed = {**opt, 'sampling': {**options, 'temperature': temperature}}
+            if temperature > options['temperature'] and not _left_out(epoch_shares(tasks, changed))[1]:
+                return [f'`sampling.temperature` to {temperature}']
+        return []
+    room = total - len(left_out)
+    if room <= 0:
+        return []
+    key = 'copies' if tasks[0].weight is None else 'weight'
+    others = [task for n, task in enumerate(tasks) if n not in left_out]
+    if key == 'weight':
+        needed = _round_up(sum(task.weight or 0 for task in others) / room)
+        changes: dict[int, Any] = dict.fromkeys(left_out, needed)
+    else:
+        samples = sum(len(task) * task.copies for task in others)
+        changes = {n: math.ceil(samples / room / len(tasks[n])) for n in left_out}
+    raised = [replace(task, **{key: changes[n]}) if n in changes else task for n, task in enumerate(tasks)]
+    if _left_out(epoch_shares(raised, opt))[1]:
+        return []
+    return [' and '.join(f"the `{key}` of '{tasks[n].name}' to {changes[n]:,}" for n in left_out)]
+
+
+def _round_up(number: float) -> float:
+    """To two digits."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return float(f'{math.ceil(number / unit) * unit:g}')

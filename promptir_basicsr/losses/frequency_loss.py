@@ -1,0 +1,36 @@
+"""A loss in the frequency domain."""
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+from promptir_basicsr.host import register
+
+
+@register(LOSS_REGISTRY)
+class FrequencyLoss(nn.Module):
+    """L1 distance of Fourier transforms, to be added to a pixel loss.
+
+    Source: Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring", ICCV 2021, where the weight is
+    0.1 beside an L1 loss of weight 1, as in most work since.
+
+    The transform is that of each channel over height and width, all frequencies, not divided by the number of pixels
+    (`torch.fft.fft2`, norm 'backward'). Real and imaginary part are two numbers; the loss is the mean over all of them.
+
+    Args:
+        loss_weight: factor of the mean.
+    """
+
+    def __init__(self, loss_weight: float = 0.1) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """pred, target: (B, C, H, W), any H and W. Returns a number.
+
+        Computed in float32 at least, under autocast, too.
+        """
+        dtype = torch.promote_types(pred.dtype, torch.float32)
+        # The transform is linear: that of the difference is the difference of the two.
+        spectrum = torch.fft.fft2(pred.to(dtype) - target.to(dtype))
+        return self.loss_weight * torch.view_as_real(spectrum).abs().mean()

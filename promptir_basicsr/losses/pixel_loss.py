@@ -1,0 +1,47 @@
+"""Losses of single pixels that BasicSR does not have."""
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+from promptir_basicsr.host import register
+from promptir_basicsr.option_util import OptionError, is_number, unknown
+
+REDUCTIONS = ('mean', 'sum')
+
+
+@register(LOSS_REGISTRY)
+class SmoothL1Loss(nn.Module):
+    """Squares of small errors, absolute values of large ones: e^2 / (2 beta) below beta, |e| - beta / 2 from there on.
+
+    What PIP (arXiv 2312.05038) was trained with. Errors of images in [0, 1] rarely reach the default beta; below it
+    the loss is half the mean squared error.
+
+    Args:
+        loss_weight: factor of the loss.
+        reduction: 'mean' or 'sum' over all numbers.
+        beta: the error at which the one becomes the other, at least 0; with 0 it is the L1 loss.
+
+    Raises:
+        OptionError: an argument is not allowed; the message names it and says what is.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', beta: float = 1.0) -> None:
+        super().__init__()
+        problems = []
+        if reduction not in REDUCTIONS:
+            problems.append(unknown('SmoothL1Loss', 'reduction', reduction, REDUCTIONS))
+        if not is_number(beta) or beta < 0:
+            problems.append(f'SmoothL1Loss: beta is {beta!r}; it must be a number of at least 0.')
+        if problems:
+            raise OptionError(problems)
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+        self.beta = float(beta)
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """pred, target: (B, C, H, W). Returns a number, computed in float32 at least."""
+        dtype = torch.promote_types(pred.dtype, torch.float32)
+        loss = F.smooth_l1_loss(pred.to(dtype), target.to(dtype), reduction=self.reduction, beta=self.beta)
+        return self.loss_weight * loss

@@ -1,0 +1,92 @@
+"""Losses of the prompts themselves, whatever the images are.
+
+A network shows its prompts by a method `prompt_vectors()` that returns the prompts of each level, (T, D) a level: T
+prompts, each as a vector of D numbers. A loss of prompts is called with them and says so by the class attribute
+`takes_prompts`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from torch import Tensor, nn
+
+from promptir_basicsr.host import register
+from promptir_basicsr.option_util import unknown
+
+KINDS = ('angle', 'cosine', 'gram')
+INNER_WEIGHT = 0.01  # the released program has one weight inside and another outside
+
+
+@register(LOSS_REGISTRY)
+class PromptDecorrelationLoss(nn.Module):
+    """Keeps the prompts of a level apart, as the released program of PIP (arXiv 2312.05038) trains its network.
+
+    | kind | of a level with the prompts D_1 to D_T |
+    |:--|:--|
+    | angle | 0.01 times the sum of max(0, cos(D_i, D_j)) over the pairs i < j: right angles and wider ones are free |
+    | cosine | 0.01 times the sum of abs(cos(D_i, D_j)) over all i != j, so that a pair counts twice |
+    | gram | 0.01 times the mean of the squares of D D^T - I, which also draws the lengths to 1 |
+
+    Args:
+        kind: one of the above.
+        loss_weight: factor of the sum over the levels; the default is the released one.
+
+    Raises:
+        ValueError: the kind is unknown.
+    """
+
+    takes_prompts = True
+
+    def __init__(self, kind: str = 'angle', loss_weight: float = 0.002) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(unknown('PromptDecorrelationLoss', 'kind', kind, KINDS))
+        self.kind = kind
+        self.loss_weight = loss_weight
+
+    def forward(self, prompts: Iterable[Tensor]) -> Tensor:
+        """The loss of the prompts of all levels, (T, D) a level; T and D may differ. Returns a number."""
+        return self.loss_weight * torch.stack([decorrelation(level, self.kind) for level in prompts]).sum()
+
+
+def decorrelation(prompts: Tensor, kind: str) -> Tensor:
+    """How much the prompts of a level, (T, D), resemble each other; see `PromptDecorrelationLoss`.
+
+    Computed in float32 at least, under autocast, too. A prompt of zeros resembles no other.
+    """
+    with torch.autocast(prompts.device.type, enabled=False):
+        prompts = prompts.to(torch.promote_types(prompts.dtype, torch.float32))
+        if kind == 'gram':
+            target = torch.eye(len(prompts), dtype=prompts.dtype, device=prompts.device)
+            return INNER_WEIGHT * F.mse_loss(prompts @ prompts.T, target)
+        directions = F.normalize(prompts, dim=1)
+        pairs = (directions @ directions.T).triu(diagonal=1)  # each pair once
+        return INNER_WEIGHT * (pairs.relu().sum() if kind == 'angle' else 2 * pairs.abs().sum())
+
+
+def prompts_of(net: Any) -> list[Tensor]:
+    """The prompts of a network, (T, D) a level.
+
+    Raises:
+        ValueError: it has none, or levels with one prompt, which there is nothing to compare with.
+    """
+    name = type(net).__name__
+    if not hasattr(net, 'prompt_vectors'):
+        raise ValueError(no_prompts(name))
+    levels: dict[str, Tensor] = net.prompt_vectors()
+    single = [level for level, prompts in levels.items() if len(prompts) < 2]
+    if single:
+        raise ValueError(
+            f'{name}: a single prompt at {", ".join(single)}. The loss compares the prompts of a level with each '
+            'other; give the network two or more, or leave prompt_opt out.'
+        )
+    return list(levels.values())
+
+
+def no_prompts(network: str) -> str:
+    """The sentence for a network that shows no prompts."""
+    known = sorted(name for name, kind in ARCH_REGISTRY if hasattr(kind, 'prompt_vectors'))
+    return f'{network}: has no prompts. Take a network that has ({", ".join(known)}), or leave prompt_opt out.'

@@ -1,0 +1,55 @@
+"""Make little of the gradient of a batch that went wrong."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptir_basicsr.option_util import OptionError, check_count, is_number
+
+
+class LossScaler:
+    """The loss scaler of PIP's released program (arXiv 2312.05038), with its numbers as defaults.
+
+    A loss of more than `limit` times the smallest of the last `history` ones, itself included, counts as much as one
+    of `factor` times the smallest.
+
+    Args:
+        history: how many losses are remembered.
+        limit: at least 1.
+        factor: above 0 and at most `limit`.
+
+    Raises:
+        OptionError: an argument is not allowed; the message names it and says what is.
+    """
+
+    def __init__(self, history: int = 100, limit: float = 5.0, factor: float = 2.5) -> None:
+        problems = check_count('history', history)
+        if not is_number(limit) or limit < 1:
+            problems.append(f'limit: {limit!r} is not a number of at least 1.')
+        elif not is_number(factor) or not 0 < factor <= limit:
+            problems.append(f'factor: {factor!r} is not a number above 0 and at most limit, {limit}.')
+        if problems:
+            raise OptionError(problems)
+        self.history, self.limit, self.factor = history, limit, factor
+        self.losses = torch.zeros(0)  # the oldest first
+
+    def __call__(self, loss: Tensor) -> Tensor:
+        """Remember a loss, and say what to multiply it by: a constant, 1 as a rule.
+
+        Nothing waits for the device.
+        """
+        loss = loss.detach().float()
+        self.losses = torch.cat([self.losses.to(loss.device), loss.reshape(1)])[-self.history :]
+        smallest = self.losses.min()
+        scale = self.factor * smallest / loss
+        return torch.where(loss > self.limit * smallest, scale, torch.ones_like(scale))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses that are remembered."""
+        return {'losses': self.losses.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the losses of a `state_dict`; of more than `history` from the newest."""
+        self.losses = torch.tensor(state['losses'], dtype=torch.float32)[-self.history :]
