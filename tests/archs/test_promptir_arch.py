@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from promptir_basicsr.archs import PromptIR
 from tests.golden.seeded import seeded_array, seeded_fill, seeded_image
+
+# isort: split
+# BasicSR can be imported once the package has prepared it
+from basicsr.utils.registry import ARCH_REGISTRY
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 UNUSED = {f'chnl_reduce{i}.weight' for i in (1, 2, 3)} | {f'reduce_noise_channel_{i}.weight' for i in (1, 2, 3)}
