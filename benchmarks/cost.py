@@ -99,14 +99,19 @@ def row(name: str, found: tuple[int, list[float]], without: tuple[int, list[floa
     return f'| {" | ".join(cells)} |'
 
 
-def main() -> None:
+def table() -> list[str]:
+    """The lines of the Markdown table."""
     sides = ''.join(f' G at {side}x{side} | |' for side in SIDES)
     lines = [f'| network | parameters | |{sides}', '|:--|--:|--:|' + '--:|--:|' * len(SIDES)]
     for group in groups():
         found = {name: cost(net) for name, net in group}
         without = next(iter(found.values()))
         lines += [row(name, each, without) for name, each in found.items()]
-    sys.stdout.write('\n'.join([*lines, '', f'torch {version("torch")}.']) + '\n')
+    return lines
+
+
+def main() -> None:
+    sys.stdout.write('\n'.join([*table(), '', f'torch {version("torch")}.']) + '\n')
 
 
 if __name__ == '__main__':

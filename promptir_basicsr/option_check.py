@@ -3,8 +3,9 @@
 Options of networks, datasets, losses and models that are not ours are held only to their constructors' signatures.
 """
 
+import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from promptir_basicsr.option_util import (
     check_registered,
     error_lines,
     find_registered,
+    first_few,
     is_number,
     missing,
     unknown,
@@ -27,17 +29,20 @@ from promptir_basicsr.option_util import (
 )
 
 if TYPE_CHECKING:
-    from promptir_basicsr.data.task_util import TaskSurvey
+    from promptir_basicsr.data.task_util import Task, TaskSurvey
 
 TOP_KEYS = (
     'name model_type scale num_gpu manual_seed find_unused_parameters datasets network_g path train val logger '
     'dist_params'
 ).split()
 PATH_KEYS = (
-    'pretrain_network_g param_key_g strict_load_g grow_g resume_state ignore_resume_networks experiments_root '
-    'results_root'
+    'pretrain_network_g param_key_g strict_load_g grow_g pretrain_network_sensor resume_state '
+    'ignore_resume_networks experiments_root results_root'
 ).split()
-VAL_KEYS = ('val_freq save_img suffix pbar metrics best_metric size_multiple comparisons contact_sheet use_ema').split()
+VAL_KEYS = (
+    'val_freq save_img suffix pbar metrics best_metric size_multiple comparisons contact_sheet use_ema labels'
+).split()
+SENSOR_VAL_KEYS = 'val_freq save_img pbar use_ema'.split()
 LOGGER_KEYS = ('print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb')
 SECTIONS = ('datasets', 'network_g', 'path', 'train', 'val', 'logger')
 
@@ -56,13 +61,15 @@ def check_options(
         processes: how many processes share an iteration.
         surveys: filled with what the tasks of each of our data sets came to, by the place of the data set.
     """
-    ours = options.get('model_type') == 'PromptModel'
+    model = options.get('model_type')
+    ours = model in ('PromptModel', 'SensorModel')
     problems = missing('', options, _needed(is_train, ours))
     if ours:
         problems += unknown_keys('options', options, TOP_KEYS)
         problems += _check_flags('', options, ('find_unused_parameters',))
         if options.get('scale', 1) != 1:
-            problems.append(f'scale: {options["scale"]!r}; PromptModel restores at the same size, scale: 1.')
+            does = 'restores at the same size' if model == 'PromptModel' else 'has no use for it'
+            problems.append(f'scale: {options["scale"]!r}; {model} {does}, scale: 1.')
     if 'name' in options:
         problems += _check_name('name', options['name'])
     if 'model_type' in options:
@@ -80,7 +87,7 @@ def check_options(
         problems += _check_path(sections['path'], ours)
     network = sections.get('network_g')
     if network is not None:
-        wrong = check_network(network)
+        wrong = check_network(network) or (_check_kind(network, str(model)) if ours else [])
         problems += wrong or (_check_start(options, sections, is_train) if ours else [])
         network = None if wrong else network
     if 'datasets' in sections:
@@ -88,9 +95,10 @@ def check_options(
     if is_train and 'logger' in sections:
         problems += _check_logger(sections['logger'])
     if is_train and 'train' in sections:
-        problems += check_train(sections['train'], ours, network)
+        problems += check_train(sections['train'], ours, network, sensor=model == 'SensorModel')
     if 'val' in sections:
-        problems += _check_val(sections['val'], is_train, ours)
+        keys = SENSOR_VAL_KEYS if model == 'SensorModel' else VAL_KEYS
+        problems += _check_val(sections['val'], is_train, keys if ours else None)
     return problems
 
 
@@ -167,10 +175,24 @@ def check_network(options: Mapping[str, Any], where: str = 'network_g') -> list[
     return problems
 
 
+def _check_kind(network: Mapping[str, Any], model: str) -> list[str]:
+    """A sensor goes with SensorModel, everything else with PromptModel."""
+    is_sensor = hasattr(find_registered(ARCH_REGISTRY, network['type']), 'probabilities')
+    if is_sensor == (model == 'SensorModel'):
+        return []
+    where = f"network_g.type: '{network['type']}'"
+    if is_sensor:
+        return [f'{where} tells degradations apart and restores nothing. Train it by `model_type: SensorModel`.']
+    sensors = sorted(name for name, kind in ARCH_REGISTRY if hasattr(kind, 'probabilities'))
+    return [f'{where} is no sensor, which `model_type: SensorModel` trains. Allowed: {", ".join(sensors)}.']
+
+
 def _check_start(options: Mapping[str, Any], sections: Mapping[str, Any], is_train: bool) -> list[str]:
     from promptir_basicsr.models.grow_util import start_problems
+    from promptir_basicsr.models.sensor_util import sensor_problems
 
-    return start_problems({'name': options.get('name'), 'path': {}, **sections}, is_train)
+    complete = {'name': options.get('name'), 'path': {}, **sections}
+    return start_problems(complete, is_train) or sensor_problems(complete)
 
 
 def _check_datasets(
@@ -209,6 +231,7 @@ def _check_datasets(
             except OptionError as error:
                 problems += error.problems
                 continue
+            problems += _check_labels(where, tasks, options.get('network_g'))
             if phase == 'train':
                 problems += _check_patch(where, dataset['gt_size'], options.get('network_g'))
                 if not loading:
@@ -277,6 +300,25 @@ def _size_multiple(kind: str, options: Mapping[str, Any]) -> int:
     return multiple if isinstance(multiple, int) else 1
 
 
+def _check_labels(where: str, tasks: 'Sequence[Task]', network: object) -> list[str]:
+    """A network that is told degradations, or tells them, knows as many as its `num_degradations`."""
+    kind = network.get('type') if isinstance(network, Mapping) else None
+    if not isinstance(network, Mapping) or check_registered('', '', kind, ARCH_REGISTRY):
+        return []
+    built = find_registered(ARCH_REGISTRY, str(kind))
+    known = inspect.signature(built).parameters.get('num_degradations')
+    if known is None or not (getattr(built, 'takes_degradation', False) or hasattr(built, 'probabilities')):
+        return []
+    number = network.get('num_degradations', known.default)
+    above = [f'{task.name} {task.label}' for task in tasks if isinstance(number, int) and task.label >= number]
+    if not above:
+        return []
+    return [
+        f'{where}.tasks: labels of {first_few(above)}; the network knows those from 0 to {number - 1}. '
+        f'Raise network_g.num_degradations, or give the tasks such labels.'
+    ]
+
+
 def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> list[str]:
     """Training has to reach total_iter, see `plan_epochs`."""
     plan = plan_epochs(options, samples, processes)
@@ -308,8 +350,9 @@ def _check_logger(options: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _check_val(options: Mapping[str, Any], is_train: bool, ours: bool) -> list[str]:
-    problems = unknown_keys('val', options, VAL_KEYS) if ours else []
+def _check_val(options: Mapping[str, Any], is_train: bool, known: Sequence[str] | None) -> list[str]:
+    """`known` are the keys of our own models."""
+    problems = unknown_keys('val', options, known) if known else []
     problems += missing('val', options, ('val_freq', 'save_img') if is_train else ('save_img',))
     if is_train and 'val_freq' in options:
         problems += check_count('val.val_freq', options['val_freq'])
@@ -324,7 +367,9 @@ def _check_val(options: Mapping[str, Any], is_train: bool, ours: bool) -> list[s
     problems += _check_flags('val', options, ('save_img', 'pbar', 'contact_sheet', 'use_ema'))
     if not isinstance(options.get('suffix') or '', str):
         problems.append(f'val.suffix: {options["suffix"]!r} is not text.')
-    if ours:
+    if options.get('labels', True) is not True and options['labels'] != 'sensor':
+        problems.append(f'val.labels: {options["labels"]!r}; allowed: true (those of the data), sensor.')
+    if known:
         for key in ('size_multiple', 'comparisons'):
             if options.get(key) is not None:
                 problems += check_count(f'val.{key}', options[key], least=0 if key == 'comparisons' else 1)

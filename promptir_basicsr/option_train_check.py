@@ -26,6 +26,7 @@ TRAIN_KEYS = (
     'total_iter warmup_iter optim_g scheduler ema_decay grad_clip_norm pixel_opt frequency_opt perceptual_opt '
     'prompt_opt loss_scaler'
 ).split()
+SENSOR_TRAIN_KEYS = 'total_iter warmup_iter optim_g scheduler ema_decay grad_clip_norm label_smoothing'.split()
 IMAGE_LOSSES = ('pixel_opt', 'frequency_opt', 'perceptual_opt')
 HOST_SCHEDULERS = {
     'MultiStepLR': host_schedulers.MultiStepRestartLR,
@@ -34,19 +35,23 @@ HOST_SCHEDULERS = {
 }
 
 
-def check_train(options: Mapping[str, Any], ours: bool, network: Mapping[str, Any] | None = None) -> list[str]:
+def check_train(
+    options: Mapping[str, Any], ours: bool, network: Mapping[str, Any] | None = None, sensor: bool = False
+) -> list[str]:
     """The problems of the section `train`, a line each.
 
     Args:
         options: the section.
         ours: for our own model, whose options are all known; of others those that BasicSR reads are checked.
         network: `network_g`, where it was found to be right.
+        sensor: for SensorModel, whose loss is not an option.
     """
-    problems = unknown_keys('train', options, TRAIN_KEYS) if ours else []
+    problems = unknown_keys('train', options, SENSOR_TRAIN_KEYS if sensor else TRAIN_KEYS) if ours else []
     given = {key: value for key, value in options.items() if value is not None}
     needed = ['total_iter']
     if ours:
-        needed += ['optim_g', 'scheduler', *(['pixel_opt'] if not given.keys() & set(IMAGE_LOSSES) else [])]
+        needed += ['optim_g', 'scheduler']
+        needed += ['pixel_opt'] if not sensor and not given.keys() & set(IMAGE_LOSSES) else []
     problems += missing('train', given, needed)
     if 'total_iter' in given:
         problems += check_count('train.total_iter', given['total_iter'])
@@ -71,6 +76,9 @@ def check_train(options: Mapping[str, Any], ours: bool, network: Mapping[str, An
     decay = options.get('ema_decay', 0)
     if ours and (not is_number(decay) or not 0 <= decay < 1):
         problems.append(f'train.ema_decay: {decay!r} is not a number from 0 (no EMA) to below 1.')
+    smoothing = given.get('label_smoothing', 0)
+    if sensor and (not is_number(smoothing) or not 0 <= smoothing < 1):
+        problems.append(f'train.label_smoothing: {smoothing!r} is not a number from 0 to below 1.')
     clip = given.get('grad_clip_norm')
     if clip is not None and (not is_number(clip) or clip <= 0):
         problems.append(f'train.grad_clip_norm: {clip!r} is not a number above 0. Leave the key out for no clipping.')

@@ -11,7 +11,8 @@ import promptir_basicsr  # noqa: F401  (registers)
 import inspect
 
 from promptir_basicsr import option_check, option_train_check
-from promptir_basicsr.archs import PIPRestormer, PromptIR
+from promptir_basicsr.archs import DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
+from promptir_basicsr.archs.prompted_arch import TAP_KEYS
 from promptir_basicsr.data.allinone_dataset import HOST_KEYS
 from promptir_basicsr.losses import FrequencyLoss, LossScaler, PromptDecorrelationLoss, SmoothL1Loss
 from promptir_basicsr.metrics import paper_metric
@@ -29,10 +30,14 @@ SECTIONS = dict(re.findall(r'^## (.+?)\n(.*?)(?=^## |\Z)', OPTIONS, re.M | re.S)
         ('General', option_check.TOP_KEYS),
         ('path', option_check.PATH_KEYS),
         ('train', option_train_check.TRAIN_KEYS),
+        ('train', option_train_check.SENSOR_TRAIN_KEYS),
         ('val', option_check.VAL_KEYS),
         ('logger', option_check.LOGGER_KEYS),
         ('network_g: PromptIR', list(inspect.signature(PromptIR).parameters)),
         ('network_g: PIPRestormer', list(inspect.signature(PIPRestormer).parameters)),
+        ('network_g: DegradationSensor', list(inspect.signature(DegradationSensor).parameters)),
+        ('network_g: PIPNAFNet', list(inspect.signature(PIPNAFNet).parameters)),
+        ('network_g: PromptedNetwork', [*inspect.signature(PromptedNetwork).parameters, *TAP_KEYS]),
         ('train', list(SCHEDULERS)),
         ('train', [kind.__name__ for kind in LOSSES]),
         ('train', [key for kind in (*LOSSES, LossScaler) for key in inspect.signature(kind).parameters]),
@@ -60,3 +65,11 @@ def test_links_lead_somewhere(page):
 def test_the_readme_names_files_that_exist():
     text = (ROOT / 'README.md').read_text()
     assert [path for path in re.findall(r'options/\w+\.yml', text) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_table_of_costs_is_the_scripts():
+    from benchmarks.cost import table
+
+    page = (ROOT / 'docs' / 'backbones.md').read_text()
+    assert [line for line in table() if line not in page] == []

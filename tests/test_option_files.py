@@ -1,6 +1,5 @@
 """Every file in options/ runs, on corpora of a few small images in the released folder layout."""
 
-import logging
 import math
 import re
 from pathlib import Path
@@ -12,8 +11,6 @@ import skimage.data
 import promptir_basicsr  # noqa: F401  (registers)
 
 # isort: split
-from basicsr.utils import logger as host_logger
-
 from promptir_basicsr.cli import main
 from promptir_basicsr.data.protocol_util import expand_protocol, load_protocol
 from promptir_basicsr.yaml_util import load_yaml
@@ -21,15 +18,20 @@ from promptir_basicsr.yaml_util import load_yaml
 OPTIONS = Path(__file__).parents[1] / 'options'
 TRAINING = sorted(path.name for path in OPTIONS.glob('*.yml') if not path.name.startswith('test_'))
 TESTS = sorted(path.name for path in OPTIONS.glob('test_*.yml'))
-PROTOCOL = [name for name in TRAINING if name != 'demo.yml']
+DEMOS = {'demo.yml': ['val'], 'pip_demo.yml': ['val'], 'sensor_demo.yml': ['val', 'val_2']}
+PROTOCOL = [name for name in TRAINING if name not in DEMOS]
 EPOCHS = {
     'promptir_allinone_released.yml': 120,
     'promptir_5d.yml': 120,
     'promptir_cdd11.yml': 120,
     'promptir_allweather.yml': 120,
+    'sensor.yml': 10,
+    'pip_5d_stage2.yml': 50,
 }
 # Epochs between validations, where they are not 10.
-VALIDATION = {'promptir_allweather.yml': 40}
+VALIDATION = {'promptir_allweather.yml': 40, 'sensor.yml': 1}
+# Epochs of warm-up, where they are not 15.
+WARMUP = {'sensor.yml': 1, 'pip_allinone.yml': 10, 'pip_5d.yml': 10, 'pip_5d_stage2.yml': 0, 'pip_nafnet.yml': 0}
 KINDS = 'low haze rain snow low_haze low_rain low_snow haze_rain haze_snow low_haze_rain low_haze_snow'.split()
 SHORT = [
     'datasets:train:gt_size=32',
@@ -43,9 +45,31 @@ SHORT = [
 
 # Networks as published train in one file; the others differ from it in their data.
 SMALL = ['network_g:dim=8', 'network_g:heads=[1,1,1,1]', 'network_g:num_blocks=[1,1,1,1]']
-FULL_SIZE = ('demo.yml', 'promptir_allinone.yml')
-WARMED_UP = ('demo.yml', 'promptir_5d.yml', 'promptir_cdd11.yml', 'promptir_allweather.yml')
-DEMO = [f'datasets:val:tasks:{n}:files=[microaneurysms.png]' for n in range(5)]
+SMALL_PIP = [*SMALL, 'network_g:prompt_dims=~', 'network_g:prompt_sizes=[8,8,8]']
+SMALL_OF = {
+    'pip_allinone.yml': SMALL_PIP,
+    'pip_5d.yml': SMALL_PIP,
+    'pip_5d_stage2.yml': [*SMALL_PIP, 'path:pretrain_network_g=~'],
+    'pip_swinir.yml': [
+        'network_g:network:depths=[1,1]',
+        'network_g:network:num_heads=[2,2]',
+        'network_g:network:embed_dim=12',
+        'network_g:taps:0:prompt_dim=12',
+        'network_g:taps:1:prompt_dim=12',
+    ],
+    'pip_nafnet.yml': ['network_g:width=4', 'network_g:enc_blk_nums=[1,1,1,1]', 'network_g:prompt_dims=~'],
+}
+FULL_SIZE = ('promptir_allinone.yml', 'sensor.yml', *DEMOS)
+WARMED_UP = (
+    'promptir_5d.yml',
+    'promptir_cdd11.yml',
+    'promptir_allweather.yml',
+    'sensor.yml',
+    'pip_allinone.yml',
+    'pip_5d.yml',
+    'pip_swinir.yml',
+    *DEMOS,
+)
 
 
 @pytest.fixture
@@ -107,22 +131,6 @@ def released_tree(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def fresh_logger():
-    """BasicSR sets its logger up once a process; each run here is a command of its own."""
-
-    def reset():
-        host_logger.initialized_logger.clear()
-        logger = logging.getLogger('basicsr')
-        for handler in list(logger.handlers):
-            handler.close()
-            logger.removeHandler(handler)
-
-    reset()
-    yield
-    reset()
-
-
 def run(verb, name, *changes):
     return main([verb, '-opt', str(OPTIONS / name), '--force_yml', *changes])
 
@@ -141,7 +149,9 @@ def log_of(folder):
 
 def short(name):
     """Changes that make a file run in seconds."""
-    changes = [*SHORT, *(DEMO if name == 'demo.yml' else []), *([] if name in FULL_SIZE else SMALL)]
+    changes = [*SHORT, *([] if name in FULL_SIZE else SMALL_OF.get(name, SMALL))]
+    for key in DEMOS.get(name, ()):
+        changes += [f'datasets:{key}:tasks:{n}:files=[microaneurysms.png]' for n in range(5)]
     return [*changes, *(['train:scheduler:warmup_iter=1'] if name in WARMED_UP else [])]
 
 
@@ -152,7 +162,7 @@ def test_it_trains_two_iterations_and_validates(released_tree, name):
     options = read(name)
     results = (folder / 'results.md').read_text()
     for task in options['datasets']['val']['tasks']:
-        assert f'| {task["name"]} |' in results
+        assert f'{task["name"]} |' in results
     assert '| average |' in results
     assert (folder / 'models' / 'net_g_latest.pth').exists()
     log = log_of(folder)
@@ -169,12 +179,14 @@ def test_it_trains_two_iterations_and_validates(released_tree, name):
             {'SOTS': 1, 'Rain100L': 2, 'CBSD68_15': 2, 'CBSD68_25': 2, 'CBSD68_50': 2},
         ),
         ('test_promptir_5d.yml', {'SOTS': 1, 'Rain100L': 2, 'CBSD68_25': 2, 'GoPro': 1, 'LOL': 1}),
+        ('test_pip_5d.yml', {'SOTS': 1, 'Rain100L': 2, 'CBSD68_25': 2, 'GoPro': 1, 'LOL': 1}),
     ],
 )
 def test_the_test_file_writes_one_table_with_every_test_set_and_the_average(released_tree, name, rows):
     train_name = name.removeprefix('test_')
-    assert run('train', train_name, *short(train_name), *SMALL) == 0
-    assert run('test', name, *SMALL) == 0
+    small = SMALL_OF.get(train_name, SMALL)
+    assert run('train', train_name, *short(train_name), *small) == 0
+    assert run('test', name, *small) == 0
     folder = released_tree / 'results' / name.removesuffix('.yml')
     found = re.findall(r'^\| (\w+) \| (\d+) \|', (folder / 'results.md').read_text(), re.M)
     number = sum(rows.values())
@@ -197,10 +209,11 @@ def test_the_numbers_of_a_protocol_fit_together(name):
     assert options['logger']['save_checkpoint_freq'] == epoch
     assert options['val']['val_freq'] == VALIDATION.get(name, 10) * epoch
     text = (OPTIONS / name).read_text()
-    assert f'warmup_iter: {15 * epoch}' in text
+    warmup = WARMUP.get(name, 15) * epoch
+    assert f'warmup_iter: {warmup}' in text if warmup else 'warmup_iter' not in text
     assert f'{epoch:,} iterations' in text
     assert f'{samples:,}' in text
-    if 'allinone' in name:
+    if name.startswith('promptir_allinone'):
         assert (samples, epoch) == (142_431, 4_451)
 
 
@@ -215,6 +228,7 @@ def test_the_shares_in_the_head_of_a_file_are_those_of_its_tasks(name):
     for count, share in lines:
         assert expected[count] == f'{share}%'
     several = 'promptir_allinone.yml promptir_allinone_released.yml promptir_5d.yml promptir_allweather.yml'.split()
+    several += ['pip_allinone.yml', 'pip_5d.yml']
     assert len(lines) == (len({task['type'] for task in tasks}) if name in several else 0)
 
 
@@ -228,6 +242,20 @@ def test_training_and_test_files_refer_to_one_protocol(name):
         trained = load_yaml(str(OPTIONS / name.removeprefix('test_')))
         assert trained['datasets']['val']['protocol'] == protocol
         assert load_yaml(str(OPTIONS / name))['network_g'] == trained['network_g']
+
+
+def test_the_second_stage_of_pip_goes_on_from_a_checkpoint_that_the_first_writes():
+    first, second = (load_yaml(str(OPTIONS / name)) for name in ('pip_5d.yml', 'pip_5d_stage2.yml'))
+    assert second['network_g'] == first['network_g']
+    path = Path(second['path']['pretrain_network_g'])
+    assert path.parent == Path('experiments/pip_5d/models')
+    iteration = int(path.stem.removeprefix('net_g_'))
+    epoch = first['logger']['save_checkpoint_freq']
+    assert iteration == 150 * epoch
+    warmup, total = first['train']['scheduler']['warmup_iter'], first['train']['total_iter']
+    rate = first['train']['optim_g']['lr'] * (1 + math.cos(math.pi * (iteration - warmup) / (total - warmup))) / 2
+    assert second['train']['optim_g']['lr'] == pytest.approx(rate, rel=0.01)
+    assert second['datasets']['train']['gt_size'] == 200
 
 
 def test_a_missing_folder_stops_the_run_before_anything_is_created(released_tree, capsys):

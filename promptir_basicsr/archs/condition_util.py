@@ -96,19 +96,21 @@ class ConditionedNetwork(nn.Module):
         self.hard_sensor = hard
         if options is None:
             return
-        kind = find_registered(ARCH_REGISTRY, options['type'])
         known = {'num_degradations': self.num_degradations, 'degradations': self.degradations}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        problems = [
+            f'{where}: {name} is {options[name]!r}, of the network {value!r}. Leave it out of the sensor, '
+            'which then has the same.'
+            for name, value in known.items()
+            if given.get(name, value) != value
+        ]
+        if problems:
+            raise OptionError(problems)
+        kind = find_registered(ARCH_REGISTRY, options['type'])
         arguments = {name: value for name, value in known.items() if name in inspect.signature(kind).parameters}
         arguments |= {name: value for name, value in options.items() if name != 'type'}
         with torch.random.fork_rng(devices=[]):
             sensor = kind(**arguments)
-        differ = [name for name, value in known.items() if getattr(sensor, name, value) != value]
-        if differ:
-            raise OptionError(
-                f'{where}: {name} is {getattr(sensor, name)!r}, of the network {known[name]!r}. Leave it out of the '
-                'options of the sensor, which then has the same.'
-                for name in differ
-            )
         self.sensor = sensor.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> 'ConditionedNetwork':

@@ -51,7 +51,9 @@ def read_json(path: str) -> dict[str, Any] | None:
         return json.load(file)
 
 
-def read_weights(path: str, keys: Sequence[str | None], device: str = 'cpu') -> tuple[dict[str, Tensor], str]:
+def read_weights(
+    path: str, keys: Sequence[str | None], device: str = 'cpu', where: str = 'path.pretrain_network_g'
+) -> tuple[dict[str, Tensor], str]:
     """The weights of a checkpoint by name, without the prefix `module.` of a parallel wrapper; the file stays as it is.
 
     Args:
@@ -59,6 +61,7 @@ def read_weights(path: str, keys: Sequence[str | None], device: str = 'cpu') -> 
         keys: which weights of it, such as `params_ema`: the first of them that is there, then `params`. A bare state
             dict is taken whatever the keys.
         device: where the tensors are wanted; on `meta` they have names, sizes and types alone.
+        where: the option that names the file, for messages.
 
     Returns:
         The weights, and the key they were found under; empty for a bare state dict.
@@ -70,7 +73,7 @@ def read_weights(path: str, keys: Sequence[str | None], device: str = 'cpu') -> 
         content = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         first_line = str(error).partition('\n')[0]
-        raise OptionError([f"path.pretrain_network_g: '{path}' cannot be read ({first_line})."]) from error
+        raise OptionError([f"{where}: '{path}' cannot be read ({first_line})."]) from error
     content = content if isinstance(content, Mapping) else {}
     for name in (*keys, 'params'):
         if _are_weights(content.get(name)):
@@ -79,7 +82,8 @@ def read_weights(path: str, keys: Sequence[str | None], device: str = 'cpu') -> 
         return _without_prefix(content), ''
     held = [str(name) for name, value in content.items() if _are_weights(value)]
     advice = f'Take `param_key_g: {held[0]}`.' if held else 'It is no checkpoint of a network.'
-    raise OptionError([f"path.param_key_g: '{path}' holds no weights under '{keys[0]}'. {advice}"])
+    where = where.replace('pretrain_network_g', 'param_key_g')
+    raise OptionError([f"{where}: '{path}' holds no weights under '{keys[0]}'. {advice}"])
 
 
 def _are_weights(value: object) -> bool:

@@ -86,9 +86,9 @@ def check_fit(
     return found if allowed else []
 
 
-def with_prompts(weights: Mapping[str, Tensor], net: nn.Module) -> Mapping[str, Tensor]:
-    """The weights of a file under the names of a network: of the network that it puts prompts into, with its prompts."""
-    return net.with_prompts(weights) if hasattr(net, 'with_prompts') else weights  # type: ignore[operator]
+def with_prompts(weights: Mapping[str, Tensor], net: Any) -> dict[str, Tensor]:
+    """Weights of a file as those of `net`; to weights of the network that it puts prompts into, it adds its prompts."""
+    return net.with_prompts(weights) if hasattr(net, 'with_prompts') else dict(weights)
 
 
 def grow(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], found: Sequence[Difference]) -> dict[str, Tensor]:
@@ -141,7 +141,13 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[st
         return []
     try:
         weights, _ = read_weights(path, (key,), 'meta')
-        check_fit(with_prompts(weights, net), net, path, paths)
+        complete = with_prompts(weights, net)
+        if not is_train and complete.keys() != weights.keys():
+            return [
+                f"path.pretrain_network_g: '{path}' holds a network without prompts. A training can start from it; a "
+                f'test needs weights that {network["type"]} was trained to.'
+            ]
+        check_fit(complete, net, path, paths)
     except OptionError as error:
         return error.problems
     return []

@@ -21,6 +21,7 @@ from promptir_basicsr.losses.scaler_util import LossScaler
 from promptir_basicsr.models.checkpoint_util import atomic_save, atomic_write, read_json, read_weights
 from promptir_basicsr.models.grow_util import check_fit, grow, state_problems, with_prompts
 from promptir_basicsr.models.padding_util import pad_to_multiple
+from promptir_basicsr.models.sensor_util import LabelSource, frozen_in_silence, load_sensor
 from promptir_basicsr.models.validation_util import Measurement, Report
 from promptir_basicsr.option_util import OptionError
 
@@ -36,6 +37,7 @@ class PromptModel(SRModel):
 
     Options beside BasicSR's own:
         path.grow_g: start from weights with fewer prompts or labels; see `grow_util`. Default: False.
+        path.pretrain_network_sensor: weights of the network's sensor, which is not trained here; see `sensor_util`.
         train.grad_clip_norm: largest norm of the whole gradient. Default: no clipping.
         train.frequency_opt: a second loss of the images, such as FrequencyLoss; alone or beside `pixel_opt`.
         train.prompt_opt: a loss of the network's prompts; the network shows them by `prompt_vectors()`.
@@ -48,15 +50,22 @@ class PromptModel(SRModel):
         val.contact_sheet: write `contact_sheet.png`, one row a task. Default: False.
         val.size_multiple: overrides the network's.
         val.use_ema: measure the averaged weights where there are any. Default: True.
+        val.labels: whether a network that takes labels gets the data's (True) or those of its sensor ('sensor').
+            Default: True.
 
     A validation writes a row a task and their average to the log, to TensorBoard, to `metrics.csv` and `results.md`.
     """
+
+    report_class: type[Report] = Report
+    measurement_class: type[Measurement] = Measurement
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self._sums: dict[str, list[Any]] = {}
         self._ended = False
         super().__init__(opt)
-        self.report = Report(opt)
+        nets = [self.net_g, self.net_g_ema] if hasattr(self, 'net_g_ema') else [self.net_g]
+        load_sensor([self.get_bare_model(net) for net in nets], opt['path'])
+        self.report = self.report_class(opt)
         self._best_file = os.path.join(opt['path'].get('models') or '', 'net_g_best.json')
         if self.is_train and opt['path'].get('resume_state'):
             self.report.best = read_json(self._best_file)
@@ -95,6 +104,14 @@ class PromptModel(SRModel):
                 raise OptionError([f'train.prompt_opt: {error}']) from error
         scaler = train.get('loss_scaler')
         self.loss_scaler = None if scaler is None else LossScaler(**scaler)
+
+    def setup_optimizers(self) -> None:
+        """BasicSR's, and one line about what is not trained instead of one for each parameter."""
+        with frozen_in_silence():
+            super().setup_optimizers()
+        frozen = [p for p in self.net_g.parameters() if not p.requires_grad]
+        if frozen:
+            logger.info(f'Not trained: {len(frozen):,} tensors, {sum(p.numel() for p in frozen):,} parameters.')
 
     def _build_loss(self, key: str) -> nn.Module | None:
         options = self.opt['train'].get(key)
@@ -173,10 +190,14 @@ class PromptModel(SRModel):
         if self.task is None or self.gt is None or not self.cri_pix:
             return
         output = self.output.detach()
-        for name in sorted(set(self.task)):
-            members = [i for i, task in enumerate(self.task) if task == name]
+        for name, members in self._members().items():
             loss = self.cri_pix(output[members], self.gt[members])
             self._record(f'l_pix_{name}', loss, len(members))
+
+    def _members(self) -> dict[str, list[int]]:
+        """The positions in the batch of each task's images."""
+        tasks = self.task or ()
+        return {name: [i for i, task in enumerate(tasks) if task == name] for name in sorted(set(tasks))}
 
     def get_current_log(self) -> dict[str, float]:
         """Means of the losses since the last call, over all processes; a task's loss over its own samples."""
@@ -288,16 +309,20 @@ class PromptModel(SRModel):
 
     def test(self) -> None:
         """Restore `lq` of any size into `output`, with the averaged weights where there are any."""
+        height, width = self.lq.shape[-2:]
+        self.output = self.infer(pad_to_multiple(self.lq, self.size_multiple))[..., :height, :width]
+
+    def infer(self, lq: torch.Tensor) -> torch.Tensor:
+        """What the network makes of lq, with the averaged weights where there are any."""
         use_ema = hasattr(self, 'net_g_ema') and (self.opt.get('val') or {}).get('use_ema', True)
         # The bare network: a distributed wrapper would wait for processes that do not validate.
         net = self.net_g_ema if use_ema else self.get_bare_model(self.net_g)
         training = net.training
         net.eval()
         with torch.no_grad():
-            height, width = self.lq.shape[-2:]
-            output = self.restore(net, pad_to_multiple(self.lq, self.size_multiple))
+            output = self.restore(net, lq)
         net.train(training)
-        self.output = output[..., :height, :width]
+        return output
 
     def nondist_validation(
         self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool
@@ -310,13 +335,18 @@ class PromptModel(SRModel):
             if name == self.report.datasets[-1]:
                 self.report.tell_files()
             return
-        measurement = Measurement(self.report, name, iteration, save_img)
-        pbar = (self.opt.get('val') or {}).get('pbar', False)
+        measurement = self.measurement_class(self.report, name, iteration, save_img)
+        val = self.opt.get('val') or {}
+        labels = LabelSource(self.get_bare_model(self.net_g), val.get('labels', True), name)
+        pbar = val.get('pbar', False)
         for data in tqdm(dataloader, desc=f'Validation {name}', unit='image', leave=False, disable=not pbar):
             self.feed_data(data)
+            self.degradation = labels.give(self.lq, data, self.degradation)
             self.test()
             measurement.add(self.get_current_visuals(), data)
             del self.lq, self.output, self.gt  # before the next image is restored
+        self.report.remarks[name] = labels.lines()
+        labels.write(iteration, tb_logger)
         if not self.report.add(name, measurement.rows()):
             return
         self.report.write(iteration, tb_logger, self._keep_best(iteration) if self.is_train else None)

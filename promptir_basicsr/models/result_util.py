@@ -52,8 +52,9 @@ def average(rows: Sequence[Row]) -> Row:
 def markdown_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     """Lines of a table: a row a task and the average; `restored (input)` in each metric's column."""
     several = len({row.dataset for row in rows}) > 1
+    inputs = ' (input)' if any(row.inputs for row in rows) else ''
     lines = [
-        f'| task | images | {" | ".join(f"{metric} (input)" for metric in metrics)} |',
+        f'| task | images | {" | ".join(f"{metric}{inputs}" for metric in metrics)} |',
         f'|:--|--:|{"--:|" * len(metrics)}',
     ]
     for row in [*rows, average(rows)]:
@@ -75,7 +76,12 @@ def number(metric: str, values: Mapping[str, float], inputs: Mapping[str, float]
 
 def log_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     """The same table in aligned columns, for a log."""
-    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in markdown_table(rows, metrics)]
+    return aligned(markdown_table(rows, metrics))
+
+
+def aligned(table: Sequence[str]) -> list[str]:
+    """A Markdown table in aligned columns, without its second line."""
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in table]
     del cells[1]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     return [
@@ -84,12 +90,15 @@ def log_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     ]
 
 
-def append_csv(path: str, iteration: int | str, rows: Iterable[Row], metrics: Sequence[str]) -> None:
-    """Add rows to `metrics.csv`; a new file starts with a header.
+def append_csv(
+    path: str, iteration: int | str, rows: Iterable[Row], metrics: Sequence[str], inputs: bool = True
+) -> None:
+    """Add rows to `metrics.csv`; a new file starts with a header. The columns of the inputs can be left out.
 
     A file of another run's columns is kept under the name `metrics.csv.old`.
     """
-    header = ['iter', 'dataset', 'task', 'images', *metrics, *(f'input_{metric}' for metric in metrics)]
+    measured = [f'input_{metric}' for metric in metrics] if inputs else []
+    header = ['iter', 'dataset', 'task', 'images', *metrics, *measured]
     if os.path.exists(path):
         with open(path, newline='', encoding='utf-8') as file:
             if next(csv.reader(file), None) != header:
@@ -102,7 +111,7 @@ def append_csv(path: str, iteration: int | str, rows: Iterable[Row], metrics: Se
         for row in rows:
             numbers = [
                 repr(found[metric]) if metric in found else ''
-                for found in (row.values, row.inputs)
+                for found in (row.values, row.inputs)[: 1 + inputs]
                 for metric in metrics
             ]
             writer.writerow([iteration, row.dataset, row.task, row.images, *numbers])

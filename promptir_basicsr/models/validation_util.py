@@ -31,7 +31,13 @@ class Report:
         datasets: names of the data sets of a validation.
         validated: the iteration of the last complete validation.
         best: metric, value and iter of the best average so far.
+        heading: what the numbers are of, for the log.
+        measures_inputs: whether the degraded images are measured as well.
+        remarks: lines about each data set of a validation, for log and table.
     """
+
+    heading = 'restored (input)'
+    measures_inputs = True
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.opt = opt
@@ -44,6 +50,7 @@ class Report:
         self.best: dict[str, Any] | None = None
         self.inputs: dict[tuple[str, str], dict[str, float]] = {}
         self.sheet: dict[tuple[str, str], ContactRow] = {}
+        self.remarks: dict[str, list[str]] = {}
         self._rows: dict[str, list[Row]] = {}
 
     @property
@@ -93,20 +100,40 @@ class Report:
         self.validated = iteration
         names, rows = list(self.metrics), self.rows
         if names:
-            mean = average(rows)
-            for line in [f'Validation, iteration {iteration}, restored (input):', *log_table(rows, names)]:
+            told = [f'Validation, iteration {iteration}, {self.heading}:', *log_table(rows, names), *self.notes()]
+            for line in told:
                 logger.info(line)
             if best:
                 logger.info(f'Best average {best["metric"]}: {best["value"]:.4f} at iteration {best["iter"]}')
             if tb_logger:
-                for row in [*rows, mean]:
+                for row in [*rows, *self.totals()]:
                     place = '/'.join(part for part in ('metrics', row.dataset, row.task) if part)
                     for metric, value in row.values.items():
                         tb_logger.add_scalar(f'{place}/{metric}', value, iteration)
-            append_csv(self._path('metrics.csv'), iteration, [*rows, mean], names)
+            rows = [*rows, *self.totals()]
+            append_csv(self._path('metrics.csv'), iteration, rows, names, self.measures_inputs)
             atomic_write(self._text(iteration, names, best), self._path('results.md'))
         if self.sheet:
             save_picture(contact_sheet(list(self.sheet.values()), _SHEET_SIDE), self._path('contact_sheet.png'))
+
+    def totals(self) -> list[Row]:
+        """The rows below those of the tasks."""
+        return [average(self.rows)]
+
+    def legend(self) -> list[str]:
+        """What stands below the table in `results.md`."""
+        lines = ['Restored, and in brackets the degraded input. The average counts every task once.']
+        notes = self.notes()
+        return [*lines, '', *(f'- {note}' for note in notes)] if notes else lines
+
+    def notes(self) -> list[str]:
+        """What is to be told of the data sets of a validation."""
+        several = len(self._rows) > 1
+        return [f'{name}: {line}' if several else line for name in self._rows for line in self.remarks.get(name, ())]
+
+    def define(self, name: str) -> str:
+        """The definition of a metric, in words."""
+        return definition(self.metrics[name])
 
     def tell_files(self) -> None:
         """Log where the results are."""
@@ -124,15 +151,14 @@ class Report:
         else:
             weights = self.opt['path'].get('pretrain_network_g')
             lines.append(f'Weights: `{weights}`.' if weights else 'Weights: none; the network is untrained.')
-        lines += ['', *markdown_table(self.rows, names), '']
-        lines.append('Restored, and in brackets the degraded input. The average counts every task once.')
+        lines += ['', *markdown_table(self.rows, names), '', *self.legend()]
         if best:
             lines.append(
                 f'Best average {best["metric"]}: {best["value"]:.4f} at iteration {best["iter"]}, '
                 'kept as `models/net_g_best.pth`.'
             )
         lines += ['', 'Metrics:', '']
-        lines += [f'- {name}: {definition(options)}' for name, options in self.metrics.items()]
+        lines += [f'- {name}: {self.define(name)}' for name in self.metrics]
         return '\n'.join(lines) + '\n'
 
 

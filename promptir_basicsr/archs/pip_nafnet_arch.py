@@ -1,0 +1,282 @@
+"""PIPNAFNet: PIP's prompts on a convolutional network without attention over pixels.
+
+Sources: Chen, Chu, Zhang, Sun, "Simple Baselines for Image Restoration", ECCV 2022 (arXiv 2204.04676), section 3 and
+figure 3, for the backbone; Li et al., "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038)
+for the prompts, whose place in this network is ours. An independent implementation; the backbone's parameter names are
+those of released NAFNet weights.
+
+Shapes: B batch, C channels, H W height and width, T degradations. `width` features at full size; a level has half the
+size and twice the features of the one above it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from promptir_basicsr.archs.condition_util import ConditionedNetwork, PromptContext
+from promptir_basicsr.archs.pip_util import PromptInPrompt, PromptToFeature, check_interaction
+from promptir_basicsr.archs.restormer_util import WithBiasNorm, check_image, check_whole_numbers, is_whole
+from promptir_basicsr.archs.tap_util import HEADS, check_prompt, default_width
+from promptir_basicsr.host import register
+
+LEVELS = 4
+PROMPT_NAMES = ('prompt', 'low_prompt_interaction_level')
+
+
+@register(ARCH_REGISTRY)
+class PIPNAFNet(ConditionedNetwork):
+    """PIP on the four skip connections of NAFNet; the defaults are NAFNet's of width 32 for GoPro.
+
+    The decoder adds modulated skips, the encoder goes on with the features as they are. Lists are as good as tuples.
+
+    Args:
+        img_channel: channels of the degraded and the restored image.
+        width: feature channels at full size, even.
+        middle_blk_num: blocks at the lowest level.
+        enc_blk_nums: blocks at levels 1 to 4 of the encoder.
+        dec_blk_nums: blocks at levels 4 to 1 of the decoder, in the order in which features meet them, as NAFNet has
+            them.
+        num_degradations: T.
+        degradations: their names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
+        prompt_dims: prompt channels at levels 1 to 4. Default: those of the skips, (32, 64, 128, 256) for width 32.
+        prompt_sizes: height and width of the prompts of levels 1 to 4.
+        interaction: how features take up their prompt: 'topm', 'cross', 'gate' or 'promptir_gate'; see
+            `PromptToFeature`.
+        residual: add the modulated skips to the skips with a learned factor that is 0 at first. The output is at first
+            that of NAFNet, for weights that were trained before.
+        prompts: False gives NAFNet, for ablations.
+        sensor: `type` and arguments of a network that finds the degradation where none is given, such as
+            DegradationSensor. It becomes a part of this network and is not trained with it; see `attach_sensor`.
+        hard_sensor: what it finds likeliest alone counts, not its probabilities as they are.
+
+    Raises:
+        ValueError: an argument is not allowed; the message names it and says what is.
+    """
+
+    scale = 1
+    size_multiple = 2**LEVELS
+    levels = ('level4', 'level3', 'level2', 'level1')
+
+    def __init__(
+        self,
+        img_channel: int = 3,
+        width: int = 32,
+        middle_blk_num: int = 1,
+        enc_blk_nums: Sequence[int] = (1, 1, 1, 28),
+        dec_blk_nums: Sequence[int] = (1, 1, 1, 1),
+        num_degradations: int = 5,
+        degradations: Sequence[str] | None = None,
+        prompt_dims: Sequence[int] | None = None,
+        prompt_sizes: Sequence[int] = (64, 32, 16, 8),
+        interaction: str = 'topm',
+        residual: bool = False,
+        prompts: bool = True,
+        sensor: Mapping[str, Any] | None = None,
+        hard_sensor: bool = False,
+    ) -> None:
+        super().__init__(num_degradations, degradations)
+        _check_backbone(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums)
+        widths = [width * 2**level for level in range(LEVELS + 1)]
+        check_interaction('PIPNAFNet', interaction)
+        prompt_dims = [default_width(each, interaction) for each in widths[:-1]] if prompt_dims is None else prompt_dims
+        _check_prompts(widths, prompt_dims, prompt_sizes, interaction)
+        if sensor is not None and not prompts:
+            raise ValueError('PIPNAFNet: without prompts there is nothing to ask a sensor for. Leave sensor out.')
+        self.img_channel = img_channel
+        self.takes_degradation = prompts
+        self.prompts = prompts
+
+        self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
+        self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
+        self.encoders = nn.ModuleList(
+            _stage(each, count) for each, count in zip(widths[:-1], enc_blk_nums, strict=True)
+        )
+        self.downs = nn.ModuleList(nn.Conv2d(each, 2 * each, 2, stride=2) for each in widths[:-1])
+        self.middle_blks = _stage(widths[-1], middle_blk_num)
+        upwards = widths[::-1]
+        self.ups = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(each, 2 * each, 1, bias=False), nn.PixelShuffle(2)) for each in upwards[:-1]
+        )
+        self.decoders = nn.ModuleList(
+            _stage(each, count) for each, count in zip(upwards[1:], dec_blk_nums, strict=True)
+        )
+        for level in range(LEVELS, 0, -1) if prompts else ():
+            dim, size = prompt_dims[level - 1], prompt_sizes[level - 1]
+            setattr(self, f'prompt{level}', PromptInPrompt(dim, num_degradations, size))
+            interact = PromptToFeature(widths[level - 1], dim, interaction, HEADS, residual=residual)
+            setattr(self, f'low_prompt_interaction_level{level}', interact)
+        self.attach_sensor(sensor, hard_sensor)
+
+    def forward(
+        self,
+        x: Tensor,
+        degradation: Any = None,
+        strength: float | Mapping[str, float] = 1.0,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Restore x.
+
+        Args:
+            x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple.
+            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
+                these, (B,) ids or (B, T) floats. None asks the sensor, if the network has one. Without prompts this
+                and what follows is ignored.
+            strength: how much of the degradation-aware prompts is used, 1 as trained and 0 for none; or
+                {'level2': 0.5}, with 1 for levels that are not named.
+            overrides: a degradation for one level alone, such as {'level3': 'derain'}.
+
+        Returns:
+            (B, 3, H, W), RGB, not clamped.
+
+        Raises:
+            ValueError: x has another shape, or what is said of the degradation is not understood.
+        """
+        check_image('PIPNAFNet', x, self.img_channel, self.size_multiple)
+        context = self.prompt_context(x, degradation, strength, overrides) if self.prompts else None
+
+        y, skips = self.intro(x), []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            y = encoder(y)
+            skips.append(y)  # (B, width, H, W), (B, 2 width, H/2, W/2), ...
+            y = down(y)
+        y = self.middle_blks(y)  # (B, 16 width, H/16, W/16)
+        for level, decoder, up in zip(range(LEVELS, 0, -1), self.decoders, self.ups, strict=True):
+            y = decoder(up(y) + self._modulate(level, skips.pop(), context))
+        return self.ending(y) + x
+
+    def prompt_weights(
+        self, x: Tensor, degradation: Any = None, overrides: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """How much of each degradation's prompt x is given, level by level.
+
+        Args:
+            x, degradation, overrides: as for `forward`.
+
+        Returns:
+            (B, T) for 'level4' to 'level1', in the order in which features meet the prompts; each row is >= 0 and of
+            sum 1. Nothing without prompts.
+
+        Raises:
+            ValueError: as for `forward`.
+        """
+        check_image('PIPNAFNet', x, self.img_channel, self.size_multiple)
+        return dict(self.prompt_context(x, degradation, overrides=overrides).weights) if self.prompts else {}
+
+    def prompt_vectors(self) -> dict[str, Tensor]:
+        """The degradation-aware prompts themselves, level by level: what a loss of prompts acts on.
+
+        Returns:
+            (T, prompt channels) for 'level4' to 'level1'.
+
+        Raises:
+            ValueError: the network was built without prompts.
+        """
+        if not self.prompts:
+            raise ValueError('PIPNAFNet: built with prompts=False; a loss of prompts has nothing to act on.')
+        return {
+            f'level{level}': getattr(self, f'prompt{level}').detask_prompt_param[0].flatten(1)
+            for level in range(LEVELS, 0, -1)
+        }
+
+    def with_prompts(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of NAFNet as weights of this network, with the prompts that it has; others as they are."""
+        if any(name.startswith(PROMPT_NAMES) for name in weights):
+            return dict(weights)
+        own = {name: value for name, value in self.state_dict().items() if name.startswith(PROMPT_NAMES)}
+        return {**weights, **own}
+
+    def _modulate(self, level: int, skip: Tensor, context: PromptContext | None) -> Tensor:
+        """The skip of a level: (B, C, H, W), as its prompt modulates it for the decoder."""
+        if context is None:
+            return skip
+        name = f'level{level}'
+        prompt = getattr(self, f'prompt{level}')(skip, context.weights[name], context.strength[name])
+        return getattr(self, f'low_prompt_interaction_{name}')(skip, prompt)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load weights of NAFNet, too, and keep the prompts then."""
+        mine = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        state_dict.update({prefix + name: value for name, value in self.with_prompts(mine).items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class NAFBlock(nn.Module):
+    """x + beta f(LN x), then x + gamma g(LN x): convolutions and products, no activation function (figure 3d).
+
+    beta and gamma are vectors over the channels and 0 at first.
+
+    Args:
+        dim: C.
+        expansion: channels within f and g over C, before a gate halves them.
+    """
+
+    def __init__(self, dim: int, expansion: int = 2) -> None:
+        super().__init__()
+        wide, half = expansion * dim, expansion * dim // 2
+        self.norm1 = ChannelNorm(dim)
+        self.conv1 = nn.Conv2d(dim, wide, 1)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.sg = SimpleGate()
+        self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(half, half, 1))
+        self.conv3 = nn.Conv2d(half, dim, 1)
+        self.norm2 = ChannelNorm(dim)
+        self.conv4 = nn.Conv2d(dim, wide, 1)
+        self.conv5 = nn.Conv2d(half, dim, 1)
+        self.beta = nn.Parameter(torch.zeros(1, dim, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, dim, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W). Returns (B, C, H, W)."""
+        y = self.sg(self.conv2(self.conv1(self.norm1(x))))
+        x = x + self.conv3(y * self.sca(y)) * self.beta  # the simplified channel attention is a factor a channel
+        return x + self.conv5(self.sg(self.conv4(self.norm2(x)))) * self.gamma
+
+
+class SimpleGate(nn.Module):
+    """One half of the channels times the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, 2C, H, W). Returns (B, C, H, W)."""
+        a, b = x.chunk(2, dim=1)
+        return a * b
+
+
+class ChannelNorm(WithBiasNorm):
+    """Layer normalisation over the channels of each pixel, with NAFNet's smaller eps."""
+
+    eps = 1e-6
+
+
+def _stage(width: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(NAFBlock(width) for _ in range(count)))
+
+
+def _check_backbone(
+    img_channel: int, width: int, middle_blk_num: int, enc_blk_nums: Sequence[int], dec_blk_nums: Sequence[int]
+) -> None:
+    for name, value in (('img_channel', img_channel), ('middle_blk_num', middle_blk_num)):
+        if not is_whole(value, least=1):
+            raise ValueError(f'PIPNAFNet: {name} is {value!r}; it must be an integer of at least 1.')
+    if not is_whole(width, least=2) or width % 2:
+        raise ValueError(f'PIPNAFNet: width is {width!r}; it must be a positive even number, such as 32.')
+    check_whole_numbers('PIPNAFNet', 'enc_blk_nums', enc_blk_nums, LEVELS)
+    check_whole_numbers('PIPNAFNet', 'dec_blk_nums', dec_blk_nums, LEVELS)
+
+
+def _check_prompts(
+    widths: Sequence[int], prompt_dims: Sequence[int], prompt_sizes: Sequence[int], interaction: str
+) -> None:
+    check_whole_numbers('PIPNAFNet', 'prompt_dims', prompt_dims, LEVELS)
+    check_whole_numbers('PIPNAFNet', 'prompt_sizes', prompt_sizes, LEVELS)
+    problems = [
+        f'PIPNAFNet: {problem}'
+        for level in range(LEVELS)
+        for problem in check_prompt(
+            f'level{level + 1}', widths[level], prompt_dims[level], prompt_sizes[level], interaction
+        )
+    ]
+    if problems:
+        raise ValueError('\n'.join(problems))

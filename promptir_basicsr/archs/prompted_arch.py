@@ -1,0 +1,352 @@
+"""PromptedNetwork: any network that keeps the image size, with prompts that modulate some of its features.
+
+The prompts are those of PIP (arXiv 2312.05038) or PromptIR (arXiv 2306.13090); the papers put them into Restormer. Here
+they stand behind modules of a network that is taken as it is.
+
+Shapes: B batch, C feature channels, H W height and width, N tokens, T degradations.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from promptir_basicsr.archs.condition_util import ConditionedNetwork, PromptContext
+from promptir_basicsr.archs.restormer_util import is_whole
+from promptir_basicsr.archs.tap_util import (
+    PromptTap,
+    Survey,
+    TapPoint,
+    check_kinds,
+    check_prompt,
+    default_width,
+    survey,
+    to_image,
+    to_tokens,
+)
+from promptir_basicsr.host import register
+from promptir_basicsr.option_util import check_arguments, check_registered, find_registered, unknown_keys
+
+IMAGE_CHANNELS = 3
+PROMPT_REACH = 64  # sides of the image over the stride: the default size of a prompt, as the released programs have it
+LEAST_PROMPT_SIZE = 4
+TAP_KEYS = ('module', 'prompt_dim', 'prompt_size')
+
+
+@register(ARCH_REGISTRY)
+class PromptedNetwork(ConditionedNetwork):
+    """A network whose features are modulated by prompts behind the modules that are named.
+
+    What a tapped module gives is replaced by the modulated features wherever the network uses them: a tap in the
+    encoder of a U-shaped network changes the skip connection and the way down. With `residual` the network's output is
+    at first, bit by bit, that of the network alone.
+
+    Args:
+        network: {type: a registered network, and its arguments}; it must map (B, 3, H, W) to the same shape.
+        taps: modules whose output is modulated, by their names in the network, such as 'conv_after_body' or
+            {module: layers.0, prompt_dim: 64, prompt_size: 32}. A module is called once in a pass and gives
+            (B, C, H, W), or tokens (B, N, C) row by row. prompt_dim is by default C, or the next width that the
+            interaction allows; prompt_size is by default 64 over the stride of the features, at least 4.
+        prompts: 'pip', which is told the degradation or asks a sensor, or 'promptir', which is blind.
+        interaction: how features take up their prompt, see `PromptToFeature`; or 'promptir', the block of PromptIR.
+            Default: 'topm' for PIP's prompts, 'promptir' for PromptIR's.
+        num_degradations: T, for PIP's prompts.
+        degradations: their names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
+        num_prompts: prompts in the bank of a tap, for PromptIR's.
+        residual: add the modulated features to the features with a learned factor that is 0 at first.
+        freeze_network: train the prompts alone. The network stays in evaluation mode, too.
+        sensor: for PIP's prompts, `type` and arguments of a network that finds the degradation where none is given,
+            such as DegradationSensor; see `attach_sensor`.
+        hard_sensor: what it finds likeliest alone counts, not its probabilities as they are.
+
+    Attributes:
+        levels: names of the tapped modules, in the order in which the network calls them.
+        size_multiple: the network's own, or its windows' times its largest stride, or that stride.
+
+    Raises:
+        ValueError: an argument is not allowed; the message names it and says what is, a line each.
+    """
+
+    scale = 1
+
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        taps: Sequence[str | Mapping[str, Any]],
+        prompts: str = 'pip',
+        interaction: str | None = None,
+        num_degradations: int = 5,
+        degradations: Sequence[str] | None = None,
+        num_prompts: int = 5,
+        residual: bool = True,
+        freeze_network: bool = False,
+        sensor: Mapping[str, Any] | None = None,
+        hard_sensor: bool = False,
+    ) -> None:
+        super().__init__(num_degradations, degradations)
+        problems = check_kinds(prompts, interaction)
+        if not is_whole(num_prompts, least=1):
+            problems.append(f'num_prompts: {num_prompts!r} is not a whole number of at least 1.')
+        if sensor is not None and prompts == 'promptir':
+            problems.append("sensor: PromptIR's prompts are blind and ask none. Leave it out, or take PIP's prompts.")
+        problems += _check_network(network)
+        _raise(problems)
+        interaction = interaction or ('topm' if prompts == 'pip' else 'promptir')
+
+        # Many constructors compute with their tensors, which the meta device cannot.
+        with torch.device('cpu'):
+            backbone, found = _build(network)
+        self.size_multiple = _own_multiple(backbone) or _window(network, backbone) * found.stride
+        points = _find(found, taps, interaction)
+
+        self.takes_degradation = prompts == 'pip'
+        self.levels = tuple(point.module for point in points)
+        self.freeze_network = freeze_network
+        self.network: nn.Module = backbone.to(torch.get_default_device())
+        count = num_degradations if prompts == 'pip' else num_prompts
+        self.taps = nn.ModuleList(
+            PromptTap(point.given.channels, prompts, count, point.width, point.size, interaction, residual)
+            for point in points
+        )
+        for number, point in enumerate(points):
+            self.network.get_submodule(point.module).register_forward_hook(_Modulate(number, point.module, point.given))
+        self.network.requires_grad_(not freeze_network)
+        self.attach_sensor(sensor, hard_sensor)
+        self.train()
+
+    def forward(
+        self,
+        x: Tensor,
+        degradation: Any = None,
+        strength: float | Mapping[str, float] = 1.0,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Restore x.
+
+        Args:
+            x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple, unless the network pads.
+            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
+                these, (B,) ids or (B, T) floats. None asks the sensor, if there is one. PromptIR's prompts are blind:
+                with them this and what follows is ignored.
+            strength: how much of the degradation-aware prompts is used, 1 as trained and 0 for none; or
+                {module: strength}, with 1 for taps that are not named.
+            overrides: a degradation for one tap alone, {module: degradation}.
+
+        Returns:
+            (B, 3, H, W), RGB, not clamped.
+
+        Raises:
+            ValueError: what is said of the degradation is not understood.
+        """
+        return self._run(x, degradation, strength, overrides)[0]
+
+    def prompt_weights(
+        self, x: Tensor, degradation: Any = None, overrides: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """How much of each prompt x is given, tap by tap.
+
+        Args:
+            x, degradation, overrides: as for `forward`.
+
+        Returns:
+            (B, T) for PIP's prompts and (B, num_prompts) for PromptIR's, by the names of the tapped modules in the
+            order in which the network calls them; each row is >= 0 and of sum 1.
+
+        Raises:
+            ValueError: as for `forward`.
+        """
+        if self.takes_degradation:
+            return dict(self.prompt_context(x, degradation, overrides=overrides).weights)
+        return self._run(x)[1]
+
+    def prompt_vectors(self) -> dict[str, Tensor]:
+        """The prompts that tell degradations apart, tap by tap: what a loss of prompts acts on.
+
+        Returns:
+            (T, D) for PIP's prompts, (num_prompts, D S S) for PromptIR's, by the names of the tapped modules.
+        """
+        taps: Any = self.taps
+        return {level: tap.vectors() for level, tap in zip(self.levels, taps, strict=True)}
+
+    def with_prompts(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the plain network as weights of this one, with the prompts that it has.
+
+        Others are given back as they are.
+        """
+        if any(name.startswith('taps.') for name in weights):
+            return dict(weights)
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith('network.')}
+        return {**{f'network.{name}': value for name, value in weights.items()}, **own}
+
+    def train(self, mode: bool = True) -> 'PromptedNetwork':
+        """Training or evaluation mode; a frozen network stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_network:
+            self.network.eval()
+        return self
+
+    def _run(self, x: Tensor, *told: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The network's output, and the weights of PromptIR's prompts by level."""
+        running = _Pass(self, x, self.prompt_context(x, *told) if self.takes_degradation else None)
+        token = _PASS.set(running)
+        try:
+            return self.network(x), running.weights
+        finally:
+            _PASS.reset(token)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load weights of the plain network, too, and keep the prompts then."""
+        own = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
+        named = self.with_prompts({name.removeprefix(prefix): value for name, value in own.items()})
+        state_dict.update({prefix + name: value for name, value in named.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@dataclass
+class _Pass:
+    """A forward pass of a PromptedNetwork: what the hooks in its network need to know.
+
+    `weights` is filled by them: the weights of PromptIR's prompts, by level.
+    """
+
+    net: PromptedNetwork
+    image: Tensor
+    context: PromptContext | None
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+_PASS: ContextVar[_Pass | None] = ContextVar('pass of a PromptedNetwork', default=None)
+
+
+class _Modulate:
+    """The forward hook of a tapped module.
+
+    It holds no module but finds the prompts through the running pass, so that in a copy of the network (an average of
+    the weights, a replica on another device, an unpickled one) the copy's prompts are used.
+    """
+
+    def __init__(self, number: int, module: str, given: TapPoint) -> None:
+        self.number, self.level, self.given = number, module, given
+
+    def __call__(self, module: nn.Module, args: object, output: Tensor) -> Tensor:
+        running = _PASS.get()
+        if running is None:
+            # As in a network that recomputes its features in the backward pass: they would come without prompts.
+            raise RuntimeError(
+                f"PromptedNetwork: '{self.level}' was called outside of the forward pass. Call the PromptedNetwork, "
+                'not its network, and switch gradient checkpointing in the network off (`use_checkpoint: false`).'
+            )
+        height, width = running.image.shape[-2:]
+        x = output
+        if self.given.tokens:
+            x = to_image(x, *self.given.size(height, width, running.net.size_multiple, x.shape[1]))
+        tap: Any = running.net.taps[self.number]
+        if running.context is None:
+            running.weights[self.level] = tap.prompt.weights(x)
+            x = tap(x)
+        else:
+            x = tap(x, running.context.weights[self.level], running.context.strength[self.level])
+        x = to_tokens(x) if self.given.tokens else x
+        # In the memory layout that the network knows: a convolution's last digits depend on it.
+        return x if x.stride() == output.stride() else torch.empty_like(output).copy_(x)
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """A tap with everything that its prompt needs."""
+
+    module: str
+    given: TapPoint
+    width: int
+    size: int
+
+
+def _find(found: Survey, taps: object, interaction: str) -> list[_Tap]:
+    """The taps of the options, in the order in which the network calls them.
+
+    Raises:
+        ValueError: they are not taps of the network, or a prompt cannot be built; all problems.
+    """
+    if not isinstance(taps, Sequence) or isinstance(taps, str) or not taps:
+        raise ValueError(
+            f'PromptedNetwork: taps is {taps!r}; give a list of modules, such as {[*found.taps][-2:]}, each a name or '
+            '{module: name, prompt_dim: 64, prompt_size: 64}.'
+        )
+    points, problems, seen = [], [], set()
+    for number, tap in enumerate(taps):
+        where = f'taps[{number}]'
+        options = {'module': tap} if isinstance(tap, str) else tap
+        if not isinstance(options, Mapping):
+            problems.append(f'{where}: give {{module: name}}, not {tap!r}.')
+            continue
+        problems += unknown_keys(where, options, TAP_KEYS)
+        module = options.get('module')
+        wrong = found.problem(module)
+        if wrong or module in seen:
+            problems.append(f'{where}.module: {wrong or f"{module!r} stands in the list twice."}')
+            continue
+        seen.add(module)
+        given = found.taps[str(module)]
+        width: Any = options.get('prompt_dim', default_width(given.channels, interaction))
+        size: Any = options.get('prompt_size', max(PROMPT_REACH // given.stride, LEAST_PROMPT_SIZE))
+        problems += check_prompt(where, given.channels, width, size, interaction)
+        points.append(_Tap(str(module), given, width, size))
+    _raise(problems)
+    order = list(found.taps)
+    return sorted(points, key=lambda point: order.index(point.module))
+
+
+def _build(options: Mapping[str, Any]) -> tuple[nn.Module, Survey]:
+    """The network of the options, and what its modules give.
+
+    Raises:
+        ValueError: it cannot be built or run, or has prompts of its own.
+    """
+    kind = options['type']
+    try:
+        network = find_registered(ARCH_REGISTRY, kind)(
+            **{key: value for key, value in options.items() if key != 'type'}
+        )
+    except Exception as error:  # whatever it is, the network of these options does not exist
+        raise ValueError(
+            f'PromptedNetwork: network: {kind} cannot be built: {str(error) or type(error).__name__}'
+        ) from error
+    if getattr(network, 'takes_degradation', False) or isinstance(network, PromptedNetwork):
+        raise ValueError(f'PromptedNetwork: network.type: {kind} has such prompts itself. Take a network without.')
+    side = _own_multiple(network) or 16 * _window(options, network)
+    try:
+        return network, survey(network, IMAGE_CHANNELS, side * -(-64 // side))
+    except ValueError as error:
+        raise ValueError(f'PromptedNetwork: network: {kind} {error}') from error
+
+
+def _check_network(options: object) -> list[str]:
+    """The problems of the type and the names of the arguments of a network."""
+    if not isinstance(options, Mapping) or 'type' not in options:
+        return [f'network: give options with a type, e.g. {{type: SwinIR, upscale: 1}}, not {options!r}.']
+    problems = check_registered('network.type', 'network', options['type'], ARCH_REGISTRY)
+    if problems:
+        return problems
+    arguments = {key: value for key, value in options.items() if key != 'type'}
+    return check_arguments('network', find_registered(ARCH_REGISTRY, options['type']), arguments)
+
+
+def _own_multiple(network: nn.Module) -> int | None:
+    """What a network itself says that sides must be multiples of."""
+    own = getattr(network, 'size_multiple', None)
+    return own if is_whole(own, least=1) else None
+
+
+def _window(options: Mapping[str, Any], network: nn.Module) -> int:
+    """The side of a network's windows, in features; 1 where it has none."""
+    side = options.get('window_size', getattr(network, 'window_size', None))
+    return side if isinstance(side, int) and is_whole(side, least=1) else 1
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        raise ValueError('\n'.join(f'PromptedNetwork: {problem}' for problem in problems))

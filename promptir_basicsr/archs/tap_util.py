@@ -1,0 +1,300 @@
+"""Taps: places in any network where a prompt modulates the features, and the modules that stand there.
+
+Shapes: B batch, C feature channels, H W feature size, N = H W tokens, T degradations, D prompt channels, S prompt size.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from promptir_basicsr.archs.pip_util import INTERACTIONS, PromptInPrompt, PromptToFeature
+from promptir_basicsr.archs.prompt_util import PromptGenBlock
+from promptir_basicsr.archs.restormer_util import TransformerBlock, is_whole
+from promptir_basicsr.option_util import did_you_mean, first_few, unknown
+
+PROMPTS = ('pip', 'promptir')
+"""PIP's prompts are told the degradation, PromptIR's find it in the features."""
+
+TAP_INTERACTIONS = (*INTERACTIONS, 'promptir')
+"""Those of `PromptToFeature`, and the block that PromptIR has."""
+
+HEADS = 4  # of the attention between features and prompt
+MOST_SHOWN = 16  # taps in a message
+
+
+@dataclass(frozen=True)
+class TapPoint:
+    """What a module of a network gives.
+
+    Attributes:
+        channels: C.
+        stride: sides of the image over sides of the features.
+        tokens: the features are (B, N, C), pixels row by row, instead of (B, C, H, W).
+    """
+
+    channels: int
+    stride: int
+    tokens: bool = False
+
+    def __str__(self) -> str:
+        return f'{self.channels} channels, stride {self.stride}{", tokens" if self.tokens else ""}'
+
+    def size(self, height: int, width: int, size_multiple: int, tokens: int) -> tuple[int, int]:
+        """Height and width of N tokens of an image that the network may have padded to multiples.
+
+        Raises:
+            ValueError: neither the image nor the padded image has so many.
+        """
+        padded = [-(-side // size_multiple) * size_multiple for side in (height, width)]
+        for image in ((height, width), padded):
+            rows, columns = (-(-side // self.stride) for side in image)
+            if rows * columns == tokens:
+                return rows, columns
+        raise ValueError(
+            f'{tokens} tokens of an image of {height}x{width} (HxW): height and width of the features cannot be told. '
+            f'Pad the image to multiples of {size_multiple}, or tap a module whose features are (B, C, H, W).'
+        )
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a forward pass of a network shows.
+
+    Attributes:
+        taps: module -> what it gives, in the order in which the network calls them.
+        others: module -> why it cannot be tapped.
+        stride: the least common multiple of the strides of all features.
+    """
+
+    taps: Mapping[str, TapPoint]
+    others: Mapping[str, str]
+    stride: int
+
+    def problem(self, module: object) -> str:
+        """Why a module cannot be tapped, and which can; nothing if it can."""
+        name = str(module)
+        if name in self.taps:
+            return ''
+        known = name in self.others
+        wrong = f"'{name}' {self.others[name]}." if known else f"no module '{name}' in the network."
+        hint = '' if known else did_you_mean(name, [*self.taps, *self.others])
+        # The parts of a network first, then the parts of its parts.
+        names = sorted(self.taps, key=lambda name: name.count('.'))
+        shown = first_few((f'{name} ({self.taps[name]})' for name in names), most=MOST_SHOWN)
+        return f'{wrong}{hint} Taps: {shown}.'
+
+
+def survey(network: nn.Module, channels: int, side: int) -> Survey:
+    """Run a copy of a network on an image without content and note what its modules give.
+
+    The run is on the meta device, and on the CPU where that fails. Tokens are told from other features of three
+    dimensions by a second image.
+
+    Args:
+        network: maps (B, channels, H, W) to the same shape; not changed.
+        side: H of the images; W is two and three times as large.
+
+    Raises:
+        ValueError: the network cannot be run, or does not give the shape of its input.
+    """
+    images = [(2, channels, side, width * side) for width in (2, 3)]
+    run = _dry_run(network, images[0])
+    other = _dry_run(network, images[1]) if any(len(shape) == 3 for calls in run.values() for shape in calls) else {}
+    (output,) = run.pop('')
+    if output != images[0]:
+        raise ValueError(f'makes {output} of an image {images[0]}; it must keep the shape. Set its scale to 1.')
+    taps, strides = {}, [1]
+    for name, calls in run.items():
+        points = [_point(shape, images[0]) for shape in calls]
+        if any(point and point.tokens for point in points):
+            points = [
+                point if point in (_point(shape, images[1]) for shape in other[name]) else None for point in points
+            ]
+        strides += [point.stride for point in points if point]
+        if len(points) == 1 and points[0]:
+            taps[name] = points[0]
+    others = {
+        name: _why_not(run.get(name, []), images[0]) for name, _ in network.named_modules() if name and name not in taps
+    }
+    return Survey(taps, others, math.lcm(*strides))
+
+
+def _dry_run(network: nn.Module, image: tuple[int, ...]) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes that each module gives, call by call, in the order of their ends; '' is the network.
+
+    What is no tensor has the shape ().
+    """
+    try:
+        return _shapes(network, image, 'meta')
+    except Exception:  # whatever a network does that meta tensors cannot; the run on the CPU has the last word
+        try:
+            return _shapes(network, image, 'cpu')
+        except Exception as error:
+            raise ValueError(f'cannot be run on an image {image}: {str(error) or type(error).__name__}') from error
+
+
+def _shapes(network: nn.Module, image: tuple[int, ...], device: str) -> dict[str, list[tuple[int, ...]]]:
+    probe = copy.deepcopy(network).to(device).eval()
+    given: dict[str, list[tuple[int, ...]]] = {}
+
+    def note(name: str, output: object) -> None:
+        given.setdefault(name, []).append(tuple(output.shape) if isinstance(output, Tensor) else ())
+
+    for name, module in probe.named_modules():
+        module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+    with torch.no_grad():
+        probe(torch.zeros(image, device=device))
+    return given
+
+
+def _point(found: tuple[int, ...], image: tuple[int, ...]) -> TapPoint | None:
+    """A shape as features that follow the image, if it is one."""
+    batch, _, height, width = image
+    if len(found) not in (3, 4) or found[0] != batch or 0 in found:
+        return None
+    tokens = len(found) == 3
+    stride = math.isqrt(height * width // found[1]) if tokens else height // found[2]
+    rows, columns = (height // stride, width // stride) if stride else (0, 0)
+    if (height, width) != (rows * stride, columns * stride):
+        return None
+    if tokens:
+        return TapPoint(found[2], stride, tokens=True) if found[1] == rows * columns else None
+    return TapPoint(found[1], stride) if found[2:] == (rows, columns) else None
+
+
+def _why_not(found: Sequence[tuple[int, ...]], image: tuple[int, ...]) -> str:
+    if not found:
+        return 'is not called itself, only its parts are, or nothing of it'
+    if len(found) > 1:
+        return f'is called {len(found)} times in a pass; a tap is a module that is called once'
+    if not found[0]:
+        return 'gives something else than a tensor'
+    return f'gives {found[0]} for an image {image}; a tap gives (B, C, H, W), or tokens (B, H W, C)'
+
+
+class PromptTap(nn.Module):
+    """A prompt and how the features of one place take it up.
+
+    Args:
+        channels: C of the features.
+        prompts: 'pip' (told the degradation) or 'promptir' (blind).
+        count: T degradations for 'pip', prompts in the bank for 'promptir'.
+        prompt_dim: D.
+        prompt_size: S.
+        interaction: one of TAP_INTERACTIONS.
+        residual: x + alpha modulated(x), alpha learned and 0 at first, instead of modulated(x).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        prompts: str,
+        count: int,
+        prompt_dim: int,
+        prompt_size: int,
+        interaction: str,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        if prompts == 'pip':
+            self.prompt: nn.Module = PromptInPrompt(prompt_dim, count, prompt_size)
+        else:
+            self.prompt = PromptGenBlock(prompt_dim, count, prompt_size, feature_dim=channels)
+        if interaction == 'promptir':
+            self.interact: nn.Module = MixBlock(channels, prompt_dim)
+        else:
+            self.interact = PromptToFeature(channels, prompt_dim, interaction, HEADS)
+        self.alpha = nn.Parameter(torch.zeros(1)) if residual else None
+
+    def forward(self, x: Tensor, *told: Any) -> Tensor:
+        """Modulate features.
+
+        Args:
+            x: (B, C, H, W).
+            told: of PIP's prompts weights (B, T) and a strength, as for `PromptInPrompt`; of PromptIR's nothing.
+
+        Returns:
+            (B, C, H, W), of the same type.
+        """
+        y = self.interact(x, self.prompt(x, *told))
+        return (y if self.alpha is None else x + self.alpha * y).to(x.dtype)
+
+    def vectors(self) -> Tensor:
+        """The prompts that tell degradations apart, (T, D) for PIP's and (N, D S S) for PromptIR's N."""
+        names = {PromptInPrompt: 'detask_prompt_param', PromptGenBlock: 'prompt_param'}
+        return self.prompt.get_parameter(names[type(self.prompt)])[0].flatten(1)
+
+
+class MixBlock(nn.Module):
+    """Features and prompt mixed by a Transformer block and reduced to the features' channels, as PromptIR does."""
+
+    def __init__(self, channels: int, prompt_dim: int) -> None:
+        super().__init__()
+        width = channels + prompt_dim
+        self.block = TransformerBlock(width, HEADS, ffn_expansion_factor=2.66, bias=False, layer_norm_type='WithBias')
+        self.reduce = nn.Conv2d(width, channels, 1, bias=False)
+
+    def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
+        """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        return self.reduce(self.block(torch.cat([x, prompt], dim=1)))
+
+
+def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
+    """(B, N, C), row by row -> (B, C, H, W)."""
+    return rearrange(tokens, 'b (h w) c -> b c h w', h=height, w=width)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, N, C), row by row."""
+    return rearrange(x, 'b c h w -> b (h w) c')
+
+
+def check_kinds(prompts: object, interaction: object) -> list[str]:
+    """The problems of the kinds of prompts and interaction; an interaction of None is the prompts' own."""
+    problems = [] if prompts in PROMPTS else [unknown('prompts', 'kind', prompts, PROMPTS)]
+    if interaction is not None and interaction not in TAP_INTERACTIONS:
+        problems.append(unknown('interaction', 'interaction', interaction, TAP_INTERACTIONS))
+    return problems
+
+
+def check_prompt(where: str, channels: int, prompt_dim: object, prompt_size: object, interaction: str) -> list[str]:
+    """The problems of the width and size of a prompt for features of C channels, of either kind."""
+    problems = []
+    if not is_whole(prompt_size, least=2):
+        problems.append(f'{where}.prompt_size: {prompt_size!r} is not a whole number of at least 2.')
+    least, multiple, beside = _rule(channels, interaction)
+    if beside % 2:
+        problems.append(
+            f"{where}.interaction: '{interaction}' mixes features and prompt in {HEADS} heads; {channels} channels do "
+            "not allow that, an even number does. Take another interaction, such as 'topm'."
+        )
+    elif not (isinstance(prompt_dim, int) and is_whole(prompt_dim, least) and (prompt_dim + beside) % multiple == 0):
+        near = default_width(channels, interaction)
+        together = f'together with the {channels} channels of the features ' if beside else ''
+        problems.append(
+            f"{where}.prompt_dim: {prompt_dim!r}; for interaction '{interaction}' it must be a whole number of at "
+            f'least {least} that is {together}a multiple of {multiple}, such as {near}.'
+        )
+    return problems
+
+
+def default_width(channels: int, interaction: str) -> int:
+    """The smallest D of at least C that the interaction allows: no channel of a prompt is idle."""
+    least, multiple, beside = _rule(channels, interaction)
+    width = max(channels, least)
+    return width + -(width + beside) % multiple
+
+
+def _rule(channels: int, interaction: str) -> tuple[int, int, int]:
+    """The smallest D, and the number that divides D + the third number."""
+    if interaction in ('topm', 'cross'):  # heads of three channels, so that a selection has a choice; else of two
+        return (3 if interaction == 'topm' else 2) * HEADS, HEADS, 0
+    if interaction == 'gate':
+        return 4, 2, 0
+    return 4, HEADS, channels
