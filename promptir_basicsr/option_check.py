@@ -189,10 +189,10 @@ def _check_kind(network: Mapping[str, Any], model: str) -> list[str]:
 
 def _check_start(options: Mapping[str, Any], sections: Mapping[str, Any], is_train: bool) -> list[str]:
     from promptir_basicsr.models.grow_util import start_problems
-    from promptir_basicsr.models.sensor_util import sensor_problems
+    from promptir_basicsr.models.sensor_util import label_problems, sensor_problems
 
     complete = {'name': options.get('name'), 'path': {}, **sections}
-    return start_problems(complete, is_train) or sensor_problems(complete)
+    return label_problems(complete) + (start_problems(complete, is_train) or sensor_problems(complete))
 
 
 def _check_datasets(
@@ -367,8 +367,11 @@ def _check_val(options: Mapping[str, Any], is_train: bool, known: Sequence[str] 
     problems += _check_flags('val', options, ('save_img', 'pbar', 'contact_sheet', 'use_ema'))
     if not isinstance(options.get('suffix') or '', str):
         problems.append(f'val.suffix: {options["suffix"]!r} is not text.')
-    if options.get('labels', True) is not True and options['labels'] != 'sensor':
-        problems.append(f'val.labels: {options["labels"]!r}; allowed: true (those of the data), sensor.')
+    labels = options.get('labels', True)
+    if labels is not True and labels != 'sensor' and not isinstance(labels, Mapping):
+        problems.append(
+            f'val.labels: {labels!r}; allowed: true (those of the data), sensor, or a mixture {{name: weight}}.'
+        )
     if known:
         for key in ('size_multiple', 'comparisons'):
             if options.get(key) is not None:

@@ -50,7 +50,8 @@ class PromptModel(SRModel):
         val.contact_sheet: write `contact_sheet.png`, one row a task. Default: False.
         val.size_multiple: overrides the network's.
         val.use_ema: measure the averaged weights where there are any. Default: True.
-        val.labels: whether a network that takes labels gets the data's (True) or those of its sensor ('sensor').
+        val.labels: whether a network that takes labels gets the data's (True), those of its sensor ('sensor') or the
+            same mixture for every image ({name: weight}).
             Default: True.
 
     A validation writes a row a task and their average to the log, to TensorBoard, to `metrics.csv` and `results.md`.

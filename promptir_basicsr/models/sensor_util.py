@@ -1,5 +1,6 @@
 """The sensor inside a network: where its weights come from, and what it says in a validation."""
 
+import inspect
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.condition_util import SENSOR_PREFIX
+from promptir_basicsr.archs.condition_util import SENSOR_PREFIX, check_names, weights_of
 from promptir_basicsr.models.checkpoint_util import read_weights
 from promptir_basicsr.option_util import OptionError, first_few
 
@@ -139,17 +140,43 @@ def frozen_in_silence() -> Iterator[None]:
         logger.removeFilter(other)
 
 
+def mixture(labels: Mapping[Any, float], net: nn.Module, lq: Tensor) -> Tensor:
+    """{name or id: weight} as (B, T) weights for a network that takes labels.
+
+    Raises:
+        ValueError: it is not understood.
+    """
+    return weights_of(labels, lq, net.num_degradations, net.degradations, 'val.labels')  # type: ignore[arg-type]
+
+
+def label_problems(options: Mapping[str, Any]) -> list[str]:
+    """Why a mixture in `val.labels` cannot be given to `network_g`, whose options were found to be right."""
+    labels, network = (options.get('val') or {}).get('labels'), options['network_g']
+    if not isinstance(labels, Mapping):
+        return []
+    kind = ARCH_REGISTRY.get(network['type'])
+    if not getattr(kind, 'takes_degradation', False) or 'num_degradations' not in inspect.signature(kind).parameters:
+        return [f'val.labels: {network["type"]} takes no labels. Leave the key out.']
+    number = network.get('num_degradations', inspect.signature(kind).parameters['num_degradations'].default)
+    names = check_names(network['type'], number, network.get('degradations'))
+    try:
+        weights_of(labels, torch.zeros(1), number, names, 'val.labels')
+    except ValueError as error:
+        return str(error).splitlines()
+    return []
+
+
 class LabelSource:
     """Where the labels of a network come from in a validation of one data set; what its sensor says, task by task.
 
     Args:
         net: the network.
-        wanted: `val.labels`: True for those of the data, 'sensor' for the sensor's. Images without one are left to the
-            sensor, if there is any.
+        wanted: `val.labels`: True for those of the data, 'sensor' for the sensor's, {name or id: weight} for the same
+            mixture of all images. Images without a label are left to the sensor, if there is any.
         dataset: name of the data set.
     """
 
-    def __init__(self, net: nn.Module, wanted: bool | str, dataset: str) -> None:
+    def __init__(self, net: nn.Module, wanted: bool | str | Mapping[Any, float], dataset: str) -> None:
         self.net, self.wanted, self.dataset = net, wanted, dataset
         self.takes = bool(getattr(net, 'takes_degradation', False))
         self.sensing = getattr(net, 'sensor', None) is not None
@@ -159,6 +186,8 @@ class LabelSource:
 
     def give(self, lq: Tensor, data: Mapping[str, Any], label: Tensor | None) -> Tensor | None:
         """The label or the weights for one image lq: (1, 3, H, W), before any padding; `label` is the true one."""
+        if self.takes and isinstance(self.wanted, Mapping):
+            return mixture(self.wanted, self.net, lq)
         if not self.takes or not self.sensing or (label is not None and self.wanted != 'sensor'):
             self._told = label is not None
             return label
@@ -173,6 +202,8 @@ class LabelSource:
 
     def lines(self) -> list[str]:
         """For people: whose labels the network was given, and of the sensor's the confidence in each task."""
+        if self.takes and isinstance(self.wanted, Mapping):
+            return [f'Labels: {dict(self.wanted)} for every image.']
         if not self.takes or not self._confidence:
             return ['Labels: true ones.'] if self.takes and self._told else []
         kind = 'the likeliest of each image' if self.net.hard_sensor else 'probabilities'

@@ -314,6 +314,25 @@ def test_weights_without_a_sensor_and_a_sensor_of_its_own(tmp_path, trained):
     assert problems_of(opt) == problems_of(opt, is_train=False) == error.value.problems
 
 
+def test_a_validation_may_tell_every_image_the_same_mixture(tmp_path, trained, caplog):
+    opt = pip_options(tmp_path, trained, val__labels={'derain': 3, 2: 1})
+    model = build_model(opt)
+    val = loader(opt)
+    with told(caplog):
+        model.validation(val, 2, None, False)
+    psnr = {}
+    for sample in val.dataset:
+        model.feed_data({'lq': sample['lq'][None]})
+        model.degradation = torch.tensor([[0, 0.75, 0.25, 0, 0]])
+        model.test()
+        error = (model.output[0].clamp(0, 1) - sample['gt']).double().square().mean()
+        psnr.setdefault(sample['task'], []).append(-10 * torch.log10(error).item())
+    with open(tmp_path / 'metrics.csv', newline='') as file:
+        rows = {row['task']: float(row['psnr']) for row in csv.DictReader(file)}
+    assert [rows[task] for task in psnr] == pytest.approx([np.mean(values) for values in psnr.values()], abs=1e-4)
+    assert "- Labels: {'derain': 3, 2: 1} for every image.\n" in (tmp_path / 'results.md').read_text()
+
+
 @pytest.mark.parametrize(('labels', 'hard'), [(True, False), ('sensor', False), ('sensor', True)])
 def test_validation_uses_true_labels_or_the_sensors_and_says_so(tmp_path, trained, caplog, labels, hard):
     opt = pip_options(tmp_path, trained, val__labels=labels)
@@ -412,8 +431,10 @@ def test_wrong_options_of_a_sensors_training(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'val__labels': False}, 'val.labels: False; allowed: true (those of the data), sensor.'),
+        ({'val__labels': False}, 'val.labels: False; allowed: true (those of the data), sensor, or'),
         ({'val__labels': 'sensors'}, "val.labels: 'sensors'; allowed"),
+        ({'val__labels': {'derian': 1}}, "val.labels: unknown degradation 'derian'"),
+        ({'val__labels': {'derain': -1}}, 'val.labels'),
         ({'network_g__sensor': {**SENSOR, 'dim': 8}}, 'they differ in stem.0.weight (4, 6, 3, 3) -> (8, 6, 3, 3)'),
         ({'network_g__sensor': {**SENSOR, 'dmi': 8}}, "network_g: PIPRestormer: sensor: unknown option 'dmi'."),
         ({'network_g__sensor': None}, 'path.pretrain_network_sensor: network_g has no sensor. Give it one'),
