@@ -49,8 +49,7 @@ from promptir_basicsr.option_util import first_few
 logger = logging.getLogger('basicsr')
 
 PNG_LEVEL = 4
-"""Of lossless storage. On photographs level 1 takes 4 % more bytes, level 6 saves 2 % for twice the time; decoding
-takes the same time at all levels."""
+"""Of lossless storage. Higher levels save little on photographs and take much longer to write."""
 
 COMMIT_BYTES = 64 << 20
 COMMIT_RECORDS = 1024

@@ -13,8 +13,8 @@ _LEVELS = 1 << 16
 class TrainingGenerator(np.random.Generator):
     """numpy's generator with faster normal numbers; all others are those of `numpy.random.default_rng(seed)`.
 
-    A normal number here is the sum of two out of 65,536 evenly probable quantiles of a normal distribution: two thirds
-    of the time of a training sample with noise went into numpy's. It reaches to 6.1 standard deviations, and its
+    A normal number here is the sum of two out of 65,536 evenly probable quantiles of a normal distribution, because
+    numpy's took most of the time of a training sample with noise. It reaches to 6.1 standard deviations, and its
     distribution function is the normal one to within 1e-5. Validation inputs are made with numpy's own.
     """
 
