@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ def photograph(width: int, height: int, number: int) -> np.ndarray:
     return np.clip(np.rint(part), 0, 255).astype(np.uint8)
 
 
-def write_corpora(root: Path, count: int) -> None:
-    for name, width, height, extension, paired, _ in CORPORA:
+def write_corpora(root: Path, count: int, names: Collection[str] = tuple(corpus[0] for corpus in CORPORA)) -> None:
+    for name, width, height, extension, paired, _ in (corpus for corpus in CORPORA if corpus[0] in names):
         for folder in ('lq', 'gt') if paired else ('gt',):
             (root / name / folder).mkdir(parents=True)
             for number in range(count):

@@ -30,9 +30,10 @@ from promptir_basicsr.check_report import (
 from promptir_basicsr.data.image_util import ImageError
 from promptir_basicsr.data.task_util import TaskSurvey
 from promptir_basicsr.epoch_util import plan_epochs
-from promptir_basicsr.host.options import read_options
+from promptir_basicsr.host.options import read_option_file
 from promptir_basicsr.models.lr_curve_util import rate_curve
 from promptir_basicsr.option_check import check_options
+from promptir_basicsr.option_place_util import Places
 from promptir_basicsr.option_util import MachineProblem, check_count, is_number
 
 
@@ -129,7 +130,7 @@ def check_file(
         OptionError: the file cannot be read as options.
         ImageError: a worker process died.
     """
-    options = read_options(path, force_yml)
+    options, places = read_option_file(path, force_yml)
     sets = options['datasets'] if isinstance(options.get('datasets'), Mapping) else {}
     training = 'train' in options or 'train' in sets
     surveys: dict[str, list[TaskSurvey]] = {}
@@ -143,7 +144,7 @@ def check_file(
     images.read(decode, workers, progress)
 
     report = Report(path, training, decode)
-    report.findings = [_told(problem, ours) for problem in problems]
+    report.findings = [_told(problem, ours, places) for problem in problems]
     for dataset in ours:
         for survey in dataset.surveys:
             report.findings += count_findings(survey, allow_counts) + image_findings(survey, dataset, images)
@@ -161,27 +162,29 @@ def check_file(
     return report
 
 
-def _told(problem: str, ours: Sequence[CheckedDataset]) -> Finding:
-    """A sentence of `check_options`, with the images it speaks of."""
+def _told(problem: str, ours: Sequence[CheckedDataset], places: Places) -> Finding:
+    """A sentence of `check_options` as `basicsr train` says it, with the images it speaks of."""
     severity, kind = (NOTE, 'machine') if isinstance(problem, MachineProblem) else (ERROR, 'options')
     if kind == 'machine':
         return Finding(severity, kind, '', f'This machine: {problem}')
+    message = places.located(problem)
     for survey in (survey for dataset in ours for survey in dataset.surveys):
         if problem in survey.gaps:
-            return Finding(severity, *_gap(problem, survey))
+            found, items = _gap(problem, survey)
+            return Finding(severity, found, survey.where, message, items)
         if problem.startswith(survey.where):
-            return Finding(severity, kind, survey.where, problem)
-    places = [dataset.where for dataset in ours if problem.startswith(f'{dataset.where}.')]
-    return Finding(severity, kind, places[0] if places else '', problem)
+            return Finding(severity, kind, survey.where, message)
+    datasets = [dataset.where for dataset in ours if problem.startswith(f'{dataset.where}.')]
+    return Finding(severity, kind, datasets[0] if datasets else '', message)
 
 
-def _gap(problem: str, survey: TaskSurvey) -> tuple[str, str, str, list[tuple[str, str]]]:
-    """Kind, place, message and items of images that are missing."""
+def _gap(problem: str, survey: TaskSurvey) -> tuple[str, list[tuple[str, str]]]:
+    """Kind and items of images that are missing."""
     if survey.missing and problem.startswith((f'{survey.where}.list:', f'{survey.where}.files:')):
-        return 'missing', survey.where, problem, [(name, '') for name in survey.missing]
+        return 'missing', [(name, '') for name in survey.missing]
     if survey.orphans and problem.startswith(f'{survey.where}: {len(survey.orphans):,} of '):
-        return 'orphans', survey.where, problem, [(name, f'needs {clear}') for name, clear in survey.orphans]
-    return 'missing', survey.where, problem, []
+        return 'orphans', [(name, f'needs {clear}') for name, clear in survey.orphans]
+    return 'missing', []
 
 
 def _foreign(where: str, options: object, report: Report) -> DatasetReport:

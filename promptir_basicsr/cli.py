@@ -26,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the verb and its arguments. Default: the command line's.
 
     Returns:
-        Exit status: the verb's (0 where it has none), 1 where an image turned out to be damaged, or 2 for a mistake of
-        the user; both are told in plain words on standard error.
+        Exit status: the verb's (0 where it has none), 1 where an image turned out to be damaged, 2 for a mistake of
+        the user, 3 where a signal has stopped a training, 4 where a file could not be saved, 5 where too many steps of
+        a training were not finite; all are told in plain words on standard error.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else '--help'
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return _fail(str(error))
     from promptir_basicsr.data.image_util import ImageError
+    from promptir_basicsr.host.signals import STOPPED, Stopped
+    from promptir_basicsr.models.checkpoint_util import NOT_SAVED, SaveError
+    from promptir_basicsr.models.sick_util import SICK, SickTraining
     from promptir_basicsr.option_util import OptionError
 
     sys.argv = [f'basicsr {verb}', *arguments[1:]]
@@ -51,7 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptionError as error:
         return _fail('\n'.join(error.problems))
     except ImageError as error:
-        return _stop(str(error))
+        return _stop(f'{error} `basicsr check -opt FILE` finds all such images before a run.')
+    except SaveError as error:
+        return _stop(f'{error} Make room; a training goes on with --auto_resume.', NOT_SAVED)
+    except SickTraining as error:
+        return _stop(str(error), SICK)
+    except Stopped:
+        logging.shutdown()
+        return STOPPED
 
 
 def load_plugins() -> None:
@@ -67,11 +78,19 @@ def load_plugins() -> None:
 def train() -> None:
     """BasicSR's own trainer, with experiments below the current folder."""
     importlib.import_module('basicsr.train').train_pipeline(os.getcwd())
+    _end_processes()
 
 
 def test() -> None:
     """BasicSR's own test pipeline, with results below the current folder."""
     importlib.import_module('basicsr.test').test_pipeline(os.getcwd())
+    _end_processes()
+
+
+def _end_processes() -> None:
+    from promptir_basicsr.host.dist import end_processes
+
+    end_processes()
 
 
 def check() -> int:
@@ -97,16 +116,15 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _stop(message: str) -> int:
-    """A run that ends over its data says so in its log as well."""
-    message += ' `basicsr check -opt FILE` finds all such images before a run.'
+def _stop(message: str, status: int = 1) -> int:
+    """A run that cannot go on says so in its log as well."""
     logger = logging.getLogger('basicsr')
     if logger.handlers:
         logger.error(message)
         logging.shutdown()
     else:
         _fail(message)
-    return 1
+    return status
 
 
 if __name__ == '__main__':

@@ -4,14 +4,16 @@ Options of networks, datasets, losses and models that are not ours are held only
 """
 
 import inspect
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from promptir_basicsr.epoch_util import plan_epochs
+from promptir_basicsr.option_speed_check import check_speed
 from promptir_basicsr.option_train_check import check_train
 from promptir_basicsr.option_util import (
     MachineProblem,
@@ -22,28 +24,19 @@ from promptir_basicsr.option_util import (
     error_lines,
     find_registered,
     first_few,
-    is_number,
     missing,
+    shown,
     unknown,
-    unknown_keys,
 )
+from promptir_basicsr.schema.data_schema import LoadedDataset, LoadedTraining
+from promptir_basicsr.schema.registered_util import type_problems
+from promptir_basicsr.schema.run_schema import OWN_RUNS, PathOptions, run_schema
 
 if TYPE_CHECKING:
     from promptir_basicsr.data.task_util import Task, TaskSurvey
 
-TOP_KEYS = (
-    'name model_type scale num_gpu manual_seed find_unused_parameters datasets network_g path train val logger '
-    'dist_params'
-).split()
-PATH_KEYS = (
-    'pretrain_network_g param_key_g strict_load_g grow_g pretrain_network_sensor resume_state '
-    'ignore_resume_networks experiments_root results_root'
-).split()
-VAL_KEYS = (
-    'val_freq save_img suffix pbar metrics best_metric size_multiple comparisons contact_sheet use_ema labels'
-).split()
-SENSOR_VAL_KEYS = 'val_freq save_img pbar use_ema'.split()
-LOGGER_KEYS = ('print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb')
+_MOST_MODULES = 20_000  # PromptIR has 660
+_IMPOSSIBLE = ('negative dimension', 'overflow')  # said by torch of tensors of such sizes
 SECTIONS = ('datasets', 'network_g', 'path', 'train', 'val', 'logger')
 
 
@@ -62,102 +55,62 @@ def check_options(
         surveys: filled with what the tasks of each of our data sets came to, by the place of the data set.
     """
     model = options.get('model_type')
-    ours = model in ('PromptModel', 'SensorModel')
-    problems = missing('', options, _needed(is_train, ours))
-    if ours:
-        problems += unknown_keys('options', options, TOP_KEYS)
-        problems += _check_flags('', options, ('find_unused_parameters',))
-        if options.get('scale', 1) != 1:
-            does = 'restores at the same size' if model == 'PromptModel' else 'has no use for it'
-            problems.append(f'scale: {options["scale"]!r}; {model} {does}, scale: 1.')
-    if 'name' in options:
-        problems += _check_name('name', options['name'])
-    if 'model_type' in options:
-        problems += check_registered('model_type', 'model', options['model_type'], MODEL_REGISTRY)
-    if 'num_gpu' in options:
-        problems += _check_gpus(options['num_gpu'])
-    if options.get('manual_seed') is not None:
-        problems += check_count('manual_seed', options['manual_seed'], least=0)
-
-    for key in SECTIONS:
-        if key in options and not isinstance(options[key], Mapping):
-            problems.append(f'{key}: give options `key: value`, not {options[key]!r}.')
+    ours = (model, is_train) in OWN_RUNS if isinstance(model, str) else False
+    problems = run_schema(model, is_train).problems(options)
+    told = {_place_of(problem) for problem in problems}
     sections = {key: options[key] for key in SECTIONS if isinstance(options.get(key), Mapping)}
+    # What follows needs more than an option by itself. It leaves alone what is no option at all.
+    found: list[str] = []
+    if 'model_type' in options:
+        found += check_registered('model_type', 'model', model, MODEL_REGISTRY)
+    found += _check_gpus(options.get('num_gpu'))
     if 'path' in sections:
-        problems += _check_path(sections['path'], ours)
+        found += _check_path(sections['path'])
     network = sections.get('network_g')
     if network is not None:
         wrong = check_network(network) or (_check_kind(network, str(model)) if ours else [])
-        problems += wrong or (_check_start(options, sections, is_train) if ours else [])
+        found += wrong or (_check_start(options, sections, is_train) if ours else [])
         network = None if wrong else network
     if 'datasets' in sections:
-        problems += _check_datasets({**options, 'train': sections.get('train', {})}, is_train, processes, surveys)
-    if is_train and 'logger' in sections:
-        problems += _check_logger(sections['logger'])
+        found += _check_datasets({**options, 'train': sections.get('train', {})}, is_train, processes, surveys)
     if is_train and 'train' in sections:
-        problems += check_train(sections['train'], ours, network, sensor=model == 'SensorModel')
-    if 'val' in sections:
-        keys = SENSOR_VAL_KEYS if model == 'SensorModel' else VAL_KEYS
-        problems += _check_val(sections['val'], is_train, keys if ours else None)
-    return problems
+        found += check_train(sections['train'], ours, network, sensor=model == 'SensorModel')
+    if 'val' in sections and model != 'SensorModel':
+        found += _check_val(sections['val'])
+    if ours:
+        found += check_speed(options, sections, is_train, processes, network)
+    return problems + [problem for problem in found if _place_of(problem) not in told]
 
 
-def _needed(is_train: bool, ours: bool) -> tuple[str, ...]:
-    common = ('name', 'model_type', 'num_gpu', 'datasets', 'path', *(('network_g',) if ours else ()))
-    return (*common, 'train', 'logger') if is_train else (*common, 'val')
-
-
-def _check_name(where: str, name: object) -> list[str]:
-    """A name that folders and files can carry."""
-    if not isinstance(name, str):
-        return [f'{where}: {name!r} is not text. Put a name made of digits in quotes.']
-    if not name.strip() or set(name) & set('/\\\0'):
-        return [f'{where}: {name!r} is not a name without slashes.']
-    return []
-
-
-def _check_flags(where: str, options: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    """Options that are true or false, where they are given."""
-    return [
-        f'{where + "." if where else ""}{key}: {options[key]!r} is neither true nor false.'
-        for key in keys
-        if key in options and not isinstance(options[key], bool)
-    ]
+def _place_of(problem: str) -> str:
+    """What a problem begins with; of a key that is not known the key belongs to it."""
+    place, _, text = problem.partition(': ')
+    return f'{place}: {text.partition(".")[0]}' if text.startswith('unknown option ') else place
 
 
 def _check_gpus(number: object) -> list[str]:
-    if number == 'auto':
+    there = torch.cuda.device_count()
+    if isinstance(number, bool) or not isinstance(number, int) or number <= there:
         return []
-    problems = check_count('num_gpu', number, least=0)
-    if not problems and isinstance(number, int) and number > torch.cuda.device_count():
-        shown = f'num_gpu: {number} asked for, this machine shows {torch.cuda.device_count()}. '
-        problems.append(MachineProblem(f'{shown}Write `num_gpu: auto` (all there are) or `num_gpu: 0` (CPU).'))
-    return problems
+    found = f'num_gpu: {number} asked for, this machine shows {there}. '
+    return [MachineProblem(f'{found}Write `num_gpu: auto` (all there are) or `num_gpu: 0` (CPU).')]
 
 
-def _check_path(paths: Mapping[str, Any], ours: bool) -> list[str]:
-    # BasicSR makes a folder of every key that it does not know.
-    problems = unknown_keys('path', paths, PATH_KEYS) if ours else []
-    problems += _check_flags('path', paths, ('strict_load_g', 'grow_g'))
-    for key, value in paths.items():
-        if value is None or key in ('strict_load_g', 'grow_g', 'ignore_resume_networks'):
-            continue
-        if not isinstance(value, str):
-            problems.append(f'path.{key}: {value!r} is not text.')
-        elif str(key).startswith(('pretrain_network', 'resume_state')):
-            path = os.path.expanduser(value)
-            if not os.path.isfile(path):
-                problems.append(f"path.{key}: the file '{path}' does not exist.")
-    ignored = paths.get('ignore_resume_networks')
-    if ignored is not None and not isinstance(ignored, list):
-        problems.append(f'path.ignore_resume_networks: give a list such as [network_g], not {ignored!r}.')
-    return problems
+def _check_path(paths: Mapping[str, Any]) -> list[str]:
+    """BasicSR makes a folder of every key that it does not know."""
+    return [
+        f'path.{key}: {shown(value)} is not text.'
+        for key, value in paths.items()
+        if key not in PathOptions.model_fields and not isinstance(value, str | None)
+    ]
 
 
 def check_network(options: Mapping[str, Any], where: str = 'network_g') -> list[str]:
     """A network's type and the names of its options; ours are also built, without memory, to check the values."""
     if 'type' not in options:
-        return [f'{where}.type: is missing. One of: {", ".join(sorted(ARCH_REGISTRY.keys()))}.']
+        return [
+            f'{line} One of: {", ".join(sorted(ARCH_REGISTRY.keys()))}.' for line in missing(where, options, ['type'])
+        ]
     problems = check_registered(f'{where}.type', 'network', options['type'], ARCH_REGISTRY)
     if problems:
         return problems
@@ -165,14 +118,47 @@ def check_network(options: Mapping[str, Any], where: str = 'network_g') -> list[
     arguments = {key: value for key, value in options.items() if key != 'type'}
     problems = check_arguments(where, network, arguments)
     if not problems and hasattr(network, 'takes_degradation'):
-        try:
-            with torch.device('meta'):
-                network(**arguments)
-        except (ValueError, TypeError, AssertionError) as error:
-            problems += error_lines(where, error)
-        except RuntimeError:  # not every constructor can do without memory
-            pass
+        problems, meant = _build(where, network, arguments)
+        if not meant:  # a constructor that only stumbles, or takes anything for true, says less than its signature
+            problems = type_problems(where, network, arguments) or problems
     return problems
+
+
+def _build(where: str, network: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """What a network's constructor says, without memory for its weights; and whether it means it for users."""
+    try:
+        with torch.device('meta'), _limited_modules():
+            network(**arguments)
+    except ValueError as error:
+        return error_lines(where, error), True
+    except RuntimeError as error:
+        # Others are those of constructors that cannot do without memory.
+        return error_lines(where, error) if any(sign in str(error) for sign in _IMPOSSIBLE) else [], False
+    except Exception as error:  # whatever it is, it would end the training as well
+        return error_lines(where, error), False
+    return [], False
+
+
+@contextmanager
+def _limited_modules() -> Iterator[None]:
+    """Stop a constructor that would build for hours, of a number of blocks with some digits too many.
+
+    Raises:
+        OptionError: in the constructor.
+    """
+    count = 0
+
+    def add(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > _MOST_MODULES:
+            raise OptionError([f'more than {_MOST_MODULES:,} layers. Lower the numbers of blocks.'])
+
+    handle = register_module_module_registration_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_kind(network: Mapping[str, Any], model: str) -> list[str]:
@@ -217,13 +203,12 @@ def _check_datasets(
         if not isinstance(dataset, Mapping):
             problems.append(f'{where}: give options `key: value`, not {dataset!r}.')
             continue
-        problems += missing(where, dataset, ('name', 'type'))
-        if 'name' in dataset:
-            problems += _check_name(f'{where}.name', dataset['name'])
+        loaded = LoadedTraining if phase == 'train' else LoadedDataset
+        loading = loaded.problems(dataset, where)
+        problems += loading
         if 'type' in dataset:
             problems += check_registered(f'{where}.type', 'dataset', dataset['type'], DATASET_REGISTRY)
-        loading = _check_loading(where, dataset, phase)
-        problems += loading
+        problems += [] if loading else _check_loading(where, dataset, phase)
         if dataset.get('type') == 'AllInOneDataset':
             try:
                 dataset = expand_protocol({**dataset, 'phase': phase}, where)
@@ -255,23 +240,11 @@ def _same_names(datasets: Mapping[str, Any]) -> list[str]:
 
 def _check_loading(where: str, dataset: Mapping[str, Any], phase: str) -> list[str]:
     """What BasicSR's loader reads. It gives workers to the training set only."""
-    problems = _check_flags(where, dataset, ('pin_memory', 'persistent_workers'))
-    mode = dataset.get('prefetch_mode')
-    if mode not in (None, 'cpu', 'cuda'):
-        problems.append(unknown(f'{where}.prefetch_mode', 'mode', mode, ('cpu', 'cuda')))
-    if mode == 'cuda' and (dataset.get('pin_memory') is not True or not torch.cuda.is_available()):
+    problems: list[str] = []
+    if dataset.get('prefetch_mode') == 'cuda' and not (dataset.get('pin_memory') and torch.cuda.is_available()):
         problem = f"{where}.prefetch_mode: 'cuda' goes with a GPU and `pin_memory: true`."
-        problems.append(MachineProblem(problem) if dataset.get('pin_memory') is True else problem)
-    if 'num_prefetch_queue' in dataset:
-        problems += check_count(f'{where}.num_prefetch_queue', dataset['num_prefetch_queue'])
-    if phase == 'train':
-        problems += missing(where, dataset, ('batch_size_per_gpu', 'num_worker_per_gpu'))
-        problems += check_count(f'{where}.num_worker_per_gpu', dataset.get('num_worker_per_gpu', 1), least=0)
-        problems += check_count(f'{where}.batch_size_per_gpu', dataset.get('batch_size_per_gpu', 1))
-        ratio = dataset.get('dataset_enlarge_ratio', 1)
-        if not is_number(ratio) or ratio <= 0:
-            problems.append(f'{where}.dataset_enlarge_ratio: {ratio!r} is not a number above 0.')
-    elif dataset.get('persistent_workers') is True:
+        problems.append(MachineProblem(problem) if dataset.get('pin_memory') else problem)
+    if phase != 'train' and dataset.get('persistent_workers'):
         problems.append(f'{where}.persistent_workers: there are no workers to keep. Leave the key out.')
     return problems
 
@@ -338,44 +311,16 @@ def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> l
     ]
 
 
-def _check_logger(options: Mapping[str, Any]) -> list[str]:
-    problems = unknown_keys('logger', options, LOGGER_KEYS)
-    problems += missing('logger', options, LOGGER_KEYS[:3])
-    for key in LOGGER_KEYS[:2]:
-        if key in options:
-            problems += check_count(f'logger.{key}', options[key])
-    problems += _check_flags('logger', options, ('use_tb_logger',))
-    if not isinstance(options.get('wandb') or {}, Mapping):
-        problems.append(f'logger.wandb: give options such as {{project: ...}}, not {options["wandb"]!r}.')
-    return problems
-
-
-def _check_val(options: Mapping[str, Any], is_train: bool, known: Sequence[str] | None) -> list[str]:
-    """`known` are the keys of our own models."""
-    problems = unknown_keys('val', options, known) if known else []
-    problems += missing('val', options, ('val_freq', 'save_img') if is_train else ('save_img',))
-    if is_train and 'val_freq' in options:
-        problems += check_count('val.val_freq', options['val_freq'])
-    metrics = options.get('metrics') or {}
-    if not isinstance(metrics, Mapping):
-        return [*problems, f'val.metrics: give `name: {{type: ...}}`, not {metrics!r}.']
+def _check_val(options: Mapping[str, Any]) -> list[str]:
+    """What is measured, and by what the best weights are known."""
+    metrics, problems = options.get('metrics') or {}, []
+    if not isinstance(metrics, Mapping):  # told by the schema
+        return []
     for name, metric in metrics.items():
         problems += check_metric(f'val.metrics.{name}', metric)
     best = options.get('best_metric')
     if best is not None and best not in list(metrics):
         problems.append(unknown('val.best_metric', 'metric', best, metrics))
-    problems += _check_flags('val', options, ('save_img', 'pbar', 'contact_sheet', 'use_ema'))
-    if not isinstance(options.get('suffix') or '', str):
-        problems.append(f'val.suffix: {options["suffix"]!r} is not text.')
-    labels = options.get('labels', True)
-    if labels is not True and labels != 'sensor' and not isinstance(labels, Mapping):
-        problems.append(
-            f'val.labels: {labels!r}; allowed: true (those of the data), sensor, or a mixture {{name: weight}}.'
-        )
-    if known:
-        for key in ('size_multiple', 'comparisons'):
-            if options.get(key) is not None:
-                problems += check_count(f'val.{key}', options[key], least=0 if key == 'comparisons' else 1)
     return problems
 
 
@@ -393,4 +338,6 @@ def check_metric(where: str, options: object) -> list[str]:
     if 'crop_border' in options:
         problems += check_count(f'{where}.crop_border', options['crop_border'], least=0)
     metric = find_registered(METRIC_REGISTRY, options['type'])
-    return problems + check_arguments(where, metric, arguments, given=('img', 'img2'))
+    problems += check_arguments(where, metric, arguments, given=('img', 'img2'))
+    told = {_place_of(problem) for problem in problems}
+    return problems + [line for line in type_problems(where, metric, arguments) if _place_of(line) not in told]

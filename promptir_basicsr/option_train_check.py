@@ -16,17 +16,15 @@ from promptir_basicsr.option_util import (
     check_registered,
     error_lines,
     find_registered,
+    first_few,
     is_number,
     missing,
+    quotes_hint,
+    shown,
     unknown,
-    unknown_keys,
 )
+from promptir_basicsr.schema.registered_util import type_problems
 
-TRAIN_KEYS = (
-    'total_iter warmup_iter optim_g scheduler ema_decay grad_clip_norm pixel_opt frequency_opt perceptual_opt '
-    'prompt_opt loss_scaler'
-).split()
-SENSOR_TRAIN_KEYS = 'total_iter warmup_iter optim_g scheduler ema_decay grad_clip_norm label_smoothing'.split()
 IMAGE_LOSSES = ('pixel_opt', 'frequency_opt', 'perceptual_opt')
 HOST_SCHEDULERS = {
     'MultiStepLR': host_schedulers.MultiStepRestartLR,
@@ -38,50 +36,50 @@ HOST_SCHEDULERS = {
 def check_train(
     options: Mapping[str, Any], ours: bool, network: Mapping[str, Any] | None = None, sensor: bool = False
 ) -> list[str]:
-    """The problems of the section `train`, a line each.
+    """What is wrong with the section `train` beyond the types of its options, a line each.
 
     Args:
         options: the section.
-        ours: for our own model, whose options are all known; of others those that BasicSR reads are checked.
+        ours: for our own models; of others only what BasicSR reads is checked.
         network: `network_g`, where it was found to be right.
         sensor: for SensorModel, whose loss is not an option.
     """
-    problems = unknown_keys('train', options, SENSOR_TRAIN_KEYS if sensor else TRAIN_KEYS) if ours else []
     given = {key: value for key, value in options.items() if value is not None}
-    needed = ['total_iter']
+    problems = []
+    if ours and not sensor and not given.keys() & set(IMAGE_LOSSES):
+        problems += missing('train', given, ['pixel_opt'])
     if ours:
-        needed += ['optim_g', 'scheduler']
-        needed += ['pixel_opt'] if not sensor and not given.keys() & set(IMAGE_LOSSES) else []
-    problems += missing('train', given, needed)
-    if 'total_iter' in given:
-        problems += check_count('train.total_iter', given['total_iter'])
-    if 'warmup_iter' in options:
-        problems += check_count('train.warmup_iter', options['warmup_iter'], least=-1)
-    losses = (*IMAGE_LOSSES, 'prompt_opt') if ours else ('pixel_opt', 'perceptual_opt')
-    for key in ('optim_g', 'scheduler', *losses):
-        if isinstance(given.get(key, {}), Mapping):
-            continue
-        problems.append(f'train.{key}: give options with a type, e.g. {{type: ...}}, not {given.pop(key)!r}.')
-    if 'optim_g' in given:
+        problems += _check_total(given)
+    if isinstance(given.get('optim_g'), Mapping):
         problems += _check_optimizer(given['optim_g'])
-    if 'scheduler' in given:
+    if isinstance(given.get('scheduler'), Mapping):
         problems += _check_scheduler(given['scheduler'], given)
-    for key in losses:
-        if key in given:
+    for key in (*IMAGE_LOSSES, 'prompt_opt') if ours else ('pixel_opt', 'perceptual_opt'):
+        if isinstance(given.get(key), Mapping) and not sensor:
             problems += _check_loss(f'train.{key}', given[key])
-    if ours and 'prompt_opt' in given and network is not None:
+    if ours and isinstance(given.get('prompt_opt'), Mapping) and network is not None:
         problems += _check_prompts(network)
-    if ours and 'loss_scaler' in given:
+    if ours and isinstance(given.get('loss_scaler'), Mapping):
         problems += _check_scaler(given['loss_scaler'])
-    decay = options.get('ema_decay', 0)
-    if ours and (not is_number(decay) or not 0 <= decay < 1):
-        problems.append(f'train.ema_decay: {decay!r} is not a number from 0 (no EMA) to below 1.')
-    smoothing = given.get('label_smoothing', 0)
-    if sensor and (not is_number(smoothing) or not 0 <= smoothing < 1):
-        problems.append(f'train.label_smoothing: {smoothing!r} is not a number from 0 to below 1.')
-    clip = given.get('grad_clip_norm')
-    if clip is not None and (not is_number(clip) or clip <= 0):
-        problems.append(f'train.grad_clip_norm: {clip!r} is not a number above 0. Leave the key out for no clipping.')
+    return problems
+
+
+def _check_total(train: Mapping[str, Any]) -> list[str]:
+    """Iterations that lie behind the end of the run, where they would change nothing."""
+    total, warmup, scheduler = train.get('total_iter'), train.get('warmup_iter', -1), train.get('scheduler')
+    if not isinstance(total, int) or check_count('', total):
+        return []
+    problems = []
+    if not check_count('', warmup) and warmup >= total:
+        problems.append(f'train.warmup_iter: {warmup:,} is not below total_iter {total:,}. Shorten the warm-up.')
+    for key in ('milestones', 'restarts'):
+        values = scheduler.get(key) if isinstance(scheduler, Mapping) else None
+        late = [value for value in values if is_number(value) and value > total] if isinstance(values, list) else []
+        if late:
+            problems.append(
+                f'train.scheduler.{key}: {first_few(f"{value:,}" for value in late)} lie behind total_iter {total:,}. '
+                'Take them out, or train longer.'
+            )
     return problems
 
 
@@ -99,7 +97,8 @@ def _check_optimizer(options: Mapping[str, Any]) -> list[str]:
     for key, value in arguments.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(number is None or isinstance(number, bool) or is_number(number) for number in numbers):
-            problems.append(f'{where}.{key}: {value!r} is neither a number nor a list of numbers.')
+            sentence = f'{where}.{key}: {shown(value)} is neither a number nor a list of numbers.'
+            problems.append(sentence + quotes_hint(value))
         elif key == 'lr' and not (is_number(value) and value > 0):
             problems.append(f'{where}.lr: {value!r} is not a number above 0.')
     if problems:
@@ -119,6 +118,8 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
 
     where, kind, total = 'train.scheduler', options.get('type'), train.get('total_iter', 0)
     known_total = not check_count('', total)
+    if 'type' not in options:
+        return missing(where, options, ['type'])
     if kind not in (*SCHEDULERS, *HOST_SCHEDULERS):
         return [unknown(f'{where}.type', 'schedule', kind, (*SCHEDULERS, *HOST_SCHEDULERS))]
     scheduler: Callable[..., Any]
@@ -130,9 +131,10 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
     for key in ('milestones', 'periods', 'restarts', 'restart_weights'):
         value = arguments.get(key, [])
         if not isinstance(value, list) or not all(is_number(number) for number in value):
-            problems.append(f'{where}.{key}: {value!r} is not a list of numbers.')
+            problems.append(f'{where}.{key}: {shown(value)} is not a list of numbers.')
     if not problems:
-        lr = (train.get('optim_g') or {}).get('lr')
+        optimizer_options = train.get('optim_g')
+        lr = optimizer_options.get('lr') if isinstance(optimizer_options, Mapping) else None
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr if is_number(lr) and lr > 0 else 1.0)
         problems += _build(where, scheduler, optimizer, **arguments)
     if not problems and kind == 'CosineAnnealingRestartLR' and known_total:
@@ -146,7 +148,8 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
 
 
 def _check_loss(where: str, options: Mapping[str, Any]) -> list[str]:
-    problems = check_registered(f'{where}.type', 'loss', options.get('type'), LOSS_REGISTRY)
+    problems = missing(where, options, ['type'])
+    problems = problems or check_registered(f'{where}.type', 'loss', options['type'], LOSS_REGISTRY)
     if problems:
         return problems
     loss = find_registered(LOSS_REGISTRY, options['type'])
@@ -155,7 +158,9 @@ def _check_loss(where: str, options: Mapping[str, Any]) -> list[str]:
     arguments = {key: value for key, value in options.items() if key != 'type'}
     problems = check_arguments(where, loss, arguments)
     if not is_number(options.get('loss_weight', 1)):
-        problems.append(f'{where}.loss_weight: {options["loss_weight"]!r} is not a number.')
+        weight = options['loss_weight']
+        problems.append(f'{where}.loss_weight: {shown(weight)} is not a number.{quotes_hint(weight)}')
+    problems += [] if problems else type_problems(where, loss, arguments)
     # A perceptual loss is not built here: that reads, or downloads, a network.
     if not problems and where != 'train.perceptual_opt':
         problems += _build(where, loss, **arguments)
@@ -187,12 +192,10 @@ def _check_prompts(network: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _check_scaler(options: object) -> list[str]:
+def _check_scaler(options: Mapping[str, Any]) -> list[str]:
     from promptir_basicsr.losses.scaler_util import LossScaler
 
     where = 'train.loss_scaler'
-    if not isinstance(options, Mapping):
-        return [f'{where}: give options such as {{history: 100, limit: 5, factor: 2.5}}, not {options!r}.']
     problems = check_arguments(where, LossScaler, options)
     known = inspect.signature(LossScaler).parameters
     try:

@@ -1,9 +1,12 @@
 """Say what is wrong with an option: where, what was found, what is allowed, how to mend it."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeGuard
+
+_NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 
 
 class OptionError(ValueError):
@@ -36,6 +39,22 @@ def unknown_keys(where: str, options: Mapping[str, Any], allowed: Iterable[str])
     return [unknown(where, 'option', key, allowed) for key in options if key not in allowed]
 
 
+def shown(value: object, most: int = 160) -> str:
+    """A value as it is quoted in a message; what is long is cut."""
+    text = repr(value)
+    return text if len(text) <= most else f'{text[:most]}...'
+
+
+def printable(text: str) -> str:
+    """A text on one line, with escapes for what does not print."""
+    return text if text.isprintable() else ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def quotes_hint(value: object) -> str:
+    """What to do about text that looks like a number, or nothing."""
+    return ' Leave the quotes out.' if isinstance(value, str) and _NUMBER.fullmatch(value) else ''
+
+
 def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
@@ -56,7 +75,19 @@ def first_few(names: Iterable[str], most: int = 3) -> str:
 
 def missing(where: str, options: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     """One problem for each key that has to be in `options` and is not."""
-    return [f'{where + "." if where else ""}{key}: is missing.' for key in keys if key not in options]
+    place = where + '.' if where else ''
+    return [f'{place}{key}: is missing.{meant_by(key, options)}' for key in keys if key not in options]
+
+
+def meant_by(key: str, options: Iterable[object], known: Iterable[str] = ()) -> str:
+    """` Did you write it as 'typpe'?` of a key that is missing, or nothing.
+
+    Args:
+        options: the keys that are there.
+        known: those of them that are right.
+    """
+    close = get_close_matches(key, [str(other) for other in options if other not in set(known)], n=1, cutoff=0.7)
+    return f" Did you write it as '{close[0]}'?" if close else ''
 
 
 def check_registered(where: str, kind: str, name: object, registry: Any) -> list[str]:

@@ -29,7 +29,8 @@ from promptir_basicsr.data.lmdb_writer_util import DatabasePlan, DatabaseWriter,
 from promptir_basicsr.data.prepare_util import HEADER, Preparation, difference, estimated_bytes, plan_preparation
 from promptir_basicsr.data.protocol_util import protocol_datasets
 from promptir_basicsr.data.task_util import Task
-from promptir_basicsr.host.options import read_options
+from promptir_basicsr.host.options import read_option_file
+from promptir_basicsr.option_place_util import Places
 from promptir_basicsr.option_util import OptionError, check_count
 
 SAMPLE = 100
@@ -58,7 +59,7 @@ def main() -> int:
         raise OptionError(problems)
     cv2.setNumThreads(1)  # images are decoded side by side
     try:
-        options, name, made_from = _read_options(args)
+        options, name, made_from, places = _read_options(args)
         try:
             preparation = plan_preparation(
                 options,
@@ -71,8 +72,9 @@ def main() -> int:
             )
         except OptionError as error:
             # What is wrong with the file begins with its place in it.
+            located = places.located if places else f'{made_from}: {{}}'.format
             raise OptionError(
-                f'{made_from}: {problem}' if problem.startswith('datasets') else problem for problem in error.problems
+                located(problem) if problem.startswith('datasets') else problem for problem in error.problems
             ) from error
         prepared = prepare_databases(preparation, workers, args.overwrite)
         _report(preparation, prepared)
@@ -125,16 +127,17 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_options(args: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
-    """The options, their name, and where they are from."""
+def _read_options(args: argparse.Namespace) -> tuple[dict[str, Any], str, str, Places | None]:
+    """The options, their name, where they are from, and where each of them stands in a file."""
     if args.opt is not None:
         if args.dataroot is not None:
             raise OptionError(['--dataroot: goes with --protocol. For -opt: --force_yml datasets:train:dataroot=DIR'])
-        return read_options(args.opt, args.force_yml), Path(args.opt).stem, args.opt
+        options, places = read_option_file(args.opt, args.force_yml)
+        return options, Path(args.opt).stem, args.opt, places
     if args.dataroot is None or args.force_yml:
         raise OptionError(['--protocol: give --dataroot, where its folders start, and no --force_yml.'])
     name = Path(args.protocol).stem
-    return {'datasets': protocol_datasets(args.protocol, args.dataroot)}, name, f'the protocol {name}'
+    return {'datasets': protocol_datasets(args.protocol, args.dataroot)}, name, f'the protocol {name}', None
 
 
 def _verify_count(text: str | None) -> int | None:

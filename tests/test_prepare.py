@@ -343,10 +343,13 @@ def test_clear_images_are_stored_in_one_way(options, tmp_path, prepare, capsys) 
         (['--verify', 'some'], "--verify: 'some' is neither a number of images nor 'all'"),
         (['--workers', '0'], '--workers: 0 is not a whole number of at least 1'),
         (['--dataroot', 'x'], '--dataroot: goes with --protocol'),
-        (['--force_yml', 'datasets:train:gt_size=x'], "three.yml: datasets.train.gt_size: 'x'"),
+        (
+            ['--force_yml', 'datasets:train:gt_size=x'],
+            "--force_yml datasets:train:gt_size=x: datasets.train.gt_size: 'x",
+        ),
         (
             ['--force_yml', 'datasets:train:dataroot=/no', 'datasets:val:dataroot=/no'],
-            'three.yml: datasets.val.tasks[0]',
+            ': datasets.val.tasks[0]',
         ),
         (['--force_yml', 'datasets='], 'none of them is an AllInOneDataset'),
         (['--force_yml', 'datasets:train:protocol=4d'], "unknown protocol '4d'"),

@@ -1,5 +1,6 @@
 """Option files are read as their users mean them, and never run."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ def test_floats_of_every_spelling(read: Any, text: str, number: float) -> None:
 
 @pytest.mark.parametrize('text', ['1e', 'e4', '1e-4x', '4-e1', 'v1e5', '1.2.3e4', '.e3'])
 def test_words_that_look_like_numbers_stay_text(read: Any, text: str) -> None:
+    assert read(f'name: {text}')['name'] == text
+
+
+@pytest.mark.parametrize('text', ['2024-01-01', '2024-13-01', '2024-01-01 10:00:00', '='])
+def test_dates_are_text(read: Any, text: str) -> None:
     assert read(f'name: {text}')['name'] == text
 
 
@@ -111,7 +117,10 @@ def test_what_an_alias_stands_for_can_be_changed_by_itself(read: Any) -> None:
         ('a: b: c\n', 'line 1, column 5', 'mapping values are not allowed'),
         ('a: *missing\n', 'line 1, column 4', "undefined alias 'missing'"),
         ('a: {{b}}\n', 'line 1, column 5', 'unhashable key'),
-        ('a: 2024-13-01\n', 'line 1, column 4', "'2024-13-01' is no timestamp"),
+        ("a: !!int ''\n", 'line 1, column 4', "'' is no int"),
+        ('a: 0xffffffffffffffff\n', 'line 1, column 4', 'a whole number beyond 9,223,372,036,854,775,807'),
+        ('a: !!timestamp 2024-01-01\n', 'line 1, column 4', 'could not determine a constructor for the tag'),
+        ('a: !!binary aGVsbG8=\n', 'line 1, column 4', 'could not determine a constructor for the tag'),
         ('a: !!float x\n', 'line 1, column 4', "'x' is no float"),
         ('a: !!bool perhaps\n', 'line 1, column 4', "'perhaps' is no bool"),
         ('a: 1\n---\nb: 2\n', 'line 2, column 1', 'another document'),
@@ -125,6 +134,21 @@ def test_broken_files_are_told_in_one_line_with_the_place(read: Any, text: str, 
 
 def test_an_alias_inside_of_itself_is_refused(read: Any) -> None:
     assert 'alias' in problem(read, 'a: &a\n  b: *a\n')
+
+
+def test_aliases_that_multiply_are_refused_at_once(read: Any) -> None:
+    lines = ['a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n']
+    lines += [f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 10)}]\n' for n in range(1, 40)]
+    start = time.perf_counter()
+    assert 'more than 1,000,000 values, aliases (*) written out' in problem(read, ''.join(lines))
+    merged = ['b0: &b0 {k: 1}\n', *(f'b{n}: &b{n} {{<<: [*b{n - 1}, *b{n - 1}]}}\n' for n in range(1, 60))]
+    assert 'more than 1,000,000 values' in problem(read, ''.join(merged))
+    assert time.perf_counter() - start < 5
+
+
+def test_what_is_nested_without_end_is_refused(read: Any) -> None:
+    assert problem(read, f'a: {"[" * 5000}') == 'too deep.'
+    assert problem(read, f'a: {"{b: " * 5000}') == 'too deep.'
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class PIPRestormer(ConditionedNetwork):
         bias: whether the convolutions of the blocks, the 1x1 convolutions between stages and the output convolution
             have biases.
         layer_norm_type: 'WithBias' or 'BiasFree'.
-        num_degradations: T.
+        num_degradations: T, how many it tells apart; labels go from 0 to T - 1.
         degradations: their names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
         prompt_dims: prompt channels at levels 1 to 3, multiples of 4 of at least 12. Default: about 4/3 of the skips'
             channels, (64, 128, 256) for the default dim. Above the skips' channels some of the degradation-aware

@@ -39,7 +39,7 @@ class PIPNAFNet(ConditionedNetwork):
         enc_blk_nums: blocks at levels 1 to 4 of the encoder.
         dec_blk_nums: blocks at levels 4 to 1 of the decoder, in the order in which features meet them, as NAFNet has
             them.
-        num_degradations: T.
+        num_degradations: T, how many it tells apart; labels go from 0 to T - 1.
         degradations: their names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
         prompt_dims: prompt channels at levels 1 to 4. Default: those of the skips, (32, 64, 128, 256) for width 32.
         prompt_sizes: height and width of the prompts of levels 1 to 4.

@@ -1,8 +1,8 @@
 """The prompt modules of PIP, for any backbone: prompts in prompts, and how features take them up.
 
 Source: Li, Lei, Ma, Zhang, Shan, "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038), as
-the released program has it. An independent implementation in its plain formulation; parameter names are the released
-ones.
+the released program has it. An independent implementation; parameter names are the released ones. What stands here is
+the plain formulation; the fast one of whole blocks is in `fast_util`.
 
 A level of a network is modulated in two steps, `prompt = PromptInPrompt(...)(x, weights)` and
 `x = PromptToFeature(...)(x, prompt)`. The weights say how much of each degradation an image has; they are the same for
@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from promptir_basicsr.archs import fast_util
+from promptir_basicsr.archs.formulation_util import Formulated
 from promptir_basicsr.archs.prompt_util import PromptBankModule
 from promptir_basicsr.archs.restormer_util import GDFN, LayerNorm2d, TransformerBlock, channel_similarity, mix_channels
 from promptir_basicsr.option_util import unknown
@@ -95,7 +97,7 @@ class PromptInPrompt(PromptBankModule):
         return vector * features
 
 
-class PromptToPrompt(nn.Module):
+class PromptToPrompt(Formulated, nn.Module):
     """Put one prompt into another: z = b + CA(LN b, LN d), then z + GDFN(LN z).
 
     Args:
@@ -128,6 +130,8 @@ class PromptToPrompt(nn.Module):
         Returns:
             (B, D, S, S).
         """
+        if self.fast:
+            return fast_util.prompt_to_prompt(self, basic, degradation, strength)
         z = basic + strength * self.attn(self.norm11(basic), self.norm12(degradation))
         return z + self.ffn(self.norm2(z))
 
@@ -198,7 +202,7 @@ class PromptToFeature(nn.Module):
         return x + self.alpha * modulate(x, prompt)
 
 
-class PromptCrossBlock(nn.Module):
+class PromptCrossBlock(Formulated, nn.Module):
     """Features attend to a prompt: a = LN x + CA(LN x, LN prompt), then a + DualGatedFFN(LN a).
 
     The attention runs at the width of the prompt. Narrower features are filled up with zeros and reduced afterwards;
@@ -235,6 +239,8 @@ class PromptCrossBlock(nn.Module):
 
     def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
         """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        if self.fast:
+            return fast_util.prompt_cross_block(self, x, prompt)
         x, prompt = self.norm11(x), self.norm12(prompt)
         width, prompt_width = x.shape[1], prompt.shape[1]
         y = fit_channels(x, prompt_width)
@@ -327,6 +333,8 @@ def top_counts(channels: int) -> list[int]:
 
 class DualGatedFFN(GDFN):
     """A feed-forward network whose two halves gate each other: gelu(a) * b + gelu(b) * a."""
+
+    dual = True
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, C, H, W)."""

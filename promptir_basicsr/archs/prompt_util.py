@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from promptir_basicsr.archs.formulation_util import Formulated
+
 
 class PromptBankModule(nn.Module):
     """A module that holds a 5-D bank (1, N, D, S, S) and can be moved like any other.
@@ -24,7 +26,7 @@ class PromptBankModule(nn.Module):
         return super()._apply(apply, recurse)
 
 
-class PromptGenBlock(PromptBankModule):
+class PromptGenBlock(Formulated, PromptBankModule):
     """A bank of N learned prompts, mixed by what the feature looks like (equation 2).
 
     With a single prompt the softmax has nothing to choose, and `linear_layer` gets gradients of zero.
@@ -47,8 +49,12 @@ class PromptGenBlock(PromptBankModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """The prompt for the features x: (B, C, H, W). Returns (B, D, H, W)."""
-        prompt = torch.einsum('bn,ndhw->bdhw', self.weights(x), self.prompt_param[0])
-        prompt = F.interpolate(prompt, size=x.shape[-2:], mode='bilinear', align_corners=False)
+        weights, size = self.weights(x), x.shape[-2:]
+        if self.fast and len(x) > self.prompt_param.shape[1]:  # fewer prompts than images to resize and convolve
+            bank = F.interpolate(self.prompt_param[0], size=size, mode='bilinear', align_corners=False)
+            return torch.einsum('bn,ndhw->bdhw', weights, self.conv3x3(bank))
+        prompt = torch.einsum('bn,ndhw->bdhw', weights, self.prompt_param[0])
+        prompt = F.interpolate(prompt, size=size, mode='bilinear', align_corners=False)
         return self.conv3x3(prompt)
 
     def weights(self, x: Tensor) -> Tensor:

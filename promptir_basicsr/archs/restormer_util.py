@@ -1,4 +1,6 @@
-"""The Restormer blocks that PromptIR and PIP are built from, in their plain formulation.
+"""The Restormer blocks that PromptIR and PIP are built from.
+
+What stands here is the plain formulation; the fast one of a whole block is in `fast_util`.
 
 Source: Zamir et al., "Restormer: Efficient Transformer for High-Resolution Image Restoration", CVPR 2022
 (arXiv 2111.09881), section 3, as used by PromptIR (arXiv 2306.13090). Parameter names are those of released weights.
@@ -14,8 +16,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from promptir_basicsr.archs import fast_util
+from promptir_basicsr.archs.formulation_util import Formulated
 
-class TransformerBlock(nn.Module):
+
+class TransformerBlock(Formulated, nn.Module):
     """x + MDTA(LN x), then x + GDFN(LN x) (Restormer, figure 2).
 
     Args:
@@ -35,6 +40,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, C, H, W)."""
+        if self.fast:
+            return fast_util.transformer_block(self, x)
         x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
 
@@ -56,20 +63,12 @@ class MDTA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, C, H, W)."""
         q, k, v = self.qkv_dwconv(self.qkv(x)).chunk(3, dim=1)
-        return self.project_out(transposed_attention(q, k, v, self.temperature))
+        attention = self.attention(channel_similarity(q, k, self.temperature))
+        return self.project_out(mix_channels(attention, v))
 
-
-def transposed_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
-    """softmax(similarity of the channels of q and k) v, head by head.
-
-    Args:
-        q, k, v: (B, C, H, W).
-        temperature: (h, 1, 1); its length is the number of heads.
-
-    Returns:
-        (B, C, H, W).
-    """
-    return mix_channels(channel_similarity(q, k, temperature).softmax(dim=-1), v)
+    def attention(self, similarity: Tensor) -> Tensor:
+        """How much of each channel of v goes into each channel: (B, h, c, c) of similarity. Returns the same shape."""
+        return similarity.softmax(dim=-1)
 
 
 def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
@@ -93,6 +92,8 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 class GDFN(nn.Module):
     """Gated-Dconv feed-forward network (Restormer, section 3.2, equation 2); the gate is the exact (erf) GELU."""
+
+    dual = False  # whether the halves gate each other
 
     def __init__(self, dim: int, ffn_expansion_factor: float, bias: bool) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ class DegradationSensor(nn.Module):
     and the sensor would learn that instead of the degradation.
 
     Args:
-        num_degradations: T.
+        num_degradations: T, how many it tells apart; labels go from 0 to T - 1.
         dim: D, features at full size; 2 D, 4 D and 4 D in the stages.
         num_blocks: residual blocks in each of the three stages.
         inp_channels: colours of the image.

@@ -22,19 +22,14 @@ from promptir_basicsr.data.storage_util import StoredImage
 from promptir_basicsr.data.task_util import Task, TaskSurvey, build_tasks, known_count
 from promptir_basicsr.data.transform_util import centre_area, centre_crop, flip_rotate, reflect_to, to_tensor
 from promptir_basicsr.host import register
-from promptir_basicsr.option_util import OptionError, check_count, first_few, unknown_keys
+from promptir_basicsr.option_util import OptionError, first_few, unknown_keys
+from promptir_basicsr.schema.data_schema import AllInOneOptions, AllInOneTrainingOptions, LoadedDataset
 
 logger = logging.getLogger('basicsr')
 
 # What BasicSR's own loader and option parser read or set in a dataset's options.
-HOST_KEYS = (
-    'name type phase scale batch_size_per_gpu num_worker_per_gpu dataset_enlarge_ratio use_shuffle io_backend '
-    'prefetch_mode num_prefetch_queue pin_memory persistent_workers'
-).split()
-DATASET_KEYS = (
-    'protocol dataroot tasks degradations sampling cache_gb gt_size crop_multiple use_hflip use_rot augment_identity '
-    'seed'
-).split()
+HOST_KEYS = tuple(LoadedDataset.model_fields)
+DATASET_KEYS = tuple(AllInOneOptions.model_fields)
 
 
 @register(DATASET_REGISTRY)
@@ -211,9 +206,9 @@ _CHECKED: dict[str, list[Task]] = {}
 
 def _tasks_key(opt: Mapping[str, Any]) -> str:
     """The same for the same tasks of the same phase."""
-    relevant = {key: opt[key] for key in sorted(opt) if key not in HOST_KEYS and key != 'seed'}
+    relevant = {key: opt[key] for key in sorted(opt, key=str) if key not in HOST_KEYS and key != 'seed'}
     training = opt.get('phase', 'train') == 'train'
-    return json.dumps([os.getcwd(), training, opt.get('name'), relevant], sort_keys=True, default=str)
+    return json.dumps([os.getcwd(), training, opt.get('name'), relevant], default=str)
 
 
 def check_dataset(
@@ -231,16 +226,9 @@ def check_dataset(
     opt = expand_protocol(opt, where)
     problems = unknown_keys(where, opt, (*HOST_KEYS, *DATASET_KEYS))
     training = opt.get('phase', 'train') == 'train'
-    if training or opt.get('gt_size') is not None:
-        problems += check_count(f'{where}.gt_size', opt.get('gt_size'))
-    problems += check_count(f'{where}.crop_multiple', opt.get('crop_multiple', 1))
+    problems += (AllInOneTrainingOptions if training else AllInOneOptions).problems(opt, where)
     if opt.get('cache_gb') is not None:
         problems += _cache_util().check_cache(f'{where}.cache_gb', opt['cache_gb'], training)
-    for key in ('use_hflip', 'use_rot', 'augment_identity'):
-        if not isinstance(opt.get(key, False), bool):
-            problems.append(f'{where}.{key}: {opt[key]!r} is neither true nor false.')
-    if opt.get('seed') is not None:
-        problems += check_count(f'{where}.seed', opt['seed'], least=0)
     problems += check_sampling(opt, where)
     tasks: list[Task] = []
     try:

@@ -13,6 +13,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from promptir_basicsr.option_util import meant_by
+
 Image = npt.NDArray[np.float32]
 Check = Callable[[dict[str, Any]], Iterator[str]]
 
@@ -330,7 +332,7 @@ def _read_step(entry: Any, where: str) -> tuple[tuple[Degradation, dict[str, Any
     if not isinstance(entry, Mapping):
         return None, [f'{where}: must be a mapping {{type: NAME, ...}}, found {entry!r}.{_known_types()}']
     if 'type' not in entry:
-        return None, [f'{where}: type is missing.{_known_types()}']
+        return None, [f'{where}: type is missing.{meant_by("type", entry)}{_known_types()}']
     name = entry['type']
     if not isinstance(name, str) or name not in DEGRADATIONS:
         return None, [f'{where}: unknown degradation {name!r}{_did_you_mean(name, DEGRADATIONS)}{_known_types()}']

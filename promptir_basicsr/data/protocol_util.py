@@ -5,6 +5,7 @@ the protocol and changes what it likes. `docs/protocols.md` lists the protocols 
 """
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,8 +232,8 @@ def _find(name: object, where: str, folder: Path) -> Path:
             [f'{where}: {name!r} is neither the name of a protocol nor a path. One of: {_listed(names)}.']
         )
     if name.endswith(FILE_ENDINGS):
-        path = folder / Path(name).expanduser()
-        if not path.is_file():
+        path = folder / os.path.expanduser(name)
+        if not os.path.isfile(path):
             raise OptionError([f"{where}: the file '{path}' does not exist.{did_you_mean(Path(name).stem, names)}"])
         return path
     if name not in names:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from promptir_basicsr.data.task_util import Task
-from promptir_basicsr.option_util import check_count, first_few, is_number, unknown_keys
+from promptir_basicsr.option_util import check_count, first_few
+from promptir_basicsr.schema.data_schema import SamplingOptions
 
-SAMPLING_KEYS = ('temperature', 'fixed_shares', 'epoch_size')
+SAMPLING_KEYS = tuple(SamplingOptions.model_fields)
 
 
 @dataclass(frozen=True)
@@ -154,25 +155,18 @@ def check_sampling(opt: Mapping[str, Any], where: str) -> list[str]:
             f'{where}.sampling: give options such as {{temperature: 2, fixed_shares: true}}, not {sampling!r}.'
         )
         return problems
-    problems += unknown_keys(f'{where}.sampling', sampling, SAMPLING_KEYS)
+    problems += SamplingOptions.problems(sampling, f'{where}.sampling')
     options = _sampling(opt)
-    temperature, fixed = options.get('temperature', 1), options.get('fixed_shares', False)
-    if not is_number(temperature) or temperature <= 0:
-        problems.append(f'{where}.sampling.temperature: {temperature!r} is not a number above 0.')
     if 'temperature' in options and _weighted(opt):
         problems.append(
             f'{where}.sampling.temperature: makes shares from the numbers of images, and a `weight` is a share '
             f'({first_few(_weighted(opt))}). Give the one or the other.'
         )
-    if not isinstance(fixed, bool):
-        problems.append(f'{where}.sampling.fixed_shares: {fixed!r} is neither true nor false.')
-    elif fixed and check_count('', opt.get('batch_size_per_gpu')):
+    if options.get('fixed_shares') is True and check_count('', opt.get('batch_size_per_gpu')):
         problems.append(
             f'{where}.sampling.fixed_shares: needs `batch_size_per_gpu`, a whole number of at least 1, not '
             f'{opt.get("batch_size_per_gpu")!r}.'
         )
-    if 'epoch_size' in options:
-        problems += check_count(f'{where}.sampling.epoch_size', options['epoch_size'])
     return problems
 
 

@@ -61,7 +61,7 @@ def resolve(path: str, dataroot: str | None = None) -> Path:
     if path.startswith(SKIMAGE):
         with importlib.resources.as_file(importlib.resources.files('skimage') / 'data') as folder:
             return Path(folder) / path[len(SKIMAGE) :]
-    return Path(dataroot or '.').expanduser() / Path(path).expanduser()
+    return Path(os.path.expanduser(dataroot or '.')) / os.path.expanduser(path)
 
 
 def open_source(path: Path) -> Source:
@@ -74,8 +74,8 @@ def open_source(path: Path) -> Source:
         from promptir_basicsr.data.lmdb_util import LmdbSource
 
         return LmdbSource(path)
-    if not path.is_dir():
-        found = 'is a file' if path.exists() else f'does not exist{_nearest(path)}'
+    if not os.path.isdir(path):
+        found = 'is a file' if os.path.exists(path) else f'does not exist{_nearest(path)}'
         raise ValueError(f"the folder '{path}' {found}.")
     return FolderSource(path)
 
@@ -83,7 +83,7 @@ def open_source(path: Path) -> Source:
 def _nearest(path: Path) -> str:
     """Where the path breaks off, for a message."""
     for parent in path.parents:
-        if parent.is_dir():
+        if os.path.isdir(parent):
             return f" ('{parent.resolve()}' does)"
     return ''
 

@@ -1,6 +1,5 @@
 """A task is one degradation of one corpus: its images, its label, how often it is seen in an epoch."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,28 +9,14 @@ from typing import Any
 from promptir_basicsr.data.degradation_util import Degrade
 from promptir_basicsr.data.pairing_util import PAIRING_RULES, find_pairs, rule_from_option
 from promptir_basicsr.data.storage_util import Source, open_source, resolve
-from promptir_basicsr.option_util import OptionError, check_count, first_few, is_number, unknown, unknown_keys
+from promptir_basicsr.option_util import OptionError, first_few, shown, unknown
+from promptir_basicsr.schema.data_schema import TaskOptions
+from promptir_basicsr.schema.value_util import is_file_name
 
 DEGRADATION_TYPES = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight')
 """The vocabulary of degradations; the position is the label (the class ids of PIP's released program)."""
 
-TASK_KEYS = (
-    'name',
-    'type',
-    'label',
-    'copies',
-    'weight',
-    'expected_images',
-    'known_counts',
-    'clean',
-    'degrade',
-    'root',
-    'lq',
-    'gt',
-    'pairing',
-    'list',
-    'files',
-)
+TASK_KEYS = tuple(TaskOptions.model_fields)
 
 
 @dataclass(frozen=True)
@@ -211,19 +196,11 @@ class _TaskBuilder:
 
     def build(self) -> None:
         options = self.options
-        self.problems += unknown_keys(self.where, options, TASK_KEYS)
         label = self._label()
-        copies = options.get('copies', 1)
-        self.problems += check_count(f'{self.where}.copies', copies)
-        weight = options.get('weight')
-        if weight is not None and not (is_number(weight) and 0 < weight < math.inf):
-            self.problems.append(f'{self.where}.weight: {weight!r} is not a number above 0.')
-        if options.get('expected_images') is not None:
-            self.problems += check_count(f'{self.where}.expected_images', options['expected_images'])
-        self._check_known_counts()
+        self.problems += TaskOptions.problems(options, self.where)
         name = options.get('name', options.get('type', 'unnamed'))
-        if not isinstance(name, str) or not name or set(name) & set('/\\ \t\n'):
-            self.problems.append(f'{self.where}.name: {name!r} is not a name without spaces and slashes.')
+        if not isinstance(name, str) or ' ' in name or not is_file_name(name):
+            self.problems.append(f'{self.where}.name: {shown(name)} is not a name without spaces and slashes.')
 
         degrade = None
         if 'clean' in options:
@@ -241,7 +218,7 @@ class _TaskBuilder:
             name=str(name),
             type=options['type'],
             label=label,
-            copies=copies,
+            copies=options.get('copies', 1),
             lq=lq,
             gt=gt,
             names=self._pieces(names, lq, gt),
@@ -249,16 +226,9 @@ class _TaskBuilder:
             degrade=degrade,
             expected_images=options.get('expected_images'),
             left_out=self.left_out,
-            weight=weight,
+            weight=options.get('weight'),
             known_counts=options.get('known_counts') or {},
         )
-
-    def _check_known_counts(self) -> None:
-        known = self.options.get('known_counts') or {}
-        if not isinstance(known, Mapping) or not all(
-            isinstance(count, int) and isinstance(words, str) for count, words in known.items()
-        ):
-            self.problems.append(f'{self.where}.known_counts: give `number: what it means`, not {known!r}.')
 
     def _pieces(self, names: list[tuple[str, str]], lq: Source, gt: Source) -> list[tuple[str, str]]:
         """Pairs of pieces, where the sources hold pieces."""
@@ -285,10 +255,7 @@ class _TaskBuilder:
             )
         elif label is None:
             return self.vocabulary.index(kind)
-        if label is not None:
-            self.problems += check_count(f'{self.where}.label', label, least=0)
-            return label
-        return 0
+        return label or 0
 
     def _degrade(self) -> Degrade | None:
         for key in ('root', 'lq', 'gt', 'pairing'):
@@ -397,7 +364,7 @@ class _TaskBuilder:
         path = resolve(str(self.options['list']), self.dataroot)
         try:
             lines = path.read_text(encoding='utf-8-sig').splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # not there, not text, no name of a file
             self.problems.append(f"{self.where}.list: '{path}' cannot be read as text ({error}).")
             return []
         names = [line.strip() for line in lines]

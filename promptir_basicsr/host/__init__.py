@@ -12,7 +12,7 @@ from promptir_basicsr.host.registry import register
 
 __all__ = ['HostError', 'prepare', 'register']
 
-_ADAPTATIONS = ('optim', 'resume', 'sampler', 'options')
+_ADAPTATIONS = ('optim', 'dist', 'signals', 'resume', 'sampler', 'run', 'options')
 
 
 def prepare() -> None:

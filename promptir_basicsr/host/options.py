@@ -15,10 +15,14 @@ import yaml
 from basicsr.utils import make_exp_dirs as _host_make_exp_dirs
 from basicsr.utils import options as host_options
 
+from promptir_basicsr.host.dist import common_seed, launch_problems, processes_of, restarted, start_processes
 from promptir_basicsr.option_check import check_options
-from promptir_basicsr.option_util import OptionError, did_you_mean
-from promptir_basicsr.yaml_util import load_yaml, parse_value
+from promptir_basicsr.option_place_util import Places
+from promptir_basicsr.option_util import OptionError, did_you_mean, printable
+from promptir_basicsr.schema.command_line_util import typed
+from promptir_basicsr.yaml_util import load_yaml_with_places, parse_value
 
+_LONGEST = 160  # of a replacement, as messages quote it
 _host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = host_options.parse_options
 
 
@@ -36,12 +40,16 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
         OptionError: every mistake found in the file and in `--force_yml`; nothing has been created then.
     """
     args = argument_parser('train' if is_train else 'test').parse_args()
-    options = read_options(args.opt, args.force_yml)
-    where = relative_roots(root_path, options)
-    problems = check_options(options, is_train, processes_of(args.launcher))
+    problems = launch_problems(args.launcher)
     if problems:
-        raise OptionError([f'{args.opt}: {problem}' for problem in problems])
-
+        raise OptionError(problems)
+    options = checked_options(args.opt, args.force_yml, is_train, processes_of(args.launcher))
+    where = relative_roots(root_path, options)
+    start_processes(args.launcher, options['num_gpu'], options.get('dist_params'))
+    if args.launcher != 'none' and options.get('manual_seed') is None:
+        options['manual_seed'] = common_seed()
+    # What torchrun starts again after a failure is to go on, not to start from zero.
+    args.auto_resume = args.auto_resume or (is_train and restarted())
     with tempfile.TemporaryDirectory() as folder:
         complete = Path(folder) / Path(args.opt).name
         complete.write_text(yaml.safe_dump(options, sort_keys=False), encoding='ascii')  # BasicSR reads in the locale's
@@ -71,22 +79,48 @@ def argument_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
-def read_options(path: str, force_yml: list[str] | None = None) -> dict[str, Any]:
-    """An option file with replacements; values are typed as YAML, nothing is evaluated."""
-    if not os.path.isfile(path):
-        raise OptionError([f"the option file '{path}' does not exist. Paths start at the current folder."])
-    options = load_yaml(path)
-    for entry in force_yml or []:
-        _replace(options, entry)
+def checked_options(
+    path: str, force_yml: list[str] | None = None, is_train: bool = True, processes: int = 1
+) -> dict[str, Any]:
+    """The options of a file with replacements, in which nothing is wrong.
+
+    Raises:
+        OptionError: every mistake, each with its line in the file; nothing has been created then.
+    """
+    options, places = read_option_file(path, force_yml)
+    problems = check_options(options, is_train, processes)
+    if problems:
+        raise OptionError(map(places.located, problems))
     return options
 
 
-def _replace(options: Any, entry: str) -> None:
-    keys, separator, value = entry.partition('=')
-    where = f'--force_yml {entry}'
+def read_options(path: str, force_yml: list[str] | None = None) -> dict[str, Any]:
+    """An option file with replacements; their values are typed as YAML and by the schema, nothing is evaluated.
+
+    Raises:
+        OptionError: it is not there or no YAML, or a replacement leads nowhere.
+    """
+    return read_option_file(path, force_yml)[0]
+
+
+def read_option_file(path: str, force_yml: list[str] | None = None) -> tuple[dict[str, Any], Places]:
+    """`read_options`, and where the options stand."""
+    if not os.path.isfile(path):
+        raise OptionError([f"the option file '{path}' does not exist. Paths start at the current folder."])
+    options, node = load_yaml_with_places(path)
+    places = Places(path, node)
+    for entry in force_yml or []:
+        where = f'--force_yml {printable(entry[:_LONGEST])}{"..." * (len(entry) > _LONGEST)}'
+        places.replace(_replace(options, entry, where), where)
+    return options, places
+
+
+def _replace(options: Any, entry: str, where: str) -> list[str]:
+    """Replace an option; returns its place."""
+    keys, separator, text = entry.partition('=')
     if not separator:
         raise OptionError([f"{where}: give KEY=VALUE, with ':' between the levels of the key."])
-    *parents, last = (key.strip() for key in keys.split(':'))
+    *parents, last = levels = [key.strip() for key in keys.split(':')]
     place, of_protocol = options, False
     for key in parents:
         # Tasks of a protocol stand in the protocol's file; names that are not among them are told with it.
@@ -94,13 +128,15 @@ def _replace(options: Any, entry: str) -> None:
         if of_protocol and isinstance(place, dict) and place.get(key) is None:
             place[key] = {}
         place = _step(place, key, where)
+    value = typed(options, levels, text.strip(), parse_value(text.strip(), where))
     if isinstance(place, list):
         _step(place, last, where)
-        place[int(last)] = parse_value(value.strip(), where)
+        place[int(last)] = value
     elif isinstance(place, dict):
-        place[last] = parse_value(value.strip(), where)
+        place[last] = value
     else:
         raise OptionError([f"{where}: '{parents[-1]}' is a value, it has no '{last}'."])
+    return levels
 
 
 def _step(place: Any, key: str, where: str) -> Any:
@@ -119,12 +155,6 @@ def relative_roots(root_path: str, options: Mapping[str, Any]) -> dict[str, str]
         key: os.path.join(root_path, os.path.expanduser(str((paths or {}).get(key) or default)))
         for key, default in (('experiments_root', 'experiments'), ('results_root', 'results'))
     }
-
-
-def processes_of(launcher: str) -> int:
-    """How many processes train together."""
-    name = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS'}.get(launcher)
-    return int(os.environ.get(name, 1)) if name else 1
 
 
 def _call_host(

@@ -1,36 +1,40 @@
-"""Resume without a GPU, from where the run writes."""
+"""Resume without a GPU, from where the run writes, and from what is whole."""
 
-import logging
 import os
 import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import basicsr.train
 import torch
 from basicsr.utils import check_resume
+from torch import distributed
 
+from promptir_basicsr.host.run import current
 from promptir_basicsr.option_util import OptionError
-
-logger = logging.getLogger('basicsr')
 
 
 def adapt() -> None:
     """BasicSR asks for the current CUDA device before it loads a state, so a resume without a GPU dies; and
-    `--auto_resume` looks below ./experiments wherever the run writes and starts from zero silently (StarSRGAN#7)."""
+    `--auto_resume` looks below ./experiments wherever the run writes and starts from zero silently (StarSRGAN#7). It
+    takes the newest state, whole or not."""
     basicsr.train.load_resume_state = load_resume_state
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     """The training state to continue from, or None for a fresh start; sets the paths of the networks as well.
 
+    What was found is noted for the log.
+
     Raises:
-        OptionError: the file is not a training state, or the weights of its iteration are not in the run's folder.
+        OptionError: the file is not a training state, or the weights of its iteration are not in the run's folder;
+            with `--auto_resume`, there are states, and none of them is whole.
     """
+    run = current()
+    run.state = None
     if opt['auto_resume']:
-        newest = newest_state(opt['path']['training_states'])
-        if newest is None:
-            logger.warning('--auto_resume: no training state in %s; starting anew.', opt['path']['training_states'])
-        else:
+        newest, run.notes = _agreed(opt)
+        if newest is not None:
             opt['path']['resume_state'] = newest
     path = opt['path'].get('resume_state')
     if path is None:
@@ -40,7 +44,67 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     network = opt['path'].get('pretrain_network_g')
     if network is not None and not os.path.isfile(network):
         raise OptionError([f"path.resume_state: '{path}' goes with the weights '{network}', which do not exist."])
+    run.state = state
     return state
+
+
+def _agreed(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """What the first process has found. Another one may see the folder differently for a while."""
+    found: list[Any] = [None, None]
+    if opt.get('rank', 0) == 0:
+        try:
+            found[0] = find_state(opt)
+        except OptionError as error:
+            found[1] = error.problems
+    if opt.get('dist'):
+        distributed.broadcast_object_list(found)
+    if found[1]:
+        raise OptionError(found[1])
+    return found[0]
+
+
+def find_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """The newest state that is whole, with the weights that go with it; and lines about what was found.
+
+    What a kill has left of unfinished files is removed.
+
+    Args:
+        opt: the options of a run; a network in `path.ignore_resume_networks` needs no weights.
+
+    Raises:
+        OptionError: there are states, and none of them is whole.
+    """
+    from promptir_basicsr.models.checkpoint_util import damage, remove_unfinished, saved_iterations
+
+    paths = opt['path']
+    models, states = paths.get('models') or '', paths['training_states']
+    lines = []
+    unfinished = remove_unfinished([models, states, os.path.dirname(states)])
+    if unfinished:
+        lines.append(f'--auto_resume: removed what a kill left unfinished: {", ".join(unfinished)}.')
+    iterations = saved_iterations(states, '', '.state')
+    if not iterations:
+        instead = f"going on from '{paths['resume_state']}'" if paths.get('resume_state') else 'starting anew'
+        return None, [*lines, f'--auto_resume: no training state in {states}; {instead}.']
+    with_weights = 'network_g' not in (paths.get('ignore_resume_networks') or ())
+    torn: list[tuple[int, str]] = []
+    for iteration in iterations:
+        files = [os.path.join(states, f'{iteration}.state')]
+        files += [os.path.join(models, f'net_g_{iteration}.pth')] if with_weights else []
+        wrong = [f"'{path}': {what}" for path, what in ((path, damage(path)) for path in files) if what]
+        if not wrong:
+            lines += [f'--auto_resume: iteration {each} is not whole ({what}).' for each, what in torn]
+            what = f'the newest whole one of {len(iterations):,}' if torn else f'the newest of {len(iterations):,}'
+            return files[0], [*lines, f'--auto_resume: {files[0]} is {what}.']
+        torn.append((iteration, '; '.join(wrong)))
+    problems = [f'iteration {iteration}: {what}.' for iteration, what in torn]
+    raise OptionError(
+        [
+            f"--auto_resume: none of the {len(torn)} training states in '{states}' is whole. Put one back, or start "
+            'anew without --auto_resume, which keeps the folder under another name.',
+            *problems,
+        ]
+    )
 
 
 def _read_state(path: str) -> dict[str, Any]:
@@ -52,13 +116,3 @@ def _read_state(path: str) -> dict[str, Any]:
     if not isinstance(state, dict) or not {'epoch', 'iter', 'optimizers', 'schedulers'} <= state.keys():
         raise OptionError([f"path.resume_state: '{path}' is no training state. Take one of `training_states`."])
     return state
-
-
-def newest_state(folder: str) -> str | None:
-    """The state with the highest iteration in a folder."""
-    if not os.path.isdir(folder):
-        return None
-    states = [name for name in os.listdir(folder) if name.endswith('.state') and name[: -len('.state')].isdigit()]
-    if not states:
-        return None
-    return os.path.join(folder, max(states, key=lambda name: int(name[: -len('.state')])))

@@ -1,6 +1,7 @@
 """Tell the dataset the epoch, whatever the workers do, and fill the batches as it asks."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import basicsr.train
@@ -19,6 +20,9 @@ class EpochSampler(EnlargedSampler):
 
     Where the dataset's `shares` have a number of samples `in_batch`, every batch of their sum holds just these, on
     every process, and the epoch ends with the last whole batch.
+
+    Attributes:
+        seen: samples of the epoch that training has had, all processes together; `host.run` counts them.
     """
 
     def __init__(self, dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> None:
@@ -28,13 +32,33 @@ class EpochSampler(EnlargedSampler):
         if self._batch:
             self.num_samples -= self.num_samples % self._batch
             self.total_size = self.num_samples * num_replicas
+        self.seen = 0
+        self._start = (0, 0)
+
+    def start_at(self, epoch: int, seen: int) -> None:
+        """Leave out the first samples of one epoch, which a run before this one has seen.
+
+        Args:
+            seen: of all processes together, as in `seen`.
+        """
+        self._start = (epoch, seen)
+
+    def set_epoch(self, epoch: int) -> None:
+        """BasicSR's; counts anew."""
+        super().set_epoch(epoch)
+        self.seen = self._first
+
+    @property
+    def _first(self) -> int:
+        return self._start[1] if self.epoch == self._start[0] else 0
 
     def __iter__(self) -> Iterator[int | tuple[int, int]]:
+        first = self._first // self.num_replicas
         if not getattr(self.dataset, 'takes_epoch', False):
-            return super().__iter__()
+            return islice(super().__iter__(), first, None)
         epoch = self.epoch
         # Not the whole epoch as Python's numbers at once: they are ten times as large.
-        return ((epoch, index) for part in self.order().split(8192) for index in part.tolist())
+        return ((epoch, index) for part in self.order()[first:].split(8192) for index in part.tolist())
 
     def order(self) -> torch.Tensor:
         """(len(self),) int64: the indices of this process in this epoch, the first batch's first.

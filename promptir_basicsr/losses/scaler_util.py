@@ -41,7 +41,9 @@ class LossScaler:
         Nothing waits for the device.
         """
         loss = loss.detach().float()
-        self.losses = torch.cat([self.losses.to(loss.device), loss.reshape(1)])[-self.history :]
+        # One that is not finite is not to be the smallest, and nothing can be compared with it.
+        known = torch.where(loss.isfinite(), loss, torch.inf).reshape(1)
+        self.losses = torch.cat([self.losses.to(loss.device), known])[-self.history :]
         smallest = self.losses.min()
         scale = self.factor * smallest / loss
         return torch.where(loss > self.limit * smallest, scale, torch.ones_like(scale))

@@ -4,12 +4,11 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from basicsr.losses import build_loss
-from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,10 +17,14 @@ from tqdm import tqdm
 from promptir_basicsr.host import register
 from promptir_basicsr.losses.prompt_loss import prompts_of
 from promptir_basicsr.losses.scaler_util import LossScaler
-from promptir_basicsr.models.checkpoint_util import atomic_save, atomic_write, read_json, read_weights
-from promptir_basicsr.models.grow_util import check_fit, grow, state_problems, with_prompts
+from promptir_basicsr.models.checkpoint_util import atomic_write, read_json, read_weights
+from promptir_basicsr.models.compile_util import compiled_for_any_size, compiling, eagerly
+from promptir_basicsr.models.grow_util import check_fit, grow, with_prompts
 from promptir_basicsr.models.padding_util import pad_to_multiple
+from promptir_basicsr.models.precision_util import autocast, set_float32, widened
+from promptir_basicsr.models.resume_util import Resumable
 from promptir_basicsr.models.sensor_util import LabelSource, frozen_in_silence, load_sensor
+from promptir_basicsr.models.share_util import Share
 from promptir_basicsr.models.validation_util import Measurement, Report
 from promptir_basicsr.option_util import OptionError
 
@@ -29,13 +32,13 @@ logger = logging.getLogger('basicsr')
 
 
 @register(MODEL_REGISTRY)
-class PromptModel(SRModel):
+class PromptModel(Resumable):
     """Trains and measures a restoration network on several degradations.
 
     Works with every BasicSR network that keeps the image size; a network with `takes_degradation` is given the labels.
     A network's `size_multiple` (or its option `window_size`) is met by padding, so images of any size can be restored.
 
-    Options beside BasicSR's own:
+    Options beside BasicSR's own and those of `TrainingStep` and `Resumable`:
         path.grow_g: start from weights with fewer prompts or labels; see `grow_util`. Default: False.
         path.pretrain_network_sensor: weights of the network's sensor, which is not trained here; see `sensor_util`.
         train.grad_clip_norm: largest norm of the whole gradient. Default: no clipping.
@@ -53,6 +56,8 @@ class PromptModel(SRModel):
         val.labels: whether a network that takes labels gets the data's (True), those of its sensor ('sensor') or the
             same mixture for every image ({name: weight}).
             Default: True.
+        val.precision: of the network, see `precision_util`. Default: fp32, with which papers' numbers are comparable.
+        val.compile: torch.compile for the network, for images of any size. Default: False.
 
     A validation writes a row a task and their average to the log, to TensorBoard, to `metrics.csv` and `results.md`.
     """
@@ -61,8 +66,7 @@ class PromptModel(SRModel):
     measurement_class: type[Measurement] = Measurement
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self._sums: dict[str, list[Any]] = {}
-        self._ended = False
+        self._for_any_size: dict[nn.Module, nn.Module] = {}
         super().__init__(opt)
         nets = [self.net_g, self.net_g_ema] if hasattr(self, 'net_g_ema') else [self.net_g]
         load_sensor([self.get_bare_model(net) for net in nets], opt['path'])
@@ -85,7 +89,7 @@ class PromptModel(SRModel):
         """BasicSR's, and the losses that it does not know.
 
         Raises:
-            OptionError: there is a loss of prompts, and the network has none.
+            OptionError: there is a loss of prompts, and the network has none; or a step cannot be as the options say.
         """
         train = self.opt['train']
         frequency_alone = train.get('frequency_opt') and not (train.get('pixel_opt') or train.get('perceptual_opt'))
@@ -105,6 +109,7 @@ class PromptModel(SRModel):
                 raise OptionError([f'train.prompt_opt: {error}']) from error
         scaler = train.get('loss_scaler')
         self.loss_scaler = None if scaler is None else LossScaler(**scaler)
+        self.setup_step()
 
     def setup_optimizers(self) -> None:
         """BasicSR's, and one line about what is not trained instead of one for each parameter."""
@@ -119,110 +124,14 @@ class PromptModel(SRModel):
         return build_loss(options).to(self.device) if options else None
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
-        """Take a batch: lq and gt (B, 3, H, W), optionally task (B names) and degradation (B,) labels."""
-        self.lq: torch.Tensor = data['lq'].to(self.device, non_blocking=True)
-        self.gt: torch.Tensor | None = data['gt'].to(self.device, non_blocking=True) if 'gt' in data else None
-        self.task: Sequence[str] | None = data.get('task')
+        """Take a batch: lq and gt (B, 3, H, W), optionally task (B names), lq_path (B) and degradation (B,) labels."""
+        self.lq = data['lq'].to(self.device, non_blocking=True)
+        self.gt = data['gt'].to(self.device, non_blocking=True) if 'gt' in data else None
+        self.task, self.lq_path = data.get('task'), data.get('lq_path')
         degradation = data.get('degradation')
-        self.degradation = None if degradation is None else torch.as_tensor(degradation, device=self.device)
-
-    def restore(self, net: nn.Module, lq: torch.Tensor) -> torch.Tensor:
-        """Run a network, with labels where it takes them."""
-        if getattr(self.get_bare_model(net), 'takes_degradation', False):
-            return net(lq, self.degradation)
-        return net(lq)
-
-    def optimize_parameters(self, current_iter: int) -> None:
-        """One step."""
-        self.optimizer_g.zero_grad(set_to_none=True)
-        self.output = self.restore(self.net_g, self.lq)
-        losses = self.losses()
-        self._total(losses).backward()
-        max_norm = self.opt['train'].get('grad_clip_norm')
-        if max_norm:
-            self._record('grad_norm', nn.utils.clip_grad_norm_(self.net_g.parameters(), max_norm))
-        self.optimizer_g.step()
-        for name, loss in losses.items():
-            self._record(name, loss.detach())
-        self._record_tasks()
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
-
-    def losses(self) -> dict[str, torch.Tensor]:
-        """The terms of the loss by their name in the log."""
-        losses = OrderedDict()
-        if self.cri_pix:
-            losses['l_pix'] = self.cri_pix(self.output, self.gt)
-        if self.cri_frequency:
-            losses['l_freq'] = self.cri_frequency(self.output, self.gt)
-        if self.cri_perceptual:
-            perceptual, style = self.cri_perceptual(self.output, self.gt)
-            losses.update({k: v for k, v in (('l_percep', perceptual), ('l_style', style)) if v is not None})
-        if self.cri_prompt:
-            losses['l_prompt'] = self.cri_prompt(prompts_of(self.get_bare_model(self.net_g)))
-        return losses
-
-    def _total(self, losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The sum of the terms; those of the images, not that of the prompts, are what `loss_scaler` scales."""
-        images = torch.stack([loss for name, loss in losses.items() if name != 'l_prompt']).sum()
-        if self.loss_scaler is not None:
-            scale = self.loss_scaler(self._mean_of_processes(images))
-            self._record('loss_scale', scale)
-            images = scale * images
-        return images + losses['l_prompt'] if 'l_prompt' in losses else images
-
-    def _mean_of_processes(self, value: torch.Tensor) -> torch.Tensor:
-        """What one process with the whole batch would have."""
-        value = value.detach().clone()
-        if self.opt['dist']:
-            torch.distributed.all_reduce(value)
-            value /= self.opt['world_size']
-        return value
-
-    def _record(self, name: str, value: torch.Tensor, weight: int = 1) -> None:
-        """Add to a running mean, without waiting for the device."""
-        entry = self._sums.setdefault(name, [0.0, 0])
-        entry[0] = entry[0] + value * weight
-        entry[1] += weight
-
-    @torch.no_grad()
-    def _record_tasks(self) -> None:
-        """The pixel loss of each task in the batch."""
-        if self.task is None or self.gt is None or not self.cri_pix:
-            return
-        output = self.output.detach()
-        for name, members in self._members().items():
-            loss = self.cri_pix(output[members], self.gt[members])
-            self._record(f'l_pix_{name}', loss, len(members))
-
-    def _members(self) -> dict[str, list[int]]:
-        """The positions in the batch of each task's images."""
-        tasks = self.task or ()
-        return {name: [i for i, task in enumerate(tasks) if task == name] for name in sorted(set(tasks))}
-
-    def get_current_log(self) -> dict[str, float]:
-        """Means of the losses since the last call, over all processes; a task's loss over its own samples."""
-        sums = {name: (float(total), count) for name, (total, count) in self._sums.items()}
-        self._sums = {}
-        if self.opt['dist']:
-            gathered: list[Any] = [None] * self.opt['world_size']
-            torch.distributed.all_gather_object(gathered, sums)
-            sums = {}
-            for name, (total, count) in (item for part in gathered for item in part.items()):
-                before = sums.get(name, (0.0, 0))
-                sums[name] = (before[0] + total, before[1] + count)
-        order = sorted(sums, key=lambda name: (not name.startswith('l_'), name))
-        self.log_dict = OrderedDict((name, sums[name][0] / sums[name][1]) for name in order)
-        return self.log_dict
-
-    @torch.no_grad()
-    def model_ema(self, decay: float = 0.999) -> None:
-        """Move the averaged network: parameters by the decay, buffers as they are (BasicSR leaves buffers behind)."""
-        bare = self.get_bare_model(self.net_g)
-        for averaged, current in zip(self.net_g_ema.parameters(), bare.parameters(), strict=True):
-            averaged.lerp_(current, 1 - decay)
-        for averaged, current in zip(self.net_g_ema.buffers(), bare.buffers(), strict=True):
-            averaged.copy_(current)
+        if degradation is not None:
+            degradation = torch.as_tensor(degradation).to(self.device, non_blocking=True)
+        self.degradation = degradation
 
     # files
 
@@ -250,55 +159,6 @@ class PromptModel(SRModel):
             self._print_different_keys_loading(bare, weights, strict)
         bare.load_state_dict(weights, strict=strict)
 
-    def resume_training(self, resume_state: Mapping[str, Any]) -> None:
-        """BasicSR's, which notices a state of other sizes in the first step only, and the loss scaler's history.
-
-        Raises:
-            OptionError: the state belongs to a network of other sizes.
-        """
-        problems = state_problems(resume_state['optimizers'], self.optimizers, self.get_bare_model(self.net_g))
-        if problems:
-            raise OptionError(problems)
-        super().resume_training(resume_state)
-        if self.loss_scaler is not None and 'loss_scaler' in resume_state:
-            self.loss_scaler.load_state_dict(resume_state['loss_scaler'])
-
-    def save(self, epoch: int, current_iter: int) -> None:
-        """BasicSR's save; `current_iter` -1 is the end of the training."""
-        self._ended = self._ended or current_iter == -1
-        super().save(epoch, current_iter)
-
-    def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
-        """Write `NET_ITER.pth` whole or not at all; BasicSR writes in place and goes on after a failure.
-
-        Raises:
-            OSError, RuntimeError: the file could not be written; an older one of the same name is untouched.
-        """
-        if self.opt['rank'] != 0:
-            return
-        nets = net if isinstance(net, list) else [net]
-        keys = param_key if isinstance(param_key, list) else [param_key]
-        content = {
-            key: {name: value.cpu() for name, value in self.get_bare_model(part).state_dict().items()}
-            for part, key in zip(nets, keys, strict=True)
-        }
-        name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
-        atomic_save(content, os.path.join(self.opt['path']['models'], name))
-
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """Write `ITER.state` whole or not at all."""
-        if self.opt['rank'] != 0 or current_iter == -1:
-            return
-        state = {
-            'epoch': epoch,
-            'iter': current_iter,
-            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
-            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
-        }
-        if self.loss_scaler is not None:
-            state['loss_scaler'] = self.loss_scaler.state_dict()
-        atomic_save(state, os.path.join(self.opt['path']['training_states'], f'{current_iter}.state'))
-
     # restoring and measuring
 
     @property
@@ -315,20 +175,50 @@ class PromptModel(SRModel):
 
     def infer(self, lq: torch.Tensor) -> torch.Tensor:
         """What the network makes of lq, with the averaged weights where there are any."""
-        use_ema = hasattr(self, 'net_g_ema') and (self.opt.get('val') or {}).get('use_ema', True)
-        # The bare network: a distributed wrapper would wait for processes that do not validate.
-        net = self.net_g_ema if use_ema else self.get_bare_model(self.net_g)
+        val = self.opt.get('val') or {}
+        net = self._measured()
         training = net.training
         net.eval()
         with torch.no_grad():
-            output = self.restore(net, lq)
+            output = self._run(net, lq, val.get('precision') or 'fp32', val.get('compile') or False)
         net.train(training)
         return output
+
+    def _measured(self) -> nn.Module:
+        """The network that is validated; bare, since a distributed wrapper would wait for the other processes."""
+        use_ema = hasattr(self, 'net_g_ema') and (self.opt.get('val') or {}).get('use_ema', True)
+        return self.net_g_ema if use_ema else self.get_bare_model(self.net_g)
+
+    def _run(self, net: nn.Module, lq: torch.Tensor, precision: str, compiled: bool) -> torch.Tensor:
+        """Restore in a precision, compiled or not, whatever those of training are."""
+        set_float32(precision)
+        try:
+            # The step is compiled for one size; images of a validation would have it compiled again and again.
+            with compiling('val.compile', compiled), eagerly(not compiled and bool(self.opt.get('compile'))):
+                if compiled and net not in self._for_any_size:
+                    self._for_any_size[net] = compiled_for_any_size(net)
+                net = self._for_any_size[net] if compiled else net
+                with autocast(precision, self.device):
+                    output = self.restore(net, lq)
+        finally:
+            if self.is_train:
+                set_float32(self.precision)
+        return widened(output, precision)
 
     def nondist_validation(
         self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool
     ) -> None:
         """Measure one data set; after the last one of `datasets`, report all of them."""
+        self._validate(dataloader, current_iter, tb_logger, save_img, Share())
+
+    def dist_validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """The same, with the images shared by all processes; the first one writes what a single process would."""
+        share = Share(self.opt['rank'], self.opt['world_size'])
+        self._validate(dataloader, current_iter, tb_logger, save_img, share)
+
+    def _validate(
+        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool, share: Share
+    ) -> None:
         # BasicSR counts one iteration too many after the training, and repeats the last validation there.
         iteration = self.opt['train']['total_iter'] if self._ended else current_iter
         name: str = dataloader.dataset.opt['name']  # type: ignore[attr-defined]
@@ -339,13 +229,18 @@ class PromptModel(SRModel):
         measurement = self.measurement_class(self.report, name, iteration, save_img)
         val = self.opt.get('val') or {}
         labels = LabelSource(self.get_bare_model(self.net_g), val.get('labels', True), name)
-        pbar = val.get('pbar', False)
-        for data in tqdm(dataloader, desc=f'Validation {name}', unit='image', leave=False, disable=not pbar):
-            self.feed_data(data)
-            self.degradation = labels.give(self.lq, data, self.degradation)
-            self.test()
-            measurement.add(self.get_current_visuals(), data)
-            del self.lq, self.output, self.gt  # before the next image is restored
+        share.equalize(self._measured())
+        silent = not val.get('pbar', False) or share.rank > 0
+        with share.failing_together():
+            for data in tqdm(share.of(dataloader), f'Validation {name}', leave=False, unit='image', disable=silent):
+                self.stop_if_asked()
+                self.feed_data(data)
+                self.degradation = labels.give(self.lq, data, self.degradation)
+                self.test()
+                measurement.add(self.get_current_visuals(), data)
+                del self.lq, self.output, self.gt  # before the next image is restored
+        measurement.complete(share)
+        labels.complete(share)
         self.report.remarks[name] = labels.lines()
         labels.write(iteration, tb_logger)
         if not self.report.add(name, measurement.rows()):
@@ -366,6 +261,7 @@ class PromptModel(SRModel):
             ema = hasattr(self, 'net_g_ema')
             nets, keys = ([self.net_g, self.net_g_ema], ['params', 'params_ema']) if ema else (self.net_g, 'params')
             self.save_network(nets, 'net_g', 'best', keys)
-            atomic_write(json.dumps(best), self._best_file)
+            if self.opt['rank'] == 0:
+                atomic_write(json.dumps(best), self._best_file)
             self.report.best = best
         return self.report.best

@@ -1,10 +1,14 @@
 """What validation found: a row a task, their average, in the log, a CSV file and a Markdown table."""
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from promptir_basicsr.models.checkpoint_util import atomic_write
 
 
 @dataclass
@@ -95,23 +99,57 @@ def append_csv(
 ) -> None:
     """Add rows to `metrics.csv`; a new file starts with a header. The columns of the inputs can be left out.
 
-    A file of another run's columns is kept under the name `metrics.csv.old`.
+    Rows of this iteration are replaced. A file of another run's columns is kept under the name `metrics.csv.old`. The
+    rows are there all or none.
     """
     measured = [f'input_{metric}' for metric in metrics] if inputs else []
     header = ['iter', 'dataset', 'task', 'images', *metrics, *measured]
-    if os.path.exists(path):
-        with open(path, newline='', encoding='utf-8') as file:
-            if next(csv.reader(file), None) != header:
-                os.replace(path, f'{path}.old')
-    fresh = not os.path.exists(path)
-    with open(path, 'a', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(header)
-        for row in rows:
-            numbers = [
+    before = _read_csv(path)
+    if before and before[0] != header:
+        os.replace(path, f'{path}.old')
+        before = []
+    kept = [line for line in before[1:] if line[:1] != [str(iteration)] or not isinstance(iteration, int)]
+    new = [
+        [
+            iteration,
+            row.dataset,
+            row.task,
+            row.images,
+            *(
                 repr(found[metric]) if metric in found else ''
                 for found in (row.values, row.inputs)[: 1 + inputs]
                 for metric in metrics
-            ]
-            writer.writerow([iteration, row.dataset, row.task, row.images, *numbers])
+            ),
+        ]
+        for row in rows
+    ]
+    atomic_write(_text([header, *kept, *new]), path)
+
+
+def has_iteration(table: str, iteration: int) -> bool:
+    """Whether the text of a `metrics.csv` has the rows of a validation."""
+    return any(line[:1] == [str(iteration)] for line in _lines(table))
+
+
+def up_to(table: str, iteration: int) -> str:
+    """The text of a `metrics.csv` without the rows of later iterations."""
+    lines = _lines(table)
+    kept = [line for line in lines if not (line and line[0].isdecimal() and int(line[0]) > iteration)]
+    return table if len(kept) == len(lines) else _text(kept)
+
+
+def _read_csv(path: str) -> list[list[str]]:
+    if not os.path.exists(path):
+        return []
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.reader(file))
+
+
+def _lines(table: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(table, newline='')))
+
+
+def _text(lines: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue()

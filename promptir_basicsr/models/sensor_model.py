@@ -11,6 +11,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from promptir_basicsr.host import register
 from promptir_basicsr.models.prompt_model import PromptModel
 from promptir_basicsr.models.sensor_report_util import SensorMeasurement, SensorReport
+from promptir_basicsr.models.step_util import chosen
 
 
 @register(MODEL_REGISTRY)
@@ -61,7 +62,9 @@ class SensorModel(PromptModel):
     def _cross_entropy(self, members: list[int]) -> torch.Tensor:
         """Of images of the batch."""
         smoothing = self.opt['train'].get('label_smoothing') or 0.0
-        return F.cross_entropy(self.output[members], self.degradation[members], label_smoothing=smoothing)
+        return F.cross_entropy(
+            chosen(self.output, members), chosen(self.degradation, members), label_smoothing=smoothing
+        )
 
     @torch.no_grad()
     def _record_tasks(self) -> None:

@@ -145,18 +145,18 @@ class SensorMeasurement(Measurement):
 
     def __init__(self, report: SensorReport, dataset: str, iteration: int | str, save_img: bool) -> None:
         super().__init__(report, dataset, iteration, save_img)
-        self._predictions: list[Prediction] = []
+        self.images: list[Prediction] = []
 
     def add(self, visuals: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
         """Take one image: `logits` (1, T); `data` is its sample."""
         task = data['task'][0] if 'task' in data else self.dataset
-        self._predictions.append(Prediction.of(task, int(data['degradation'][0]), visuals['logits'][0]))
+        self.images.append(Prediction.of(task, int(data['degradation'][0]), visuals['logits'][0]))
 
     def rows(self) -> list[Row]:
         """A row a task, in the order of the data set."""
-        self.report.predictions[self.dataset] = self._predictions
+        self.report.predictions[self.dataset] = self.images
         tasks: dict[str, list[Prediction]] = {}
-        for each in self._predictions:
+        for each in self.images:
             tasks.setdefault(each.task, []).append(each)
         return [Row(self.dataset, task, len(members), measures(members)) for task, members in tasks.items()]
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs.condition_util import SENSOR_PREFIX, check_names, weights_of
 from promptir_basicsr.models.checkpoint_util import read_weights
+from promptir_basicsr.models.share_util import Share
 from promptir_basicsr.option_util import OptionError, first_few
 
 logger = logging.getLogger('basicsr')
@@ -166,6 +168,15 @@ def label_problems(options: Mapping[str, Any]) -> list[str]:
     return []
 
 
+@dataclass(frozen=True)
+class Sensed:
+    """What a sensor said of an image of a task: its confidence, and whether that was right, where that is known."""
+
+    task: str
+    confidence: float
+    right: bool | None
+
+
 class LabelSource:
     """Where the labels of a network come from in a validation of one data set; what its sensor says, task by task.
 
@@ -181,8 +192,7 @@ class LabelSource:
         self.takes = bool(getattr(net, 'takes_degradation', False))
         self.sensing = getattr(net, 'sensor', None) is not None
         self._told = False
-        self._confidence: dict[str, list[float]] = {}
-        self._right: dict[str, list[bool]] = {}
+        self._sensed: list[Sensed | None] = []  # an entry an image
 
     def give(self, lq: Tensor, data: Mapping[str, Any], label: Tensor | None) -> Tensor | None:
         """The label or the weights for one image lq: (1, 3, H, W), before any padding; `label` is the true one."""
@@ -190,33 +200,42 @@ class LabelSource:
             return mixture(self.wanted, self.net, lq)
         if not self.takes or not self.sensing or (label is not None and self.wanted != 'sensor'):
             self._told = label is not None
+            self._sensed.append(None)
             return label
         with torch.no_grad():
             probabilities = self.net.sense(lq)  # type: ignore[operator]
         task = data['task'][0] if 'task' in data else self.dataset
         confidence, found = probabilities.max(dim=1)
-        self._confidence.setdefault(task, []).append(confidence.item())
-        if label is not None:
-            self._right.setdefault(task, []).append(found.item() == label.item())
+        right = None if label is None else found.item() == label.item()
+        self._sensed.append(Sensed(task, confidence.item(), right))
         return found if self.net.hard_sensor else probabilities
+
+    def complete(self, share: Share) -> None:
+        """Bring in what other processes heard, each of its share of the images."""
+        self._sensed = share.in_order(self._sensed)
 
     def lines(self) -> list[str]:
         """For people: whose labels the network was given, and of the sensor's the confidence in each task."""
         if self.takes and isinstance(self.wanted, Mapping):
             return [f'Labels: {dict(self.wanted)} for every image.']
-        if not self.takes or not self._confidence:
+        confidence = self.confidence()
+        if not self.takes or not confidence:
             return ['Labels: true ones.'] if self.takes and self._told else []
         kind = 'the likeliest of each image' if self.net.hard_sensor else 'probabilities'
         lines = [f"Labels: the sensor's, {kind}."]
-        for task, values in self.confidence().items():
-            right = self._right.get(task)
+        for task, value in confidence.items():
+            right = [each.right for each in self._sensed if each and each.task == task and each.right is not None]
             known = f'{sum(right):,} of {len(right):,} recognised, ' if right else ''
-            lines.append(f'{task}: {known}mean confidence {values:.4f}')
+            lines.append(f'{task}: {known}mean confidence {value:.4f}')
         return lines
 
     def confidence(self) -> dict[str, float]:
         """Mean probability of the likeliest degradation, task by task."""
-        return {task: math.fsum(values) / len(values) for task, values in self._confidence.items()}
+        values: dict[str, list[float]] = {}
+        for each in self._sensed:
+            if each:
+                values.setdefault(each.task, []).append(each.confidence)
+        return {task: math.fsum(found) / len(found) for task, found in values.items()}
 
     def write(self, iteration: int | str, tb_logger: Any) -> None:
         """The confidences for TensorBoard."""

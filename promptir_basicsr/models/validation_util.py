@@ -1,8 +1,11 @@
 """Measure restored images and report: log, TensorBoard, `metrics.csv`, `results.md`, pictures."""
 
 import logging
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from promptir_basicsr.metrics.paper_metric import definition
 from promptir_basicsr.models.checkpoint_util import atomic_write
 from promptir_basicsr.models.picture_util import ContactRow, contact_sheet, middle, save_picture, side_by_side, to_bytes
 from promptir_basicsr.models.result_util import Mean, Row, append_csv, average, log_table, markdown_table
+from promptir_basicsr.models.share_util import Share
 
 logger = logging.getLogger('basicsr')
 
@@ -96,8 +100,10 @@ class Report:
         return {'metric': metric, 'value': value, 'iter': iteration}
 
     def write(self, iteration: int | str, tb_logger: Any, best: Mapping[str, Any] | None) -> None:
-        """Report the rows of a complete validation."""
+        """Report the rows of a complete validation; of several processes, the first does."""
         self.validated = iteration
+        if self.opt.get('rank'):
+            return
         names, rows = list(self.metrics), self.rows
         if names:
             told = [f'Validation, iteration {iteration}, {self.heading}:', *log_table(rows, names), *self.notes()]
@@ -111,10 +117,11 @@ class Report:
                     for metric, value in row.values.items():
                         tb_logger.add_scalar(f'{place}/{metric}', value, iteration)
             rows = [*rows, *self.totals()]
-            append_csv(self._path('metrics.csv'), iteration, rows, names, self.measures_inputs)
             atomic_write(self._text(iteration, names, best), self._path('results.md'))
         if self.sheet:
             save_picture(contact_sheet(list(self.sheet.values()), _SHEET_SIDE), self._path('contact_sheet.png'))
+        if names:  # last: a validation whose rows are there is not repeated by a training that is resumed
+            append_csv(self._path('metrics.csv'), iteration, rows, names, self.measures_inputs)
 
     def totals(self) -> list[Row]:
         """The rows below those of the tasks."""
@@ -162,6 +169,21 @@ class Report:
         return '\n'.join(lines) + '\n'
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one image.
+
+    Attributes:
+        task: the image's.
+        values: metric name -> number, restored against target.
+        inputs: the same of the degraded image, where it was measured.
+    """
+
+    task: str
+    values: Mapping[str, float]
+    inputs: Mapping[str, float] | None
+
+
 class Measurement:
     """One data set in one validation.
 
@@ -170,41 +192,71 @@ class Measurement:
         dataset: name of the data set.
         iteration: of the training, or the name of the test.
         save_img: write pictures of the images.
+
+    Attributes:
+        images: what was measured of each image.
     """
 
     def __init__(self, report: Report, dataset: str, iteration: int | str, save_img: bool) -> None:
         self.report, self.dataset, self.iteration, self.save_img = report, dataset, iteration, save_img
-        self._values: dict[str, Mean] = {}
-        self._inputs: dict[str, Mean] = {}
-        self._counts: dict[str, int] = {}
+        self.images: list[Any] = []
+        self._counts: Counter[str] = Counter()
+        self._sheet: dict[str, ContactRow] = {}
+        self._comparisons: dict[int, str] = {}
 
     def add(self, visuals: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
         """Take one image: `lq`, `result` and perhaps `gt`, (1, 3, H, W); `data` is its sample."""
         task = data['task'][0] if 'task' in data else self.dataset
         images = {key: np.ascontiguousarray(x[0].permute(1, 2, 0).numpy()) for key, x in visuals.items()}
         values = self.report.measure(images['result'], images.get('gt'))
-        count = self._counts[task] = self._counts.get(task, 0) + 1
-        self._values.setdefault(task, Mean()).add(values)
-        show = count == 1 and self.report.val.get('contact_sheet', False)
+        self._counts[task] += 1
+        show = self._counts[task] == 1 and self.report.val.get('contact_sheet', False)
+        inputs = None
         # The inputs of a validation never change, so they are measured in the first one only.
         if (self.dataset, task) not in self.report.inputs or show:
             inputs = self.report.measure(images['lq'], images.get('gt'))
-            self._inputs.setdefault(task, Mean()).add(inputs)
             if show:
-                self.report.sheet[self.dataset, task] = contact_row(task, images, inputs, values)
+                self._sheet[task] = contact_row(task, images, inputs, values)
         if self.save_img:
-            self._save_pictures(images, data, task, count)
+            self._save_pictures(images, data, task)
+        self.images.append(Measured(task, values, inputs))
+
+    def complete(self, share: Share) -> None:
+        """Bring in what other processes measured, each of its share of the images."""
+        self.images = share.in_order(self.images)
+        sheets = share.gather(self._sheet)
+        counts: Counter[str] = Counter()
+        for number, image in enumerate(self.images):
+            counts[image.task] += 1
+            rank, place = number % share.processes, number // share.processes
+            if counts[image.task] == 1 and image.task in sheets[rank]:
+                self.report.sheet[self.dataset, image.task] = sheets[rank][image.task]
+            # A process knows of its own images how many of a task there were before.
+            if rank == share.rank and place in self._comparisons and counts[image.task] > self._most():
+                os.remove(self._comparisons[place])
 
     def rows(self) -> list[Row]:
         """A row a task, in the order of the data set."""
-        for task, mean in self._inputs.items():
+        values: dict[str, Mean] = {}
+        inputs: dict[str, Mean] = {}
+        for image in self.images:
+            values.setdefault(image.task, Mean()).add(image.values)
+            if image.inputs is not None:
+                inputs.setdefault(image.task, Mean()).add(image.inputs)
+        for task, mean in inputs.items():
             self.report.inputs.setdefault((self.dataset, task), mean.result())
+        counts = Counter(image.task for image in self.images)
         return [
-            Row(self.dataset, task, count, self._values[task].result(), self.report.inputs[self.dataset, task])
-            for task, count in self._counts.items()
+            Row(self.dataset, task, counts[task], mean.result(), self.report.inputs[self.dataset, task])
+            for task, mean in values.items()
         ]
 
-    def _save_pictures(self, images: Mapping[str, np.ndarray], data: Mapping[str, Any], task: str, count: int) -> None:
+    def _most(self) -> float:
+        """Comparisons a task."""
+        most = self.report.val.get('comparisons')
+        return math.inf if most is None else most
+
+    def _save_pictures(self, images: Mapping[str, np.ndarray], data: Mapping[str, Any], task: str) -> None:
         """In training one comparison an iteration; in a test the restored image as well."""
         val, opt = self.report.val, self.report.opt
         folder = os.path.join(opt['path']['visualization'], self.dataset, task)
@@ -214,10 +266,10 @@ class Measurement:
             ending = val.get('suffix') or 'restored'
             save_picture(to_bytes(images['result']), os.path.join(folder, f'{name}_{ending}.png'))
             folder = os.path.join(folder, 'comparison')
-        most = val.get('comparisons')
-        if most is None or count <= most:
+        if self._counts[task] <= self._most():
             shown = [images[key] for key in ('lq', 'result', 'gt') if key in images]
-            save_picture(side_by_side(shown), os.path.join(folder, f'{name}_{ending}.png'))
+            path = self._comparisons[len(self.images)] = os.path.join(folder, f'{name}_{ending}.png')
+            save_picture(side_by_side(shown), path)
 
 
 def contact_row(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from promptir_basicsr.archs.formulation_util import set_formulation
 from promptir_basicsr.archs.restormer_util import (
     GDFN,
     MDTA,
@@ -15,9 +16,10 @@ from promptir_basicsr.archs.restormer_util import (
     OverlapPatchEmbed,
     TransformerBlock,
     Upsample,
+    channel_similarity,
     check_backbone,
     check_image,
-    transposed_attention,
+    mix_channels,
 )
 from tests.golden.seeded import seeded_fill
 
@@ -100,9 +102,13 @@ def test_attention_head_by_head(heads: int, bias: bool) -> None:
 def test_attention_ignores_the_scale_of_queries_and_keys_and_stands_zeros() -> None:
     q, k, v = (random(1, 8, 3, 5, seed=i) for i in range(3))
     temperature = torch.tensor([0.7, 1.9], dtype=torch.float64).reshape(2, 1, 1)
-    out = transposed_attention(q, k, v, temperature)
-    torch.testing.assert_close(transposed_attention(100 * q, 0.01 * k, v, temperature), out, rtol=0, atol=1e-12)
-    blind = transposed_attention(q, torch.zeros_like(k), v, temperature)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return mix_channels(channel_similarity(q, k, temperature).softmax(dim=-1), v)
+
+    out = attend(q, k, v)
+    torch.testing.assert_close(attend(100 * q, 0.01 * k, v), out, rtol=0, atol=1e-12)
+    blind = attend(q, torch.zeros_like(k), v)
     group_means = v.reshape(1, 2, 4, 3, 5).mean(2, keepdim=True).expand(1, 2, 4, 3, 5).reshape(v.shape)
     torch.testing.assert_close(blind, group_means, rtol=0, atol=1e-12)
 
@@ -124,6 +130,7 @@ def test_feed_forward(bias: bool) -> None:
 @pytest.mark.parametrize('kind', ['WithBias', 'BiasFree'])
 def test_block_is_two_residual_steps(kind: str) -> None:
     block = seeded_fill(TransformerBlock(8, 2, 2.0, False, kind).double())
+    set_formulation(block, 'plain')
     x = random(1, 8, 4, 4)
     middle = x + block.attn(block.norm1(x))
     torch.testing.assert_close(block(x), middle + block.ffn(block.norm2(middle)), rtol=0, atol=0)

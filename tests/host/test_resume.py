@@ -1,7 +1,6 @@
 """A training goes on from its last state, on the CPU and wherever it writes. The trainings are real `basicsr train`."""
 
 import copy
-import logging
 import os
 import re
 import shutil
@@ -14,7 +13,8 @@ import pytest
 import torch
 
 from promptir_basicsr import cli
-from promptir_basicsr.host.resume import load_resume_state, newest_state
+from promptir_basicsr.host.resume import find_state, load_resume_state
+from promptir_basicsr.models.checkpoint_util import atomic_save
 from promptir_basicsr.option_util import OptionError
 
 # isort: split
@@ -205,34 +205,86 @@ def test_a_fresh_start(tmp_path: Path) -> None:
         assert load_resume_state({'auto_resume': False, 'path': paths}) is None
 
 
+def checkpoints(folder: Path, *iterations: int) -> dict[str, Any]:
+    """Options of a run, with weights and a state of each iteration."""
+    paths = {name: str(folder / name) for name in ('models', 'training_states')}
+    for path in paths.values():
+        os.makedirs(path, exist_ok=True)
+    for n in iterations:
+        atomic_save({'params': {'weight': torch.full((100,), float(n))}}, f'{paths["models"]}/net_g_{n}.pth')
+        moments = torch.full((100,), float(n))
+        state = {'epoch': 0, 'iter': n, 'optimizers': [{'state': {0: moments}}], 'schedulers': []}
+        atomic_save(state, f'{paths["training_states"]}/{n}.state')
+    return {'auto_resume': True, 'network_g': {}, 'path': paths}
+
+
+def change(path: Path, bit: bool = False) -> None:
+    """Cut a file in half, or change one of its bits where its tensors are."""
+    content = bytearray(path.read_bytes())
+    if bit:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content if bit else content[: len(content) // 2])
+
+
 def test_auto_resume_takes_the_newest_state(tmp_path: Path) -> None:
-    opt, _ = saved_run(tmp_path, {'type': 'FixedLR'})
-    for name in ('3.state.tmp', 'best.state', '20.pth', '-5.state'):
+    """The newest is the highest number."""
+    opt = checkpoints(tmp_path, 9, 10, 2)
+    for name in ('best.state', '20.pth', '-5.state'):
         (tmp_path / 'training_states' / name).touch()
-    opt['auto_resume'] = True
     state = load_resume_state(opt)
     assert state is not None
-    assert state['iter'] == 3
-    assert opt['path']['resume_state'] == str(tmp_path / 'training_states' / '3.state')
+    assert state['iter'] == 10
+    assert opt['path']['resume_state'] == str(tmp_path / 'training_states' / '10.state')
+    assert find_state(opt)[1] == [f'--auto_resume: {tmp_path}/training_states/10.state is the newest of 3.']
 
 
-def test_the_newest_is_the_highest_number(tmp_path: Path) -> None:
-    assert newest_state(str(tmp_path)) is None
-    assert newest_state(str(tmp_path / 'nowhere')) is None
-    for number in (9, 10, 2):
-        (tmp_path / f'{number}.state').touch()
-    assert newest_state(str(tmp_path)) == str(tmp_path / '10.state')
+@pytest.mark.parametrize('bit', [False, True], ids=['cut', 'bit'])
+@pytest.mark.parametrize('file', ['training_states/{}.state', 'models/net_g_{}.pth'], ids=['state', 'weights'])
+def test_what_is_torn_is_told_and_the_one_before_is_taken(file: str, bit: bool, tmp_path: Path) -> None:
+    opt = checkpoints(tmp_path, 2, 4, 6, 8)
+    change(tmp_path / file.format(8), bit)
+    (tmp_path / 'models' / 'net_g_6.pth').unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*.*')}
+    found, lines = find_state(opt)
+    assert found == str(tmp_path / 'training_states' / '4.state')
+    assert lines[0].startswith(f"--auto_resume: iteration 8 is not whole ('{tmp_path / file.format(8)}': ")
+    assert lines[1].startswith('--auto_resume: iteration 6 is not whole (')
+    assert "net_g_6.pth': it does not exist" in lines[1]
+    assert lines[2] == f'--auto_resume: {found} is the newest whole one of 4.'
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*.*')} == before
 
 
-def test_auto_resume_without_a_state_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger('basicsr')
-    logger.addHandler(caplog.handler)  # BasicSR's logger may not propagate
-    try:
-        assert load_resume_state({'auto_resume': True, 'path': {'training_states': str(tmp_path)}}) is None
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert f'--auto_resume: no training state in {tmp_path}; starting anew.' in caplog.text
-    assert caplog.records[0].levelno == logging.WARNING
+def test_states_of_which_none_is_whole_are_an_error(tmp_path: Path) -> None:
+    opt = checkpoints(tmp_path, 2, 4)
+    for n in (2, 4):
+        change(tmp_path / 'training_states' / f'{n}.state')
+    with pytest.raises(OptionError) as error:
+        load_resume_state(opt)
+    first, *others = error.value.problems
+    assert first.startswith(f"--auto_resume: none of the 2 training states in '{tmp_path}/training_states' is whole.")
+    assert 'start anew without --auto_resume' in first
+    assert [line.partition(':')[0] for line in others] == ['iteration 4', 'iteration 2']
+
+
+def test_what_a_kill_left_unfinished_is_removed(tmp_path: Path) -> None:
+    opt = checkpoints(tmp_path, 2)
+    for name in ('models/net_g_4.pth.tmp', 'training_states/4.state.tmp', 'results.md.tmp'):
+        (tmp_path / name).write_bytes(b'half')
+    _, lines = find_state(opt)
+    assert lines[0].startswith('--auto_resume: removed what a kill left unfinished: net_g_4.pth.tmp, 4.state.tmp, ')
+    assert not list(tmp_path.rglob('*.tmp'))
+    assert len(list(tmp_path.rglob('*.*'))) == 2
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_without_a_state_training_starts_as_the_file_says(there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / 'training_states'
+    if there:
+        folder.mkdir()
+    opt = {'path': {'training_states': str(folder)}}
+    assert find_state(opt) == (None, [f'--auto_resume: no training state in {folder}; starting anew.'])
+    opt['path']['resume_state'] = 'other.state'
+    assert find_state(opt)[1] == [f"--auto_resume: no training state in {folder}; going on from 'other.state'."]
 
 
 # files that are something else

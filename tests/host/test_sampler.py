@@ -459,3 +459,27 @@ def test_an_epoch_size_too_short_for_the_batch_is_told(tmp_path, monkeypatch, ca
     said = capsys.readouterr().err
     assert 'an epoch has 4 samples, 0 whole batches of 5; training would end after 0 of 2 iterations.' in said
     assert 'Raise `sampling.epoch_size` or `dataset_enlarge_ratio`' in said
+
+
+@pytest.mark.parametrize('kind', [Plain, Mixed])
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_an_epoch_that_was_begun_goes_on_behind_what_was_seen(kind, replicas) -> None:
+    """In that epoch alone; the others are whole."""
+    dataset = Plain(40) if kind is Plain else Mixed((20, 60), (1, 3), 80)
+    for rank in range(replicas):
+        whole, begun = (EpochSampler(dataset, replicas, rank) for _ in range(2))
+        begun.start_at(3, 8 * replicas)
+        for epoch in (2, 3, 4):
+            expected = drawn(whole, epoch)
+            assert drawn(begun, epoch) == (expected[8:] if epoch == 3 else expected)
+            assert begun.seen == (8 * replicas if epoch == 3 else 0)
+    begun.start_at(3, begun.total_size)
+    begun.set_epoch(3)
+    assert list(begun) == []
+
+
+def test_a_data_set_that_takes_no_epoch_goes_on_as_well() -> None:
+    dataset = list(range(10))
+    whole, begun = (EpochSampler(dataset, 1, 0) for _ in range(2))
+    begun.start_at(0, 4)
+    assert list(begun) == list(whole)[4:]

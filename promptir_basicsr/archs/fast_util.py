@@ -1,0 +1,387 @@
+"""The blocks of PromptIR and PIP in their fast formulation.
+
+The same numbers as the plain formulation of `restormer_util` and `pip_util`, from the same parameters, with less to
+read, write and keep:
+
+- features are (B, H, W, C) in memory, so that normalisations and 1x1 convolutions run over contiguous channels;
+- the affine part of a normalisation is folded into the 1x1 convolution behind it, and what it gives is worked out again
+  in the backward pass;
+- q and k are not normalised at full size: the small matrix q^T k is divided by the products of their norms, and
+  temperature, softmax and `project_out` become one matrix that is applied to v;
+- gate and depthwise convolution of the feed-forward network are worked out again in the backward pass, and its odd
+  hidden widths are filled up with zeros.
+
+Without gradients on a CPU a block is worked through in strips (`strip_util`). On a GPU with Triton the depthwise
+convolutions, with the gate where there is one, are kernels of their own (`kernel_util`).
+
+Shapes: B batch, H W height and width, C channels, F hidden channels, h heads, c = C / h channels a head.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from promptir_basicsr.archs import kernel_util, strip_util
+
+NORM_EPS = 1e-12  # of the norm of a channel of q or k over the pixels, as in torch.nn.functional.normalize
+LANES = 16  # hidden widths are filled up to multiples of it, for vector units and tensor cores
+
+
+def transformer_block(block: Any, x: Tensor) -> Tensor:
+    """A `TransformerBlock` of x: (B, C, H, W). Returns (B, C, H, W), channels last in memory."""
+    if strip_util.fits(x):
+        return strip_util.transformer_block(block, x)
+    return _run(block, _transformer_block, [x])
+
+
+def prompt_cross_block(block: Any, x: Tensor, prompt: Tensor) -> Tensor:
+    """A `PromptCrossBlock` of x: (B, C, H, W) and prompt: (B, D, H, W). Returns (B, C, H, W), channels last."""
+    return _run(block, _prompt_cross_block, [x, prompt])
+
+
+def prompt_to_prompt(block: Any, basic: Tensor, degradation: Tensor, strength: float | Tensor) -> Tensor:
+    """A `PromptToPrompt` of basic: (1 or B, D, S, S) and degradation: (B, D, S, S). Returns (B, D, S, S)."""
+    return _run(block, _prompt_to_prompt, [basic, degradation], strength)
+
+
+def _run(block: Any, function: Callable[..., Tensor], images: Sequence[Tensor], *extra: Any) -> Tensor:
+    """A function of images as (B, H, W, C), in the type that autocast says; checkpointed where the block is."""
+    kind = images[0].device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if autocast else images[0].dtype
+
+    def run(*images: Tensor) -> Tensor:
+        rows = [image.permute(0, 2, 3, 1).contiguous().to(dtype) for image in images]
+        return function(block, *rows, *extra).permute(0, 3, 1, 2)
+
+    def run_exactly(*images: Tensor) -> Tensor:
+        # Every type is chosen here: statistics, norms and small matrices stay in float32.
+        with torch.autocast(kind, enabled=False):
+            return run(*images)
+
+    chosen = run_exactly if autocast else run
+    if block.checkpointing == 'block' and torch.is_grad_enabled():
+        return checkpoint(chosen, *images, use_reentrant=False, preserve_rng_state=False)
+    return chosen(*images)
+
+
+def _transformer_block(block: Any, rows: Tensor) -> Tensor:
+    attn = block.attn
+    q, k, v = depthwise(norm_project(rows, block.norm1, attn.qkv), attn.qkv_dwconv).chunk(3, dim=-1)
+    rows = mix(rows, v, mixing_matrix(q, k, attn), attn.project_out.bias)
+    return feed_forward(rows, block.norm2, block.ffn, keep=block.checkpointing != 'gate')
+
+
+def _prompt_cross_block(block: Any, x: Tensor, prompt: Tensor) -> Tensor:
+    width, prompt_width = x.shape[-1], prompt.shape[-1]
+    normed = affine_normalize(x, block.norm11)
+    y = normed[..., :prompt_width] if width >= prompt_width else F.pad(normed, (0, prompt_width - width))
+    attn = block.attn
+    q = depthwise(linear(y, attn.q), attn.q_dwconv)
+    k, v = depthwise(norm_project(prompt, block.norm12, attn.kv), attn.kv_dwconv).chunk(2, dim=-1)
+    y = mix(y, v, mixing_matrix(q, k, attn), attn.project_out.bias)
+    if width < prompt_width:
+        y = linear(y, block.reduce_channel)
+    elif width > prompt_width:
+        y = torch.cat([y, normed[..., prompt_width:]], dim=-1)
+    if strip_util.fits(y):
+        return strip_util.feed_forward(y, block.norm2, block.ffn)
+    return feed_forward(y, block.norm2, block.ffn, keep=block.checkpointing != 'gate')
+
+
+def _prompt_to_prompt(block: Any, basic: Tensor, degradation: Tensor, strength: float | Tensor) -> Tensor:
+    attn = block.attn
+    q = depthwise(norm_project(basic, block.norm11, attn.q), attn.q_dwconv).expand_as(degradation)
+    k, v = depthwise(norm_project(degradation, block.norm12, attn.kv), attn.kv_dwconv).chunk(2, dim=-1)
+    attended = torch.bmm(v.flatten(1, 2), mixing_matrix(q, k, attn).transpose(1, 2)).view_as(degradation)
+    if attn.project_out.bias is not None:
+        attended = attended + attn.project_out.bias.to(attended.dtype)
+    z = basic + (strength * attended).to(basic.dtype)
+    return feed_forward(z, block.norm2, block.ffn, keep=block.checkpointing != 'gate')
+
+
+def affine_normalize(rows: Tensor, norm: Any) -> Tensor:
+    """A `LayerNorm2d` of (B, H, W, C)."""
+    body = norm.body
+    weight, bias = body.weight.to(rows.dtype), getattr(body, 'bias', None)
+    if bias is not None:
+        return F.layer_norm(rows, rows.shape[-1:], weight, bias.to(rows.dtype), body.eps)
+    return normalize(rows, body.eps, subtract_mean=False)[0] * weight
+
+
+def linear(rows: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 1x1 convolution of (B, H, W, C)."""
+    bias = None if conv.bias is None else conv.bias.to(rows.dtype)
+    return F.linear(rows, conv.weight.flatten(1).to(rows.dtype), bias)
+
+
+def norm_project(rows: Tensor, norm: nn.Module, conv: nn.Conv2d) -> Tensor:
+    """The 1x1 convolution of the normalised features (B, H, W, C). Returns (B, H, W, out channels)."""
+    weight, bias = fold(norm, conv)
+    return _normed_linear(rows, weight, bias, norm.body)
+
+
+def fold(norm: Any, conv: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+    """Weight (out, C) and bias (out,) of a 1x1 convolution that has taken over the affine part of a normalisation."""
+    weight, shift, bias = conv.weight.flatten(1), getattr(norm.body, 'bias', None), conv.bias
+    if shift is not None:
+        bias = weight @ shift if bias is None else torch.addmv(bias, weight, shift)
+    return weight * norm.body.weight, bias
+
+
+def _normed_linear(rows: Tensor, weight: Tensor, bias: Tensor | None, body: Any) -> Tensor:
+    bias = None if bias is None else bias.to(rows.dtype)
+    return _NormedLinear.apply(rows, weight.to(rows.dtype), bias, body.eps, hasattr(body, 'bias'))
+
+
+class _NormedLinear(Function):
+    """linear(normalised x) of (B, H, W, C). Keeps x and the statistics of its pixels, not its normalised form."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, subtract_mean: bool) -> Tensor:
+        normed, mean, rstd = normalize(x, eps, subtract_mean)
+        ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.eps, ctx.subtract_mean, ctx.has_bias = eps, subtract_mean, bias is not None
+        return F.linear(normed, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, weight = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        weight_grad = flat.t() @ normalize(x, ctx.eps, ctx.subtract_mean)[0].flatten(0, -2)
+        bias_grad = flat.sum(0) if ctx.has_bias else None
+        x_grad = normalize_backward((flat @ weight).view_as(x), x, mean, rstd, ctx.subtract_mean)
+        return x_grad, weight_grad, bias_grad, None, None
+
+
+def normalize(x: Tensor, eps: float, subtract_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """x: (..., C) normalised over C without an affine part, and mean and 1 / standard deviation: (..., 1)."""
+    if subtract_mean:
+        return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
+    rstd = torch.rsqrt(variance + eps)
+    return (wide * rstd).to(x.dtype), mean, rstd
+
+
+def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, subtract_mean: bool) -> Tensor:
+    """The gradient of x: (..., C), given that of its normalised form."""
+    if subtract_mean:
+        native = torch.ops.aten.native_layer_norm_backward
+        return native(grad, x, x.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
+    wide, wide_grad = x.to(rstd.dtype), grad.to(rstd.dtype)
+    along = (wide_grad * wide).mean(dim=-1, keepdim=True) * rstd.square()
+    return ((wide_grad - along * (wide - mean)) * rstd).to(x.dtype)
+
+
+def depthwise(rows: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3x3 depthwise convolution of (B, H, W, C)."""
+    image = rows.permute(0, 3, 1, 2)
+    if kernel_util.usable(image):
+        return kernel_util.depthwise3x3(image, conv.weight, conv.bias).permute(0, 2, 3, 1)
+    bias = None if conv.bias is None else conv.bias.to(rows.dtype)
+    return _depthwise(rows, conv.weight.to(rows.dtype), bias)
+
+
+def _depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = F.conv2d(rows.permute(0, 3, 1, 2), weight, bias, padding=1, groups=rows.shape[-1])
+    return out.permute(0, 2, 3, 1)
+
+
+def mixing_matrix(q: Tensor, k: Tensor, attn: Any) -> Tensor:
+    """What a transposed attention and the convolution behind it do to v, as one matrix an image.
+
+    Args:
+        q, k: (B, H, W, C).
+        attn: the attention, with `temperature`, `project_out` and `attention(similarity)`.
+
+    Returns:
+        (B, C, C), in the type of q; worked out in float32 or wider.
+    """
+    heads = len(attn.temperature)
+    products, norm_q, norm_k = _Gram.apply(q, k, heads)
+    norms = norm_q.clamp_min(NORM_EPS)[..., :, None] * norm_k.clamp_min(NORM_EPS)[..., None, :]
+    weights = attn.attention(products / norms * attn.temperature)  # (B, h, c, c)
+    project = attn.project_out.weight.flatten(1).unflatten(1, (heads, -1)).transpose(0, 1)  # (h, C, c)
+    return (project.to(weights.dtype) @ weights).transpose(1, 2).flatten(2).to(q.dtype)
+
+
+class _Gram(Function):
+    """q^T k of each head: (B, h, c, c), and the norms of the channels of q and of k over the pixels: (B, h, c)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        norms = [_channel_norm(x, wide).unflatten(-1, (heads, -1)) for x in (q, k)]
+        ctx.heads = heads
+        ctx.save_for_backward(q, k, *norms)
+        pairs = zip(_by_head(q, heads), _by_head(k, heads), strict=True)
+        products = torch.stack([a.transpose(1, 2) @ b for a, b in pairs], dim=1)
+        return products.to(wide), *norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_norm_q: Tensor, grad_norm_k: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, norm_q, norm_k = ctx.saved_tensors
+        by_head = list(zip(_by_head(q, ctx.heads), _by_head(k, ctx.heads), grad.unbind(1), strict=True))
+        grad_q = torch.cat([b @ part.transpose(1, 2).to(b.dtype) for _, b, part in by_head], dim=-1).view(q.shape)
+        grad_k = torch.cat([a @ part.to(a.dtype) for a, _, part in by_head], dim=-1).view(k.shape)
+        return _add_norm_grad(grad_q, q, norm_q, grad_norm_q), _add_norm_grad(grad_k, k, norm_k, grad_norm_k), None
+
+
+def _channel_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The norms of the channels of (B, H, W, C) over the pixels: (B, C)."""
+    if x.dtype in (torch.float32, torch.float64):  # several times as fast as a norm over pixels, and closer
+        return x.square().sum(dim=(1, 2)).sqrt()
+    return torch.linalg.vector_norm(x, dim=(1, 2), dtype=dtype)
+
+
+def _by_head(x: Tensor, heads: int) -> Sequence[Tensor]:
+    """(B, H, W, C) -> h times (B, P, c). Sums over pixels leave the range of float16."""
+    x = x.float() if x.dtype == torch.float16 else x
+    return x.flatten(1, 2).chunk(heads, dim=-1)
+
+
+def _add_norm_grad(grad: Tensor, x: Tensor, norm: Tensor, grad_norm: Tensor) -> Tensor:
+    """The gradient of x through its products, and that through its norms, which is 0 where a norm is."""
+    factor = torch.where(norm > 0, grad_norm / norm, 0).flatten(1)[:, None, None].to(grad.dtype)
+    return torch.addcmul(grad, x.to(grad.dtype), factor).to(x.dtype)
+
+
+def mix(rows: Tensor, v: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """rows + matrix v + bias: (B, H, W, C), for rows and v: (B, H, W, C) and matrix: (B, C, C)."""
+    out = torch.baddbmm(rows.flatten(1, 2), v.flatten(1, 2), matrix.transpose(1, 2)).view_as(rows)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+def feed_forward(rows: Tensor, norm: nn.Module, ffn: Any, keep: bool) -> Tensor:
+    """rows + ffn(normalised rows): (B, H, W, C), for a `GDFN`.
+
+    `keep` keeps what its depthwise convolution gives for the backward pass, which works it out again otherwise.
+    """
+    weight, bias = fold(norm, ffn.project_in)
+    weight, bias, conv_weight, conv_bias, out_weight = widen(ffn, weight, bias)
+    hidden = _normed_linear(rows, weight, bias, norm.body)
+    conv_bias = None if conv_bias is None else conv_bias.to(rows.dtype)
+    conv_weight, out_weight = conv_weight.to(rows.dtype), out_weight.to(rows.dtype)
+    out = _GatedLinear.apply(hidden, conv_weight, conv_bias, out_weight, rows, ffn.dual, keep)
+    return out if ffn.project_out.bias is None else out + ffn.project_out.bias.to(out.dtype)
+
+
+def widen(ffn: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
+    """The weights of a feed-forward network with zeros for hidden channels, up to a multiple of LANES.
+
+    Args:
+        ffn: a `GDFN`.
+        weight, bias: (2F, C) and (2F,) of its first convolution.
+
+    Returns:
+        These two, weight and bias of its depthwise convolution, and the weight (C, F) of its last one.
+    """
+    conv, last = ffn.dwconv, ffn.project_out.weight.flatten(1)
+    more = -last.shape[1] % LANES
+    if not more:
+        return weight, bias, conv.weight, conv.bias, last
+
+    def halves(x: Tensor) -> Tensor:
+        padding = [0, 0] * (x.ndim - 1) + [0, more]
+        return F.pad(x.unflatten(0, (2, -1)), padding).flatten(0, 1)
+
+    bias = None if bias is None else halves(bias)
+    conv_bias = None if conv.bias is None else halves(conv.bias)
+    return halves(weight), bias, halves(conv.weight), conv_bias, F.pad(last, (0, more))
+
+
+class _GatedLinear(Function):
+    """residual + linear(gate(depthwise convolution of p)): (B, H, W, C), for p: (B, H, W, 2F) and C from weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        p: Tensor,
+        conv_weight: Tensor,
+        conv_bias: Tensor | None,
+        weight: Tensor,
+        residual: Tensor,
+        dual: bool,
+        keep: bool,
+    ) -> Tensor:
+        d, gated = _convolve_and_gate(p, conv_weight, conv_bias, dual)
+        ctx.save_for_backward(p, conv_weight, conv_bias, weight, d if keep else None)
+        ctx.dual = dual
+        flat = torch.addmm(residual.flatten(0, 2), gated.flatten(0, 2), weight.t())
+        return flat.view_as(residual)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        p, conv_weight, conv_bias, weight, d = ctx.saved_tensors
+        flat = grad.flatten(0, 2)
+        grad_gated = (flat @ weight).view(*p.shape[:3], -1)
+        gated, p_grad, conv_grad, bias_grad = _convolve_and_gate_backward(
+            p, conv_weight, conv_bias, d, grad_gated, ctx.dual
+        )
+        return p_grad, conv_grad, bias_grad, flat.t() @ gated.flatten(0, 2), grad, None, None
+
+
+def _convolve_and_gate(p: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> tuple[Tensor | None, Tensor]:
+    """The depthwise convolution of p: (B, H, W, 2F), None where it is never in memory, and its gate: (B, H, W, F)."""
+    image = p.permute(0, 3, 1, 2)
+    if kernel_util.usable(image):
+        return None, kernel_util.depthwise3x3_gate(image, weight, bias, dual).permute(0, 2, 3, 1)
+    d = _depthwise(p, weight, bias)
+    a, b = d.chunk(2, dim=-1)
+    return d, gate(a, b, dual)
+
+
+def _convolve_and_gate_backward(
+    p: Tensor, weight: Tensor, bias: Tensor | None, d: Tensor | None, grad: Tensor, dual: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What `_convolve_and_gate` gives for its gate, and the gradients of p, weight and bias."""
+    image, channels = p.permute(0, 3, 1, 2), p.shape[-1]
+    if kernel_util.usable(image):
+        gated, p_grad, weight_grad, bias_grad = kernel_util.depthwise3x3_gate_backward(
+            grad.permute(0, 3, 1, 2), image, weight, bias, dual
+        )
+        gated, p_grad = gated.permute(0, 2, 3, 1), p_grad.permute(0, 2, 3, 1)
+        return gated, p_grad, weight_grad, None if bias is None else bias_grad
+    gated, grad_d = gate_backward(_depthwise(p, weight, bias) if d is None else d, grad, dual)
+    bias_shape = None if bias is None else [channels]
+    wanted = [True, True, bias is not None]
+    p_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
+        grad_d.permute(0, 3, 1, 2), image, weight, bias_shape, [1, 1], [1, 1], [1, 1], False, [0, 0], channels, wanted
+    )
+    return gated, p_grad.permute(0, 2, 3, 1), weight_grad, bias_grad
+
+
+def gate(a: Tensor, b: Tensor, dual: bool) -> Tensor:
+    """gelu(a) b, and gelu(b) a on top where `dual`."""
+    gated = F.gelu(a).mul_(b)
+    return gated.add_(F.gelu(b).mul_(a)) if dual else gated
+
+
+def gate_backward(d: Tensor, grad: Tensor, dual: bool) -> tuple[Tensor, Tensor]:
+    """What the gate gives for d: (B, H, W, 2F), and the gradient of d, given that of the gate: (B, H, W, F)."""
+    a, b = d.chunk(2, dim=-1)
+    gelu_a = F.gelu(a)
+    if torch.compiler.is_compiling():  # which has no use for memory that is written part by part
+        grad_a, grad_b = torch.ops.aten.gelu_backward(b * grad, a), gelu_a * grad
+    else:
+        grad_d = torch.empty_like(d)
+        grad_a, grad_b = grad_d.chunk(2, dim=-1)
+        torch.ops.aten.gelu_backward.grad_input(b * grad, a, grad_input=grad_a)
+        torch.mul(gelu_a, grad, out=grad_b)
+    gated = gelu_a.mul_(b)
+    if dual:
+        gelu_b = F.gelu(b)
+        grad_b.add_(torch.ops.aten.gelu_backward(a * grad, b))
+        grad_a.addcmul_(gelu_b, grad)
+        gated.addcmul_(gelu_b, a)
+    return gated, torch.cat([grad_a, grad_b], dim=-1) if torch.compiler.is_compiling() else grad_d

@@ -1,0 +1,75 @@
+"""Which of two equal formulations a network computes with, and what it keeps for the backward pass.
+
+The plain formulation reads like the papers' figures and is what tests hold the fast one to. The fast one gives the same
+outputs and gradients, up to rounding, from the same weights. Both live behind the same classes and parameter names.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from promptir_basicsr.option_util import unknown
+
+FORMULATIONS = ('fast', 'plain')
+CHECKPOINTING = ('none', 'gate', 'block')
+
+
+class Formulated:
+    """A module with two formulations.
+
+    Attributes:
+        formulation: one of FORMULATIONS.
+        checkpointing: one of CHECKPOINTING, for training in the fast formulation. 'none' keeps all that the backward
+            pass reads; 'gate' keeps what convolutions give and works normalisations and gates out again, which costs
+            next to no time; 'block' keeps a block's input and works the whole block out again.
+    """
+
+    formulation: str = 'fast'
+    checkpointing: str = 'gate'
+
+    @property
+    def fast(self) -> bool:
+        """Whether the fast formulation is to be used: it calls no module inside, so hooks in there would be silent."""
+        return self.formulation == 'fast' and not _hooked(self)
+
+
+def set_formulation(net: nn.Module, formulation: str) -> int:
+    """Choose the formulation of all blocks of a network.
+
+    Returns:
+        How many blocks have the choice; 0 for a network that is none of ours.
+
+    Raises:
+        ValueError: it is none of FORMULATIONS.
+    """
+    return _set(net, 'formulation', formulation, FORMULATIONS)
+
+
+def set_checkpointing(net: nn.Module, checkpointing: str) -> int:
+    """Choose what all blocks of a network keep for the backward pass.
+
+    Returns:
+        How many blocks have the choice; 0 for a network that is none of ours.
+
+    Raises:
+        ValueError: it is none of CHECKPOINTING.
+    """
+    return _set(net, 'checkpointing', checkpointing, CHECKPOINTING)
+
+
+def _hooked(module: Any) -> bool:
+    """Whether something listens to a module inside."""
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        for child in module.children()
+        for part in child.modules()
+    )
+
+
+def _set(net: nn.Module, name: str, value: str, allowed: tuple[str, ...]) -> int:
+    if value not in allowed:
+        raise ValueError(unknown(type(net).__name__, name, value, allowed))
+    modules = [module for module in net.modules() if isinstance(module, Formulated)]
+    for module in modules:
+        setattr(module, name, value)
+    return len(modules)

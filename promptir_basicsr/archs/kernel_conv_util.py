@@ -1,0 +1,383 @@
+# Triton gives annotations of a kernel's arguments a meaning of its own.
+# mypy: disable-error-code="no-untyped-def,assignment"
+"""Triton kernels: the depthwise 3x3 convolution, alone and with the gate behind it, forward and backward.
+
+Importing this needs Triton; kernel_util.py is the way in.
+
+Shapes: tensors are (B, C, H, W) packed in channels_last, that is (B, H, W, C) in memory. Taps are (9, C): the weights
+of a depthwise convolution with the nine places first, so that neighbouring channels lie together. A program works on a
+tile of ROWS x COLUMNS pixels and CHANNELS channels. Each place that a convolution looks at is a load of its own, which
+the first-level cache serves; rows of a tile share their loads. Nothing is added up across programs but by torch.sum, so
+that the same input gives the same bits.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Tile(NamedTuple):
+    """What one program works on at a time."""
+
+    rows: int
+    columns: int
+    channels: int
+    warps: int
+
+
+# Four channels a thread: a load is eight bytes in half precision, and the taps and sums of all rows stay in registers,
+# of which more rows in the gate or in the backward pass would leave too few for a second block on a multiprocessor.
+CONVOLVE = Tile(rows=4, columns=16, channels=32, warps=4)
+GATE = Tile(rows=2, columns=16, channels=32, warps=4)
+BACKWARD = Tile(rows=2, columns=16, channels=32, warps=4)
+PROGRAMS = 2048
+"""About how many programs share the gradient of the weights; a constant, so that every GPU adds in the same order."""
+
+
+@triton.jit
+def _load(x, top, ROW: tl.constexpr, height, width, pitch, column, channel, within):
+    """Row top + ROW of a picture at x: (COLUMNS, CHANNELS), zero outside the picture."""
+    row = top + ROW
+    inside = (column >= 0) & (column < tl.where((row >= 0) & (row < height), width, 0))
+    # An image may have more elements than 32 bits count, one row of it has not.
+    line = x + row.to(tl.int64) * width * pitch
+    place = column[:, None] * pitch + channel[None, :]
+    return tl.load(line + place, mask=inside[:, None] & within[None, :], other=0)
+
+
+@triton.jit
+def _store(y, values, top, ROW: tl.constexpr, height, width, pitch, column, channel, within):
+    """Write (COLUMNS, CHANNELS) to row top + ROW of a picture at y; what lies outside the picture is dropped."""
+    row = top + ROW
+    inside = column < tl.where(row < height, width, 0)
+    line = y + row.to(tl.int64) * width * pitch
+    place = column[:, None] * pitch + channel[None, :]
+    tl.store(line + place, values.to(y.dtype.element_ty), mask=inside[:, None] & within[None, :])
+
+
+@triton.jit
+def _taps(taps, pitch, channel, within, WIDE: tl.constexpr):
+    """The nine taps of some channels: (1, CHANNELS) each."""
+    found = ()
+    for k in tl.static_range(9):
+        found = found + (tl.load(taps + k * pitch + channel, mask=within, other=0).to(WIDE)[None, :],)
+    return found
+
+
+@triton.jit
+def _convolve(x, taps, offset, top, ROW: tl.constexpr, height, width, pitch, column, channel, within):
+    """Row top + ROW of the convolution: (COLUMNS, CHANNELS). Loads that several rows ask for are made once."""
+    total = offset
+    for k in tl.static_range(9):
+        values = _load(x, top, ROW + k // 3 - 1, height, width, pitch, column + (k % 3 - 1), channel, within)
+        total += values.to(offset.dtype) * taps[k]
+    return total
+
+
+@triton.jit
+def _offset(bias, channel, within, HAS_BIAS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
+    """What a convolution starts from: (COLUMNS, CHANNELS)."""
+    offset = tl.zeros((COLUMNS, channel.shape[0]), WIDE)
+    if HAS_BIAS:
+        offset += tl.load(bias + channel, mask=within, other=0).to(WIDE)[None, :]
+    return offset
+
+
+@triton.jit
+def _gelu(x):
+    """The exact GELU and its derivative."""
+    below = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+    return x * below, below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
+
+
+@triton.jit
+def _place(index, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Image, first row and columns of a tile. Tiles run down an image first: their halo rows are still in the cache."""
+    row_tiles = tl.cdiv(height, ROWS)
+    column_tiles = tl.cdiv(width, COLUMNS)
+    image = index // (row_tiles * column_tiles)
+    within_image = index % (row_tiles * column_tiles)
+    column = (within_image // row_tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    return image.to(tl.int64), (within_image % row_tiles) * ROWS, column
+
+
+@triton.jit(do_not_specialize=['height', 'width'])
+def convolve_kernel(
+    x,
+    taps,
+    bias,
+    y,
+    height,
+    width,
+    channels,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """y = depthwise convolution of x."""
+    blocks = tl.cdiv(channels, CHANNELS)
+    image, top, column = _place(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
+    channel = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    within = channel < channels
+    start = image * height * width * channels
+    held = _taps(taps, channels, channel, within, WIDE)
+    offset = _offset(bias, channel, within, HAS_BIAS, COLUMNS, WIDE)
+    # All loads before the first store: the compiler may not move a load across it.
+    found = ()
+    for r in tl.static_range(ROWS):
+        found = found + (_convolve(x + start, held, offset, top, r, height, width, channels, column, channel, within),)
+    for r in tl.static_range(ROWS):
+        _store(y + start, found[r], top, r, height, width, channels, column, channel, within)
+
+
+@triton.jit(do_not_specialize=['height', 'width', 'tiles', 'share'])
+def convolve_backward_kernel(
+    grad,
+    x,
+    taps,
+    grad_x,
+    sums,
+    height,
+    width,
+    channels,
+    tiles,
+    share,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """grad_x, and this program's share of the gradients of taps and bias, from one reading of grad and x.
+
+    sums: (programs, 10, C). grad_x at a place needs grad at its nine neighbours; these times x at the place are what
+    the gradients of the taps add up.
+    """
+    blocks = tl.cdiv(channels, CHANNELS)
+    program = tl.program_id(0) // blocks
+    channel = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    within = channel < channels
+    held = _taps(taps, channels, channel, within, WIDE)
+    zero = tl.zeros((COLUMNS, CHANNELS), WIDE)
+    added = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    for index in range(program * share, tl.minimum(program * share + share, tiles)):
+        image, top, column = _place(index, height, width, ROWS, COLUMNS)
+        start = image * height * width * channels
+        found = ()
+        for r in tl.static_range(ROWS):
+            own = _load(x + start, top, r, height, width, channels, column, channel, within).to(WIDE)
+            total = zero
+            fresh = ()
+            for k in tl.static_range(9):
+                beside = column - (k % 3 - 1)
+                upstream = _load(grad + start, top, r - (k // 3 - 1), height, width, channels, beside, channel, within)
+                total += upstream.to(WIDE) * held[k]
+                fresh = fresh + (added[k] + upstream.to(WIDE) * own,)
+            centre = _load(grad + start, top, r, height, width, channels, column, channel, within)
+            added = fresh + (added[9] + centre.to(WIDE),)
+            found = found + (total,)
+        for r in tl.static_range(ROWS):
+            _store(grad_x + start, found[r], top, r, height, width, channels, column, channel, within)
+    mine = sums + program.to(tl.int64) * 10 * channels + channel
+    for k in tl.static_range(10):
+        tl.store(mine + k * channels, tl.sum(added[k], axis=0), mask=within)
+
+
+@triton.jit(do_not_specialize=['height', 'width'])
+def gate_kernel(
+    x,
+    taps,
+    bias,
+    y,
+    height,
+    width,
+    hidden,
+    HAS_BIAS: tl.constexpr,
+    DUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """y = gelu(a) b, DUAL: gelu(a) b + gelu(b) a, where a and b are the halves of the convolution of x."""
+    blocks = tl.cdiv(hidden, CHANNELS)
+    image, top, column = _place(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
+    channel = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    within = channel < hidden
+    first = x + image * height * width * 2 * hidden
+    first_taps = _taps(taps, 2 * hidden, channel, within, WIDE)
+    second_taps = _taps(taps + hidden, 2 * hidden, channel, within, WIDE)
+    first_offset = _offset(bias, channel, within, HAS_BIAS, COLUMNS, WIDE)
+    second_offset = _offset(bias + hidden, channel, within, HAS_BIAS, COLUMNS, WIDE)
+    found = ()
+    for r in tl.static_range(ROWS):
+        a = _convolve(first, first_taps, first_offset, top, r, height, width, 2 * hidden, column, channel, within)
+        b = _convolve(
+            first + hidden, second_taps, second_offset, top, r, height, width, 2 * hidden, column, channel, within
+        )
+        gated = _gelu(a)[0] * b
+        if DUAL:
+            gated += _gelu(b)[0] * a
+        found = found + (gated,)
+    for r in tl.static_range(ROWS):
+        _store(y + image * height * width * hidden, found[r], top, r, height, width, hidden, column, channel, within)
+
+
+@triton.jit(do_not_specialize=['height', 'width'])
+def gate_backward_kernel(
+    grad,
+    x,
+    taps,
+    bias,
+    grad_ab,
+    y,
+    height,
+    width,
+    hidden,
+    HAS_BIAS: tl.constexpr,
+    DUAL: tl.constexpr,
+    AGAIN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """grad_ab: (B, 2F, H, W), the gradients of the halves a and b, which are worked out again; AGAIN: y, too."""
+    blocks = tl.cdiv(hidden, CHANNELS)
+    image, top, column = _place(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
+    channel = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    within = channel < hidden
+    start = image * height * width * hidden
+    first = x + 2 * start
+    first_taps = _taps(taps, 2 * hidden, channel, within, WIDE)
+    second_taps = _taps(taps + hidden, 2 * hidden, channel, within, WIDE)
+    first_offset = _offset(bias, channel, within, HAS_BIAS, COLUMNS, WIDE)
+    second_offset = _offset(bias + hidden, channel, within, HAS_BIAS, COLUMNS, WIDE)
+    grad_a, grad_b, gated = (), (), ()
+    for r in tl.static_range(ROWS):
+        upstream = _load(grad + start, top, r, height, width, hidden, column, channel, within).to(WIDE)
+        a = _convolve(first, first_taps, first_offset, top, r, height, width, 2 * hidden, column, channel, within)
+        b = _convolve(
+            first + hidden, second_taps, second_offset, top, r, height, width, 2 * hidden, column, channel, within
+        )
+        gelu_a, slope_a = _gelu(a)
+        by_a, by_b, found = slope_a * b, gelu_a, gelu_a * b
+        if DUAL:
+            gelu_b, slope_b = _gelu(b)
+            by_a += gelu_b
+            by_b += slope_b * a
+            found += gelu_b * a
+        gated = gated + (found,)
+        grad_a, grad_b = grad_a + (upstream * by_a,), grad_b + (upstream * by_b,)
+    for r in tl.static_range(ROWS):
+        mine = grad_ab + 2 * start
+        _store(mine, grad_a[r], top, r, height, width, 2 * hidden, column, channel, within)
+        _store(mine + hidden, grad_b[r], top, r, height, width, 2 * hidden, column, channel, within)
+        if AGAIN:
+            _store(y + start, gated[r], top, r, height, width, hidden, column, channel, within)
+
+
+def convolve(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+    """The depthwise convolution of x: (B, C, H, W) with taps: (9, C). Returns (B, C, H, W)."""
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    _, channels, height, width = x.shape
+    launch(
+        convolve_kernel,
+        _tiles(x, CONVOLVE) * triton.cdiv(channels, CONVOLVE.channels),
+        *(x, taps, taps if bias is None else bias, y, height, width, channels),
+        HAS_BIAS=bias is not None,
+        **options(x, CONVOLVE),
+    )
+    return y
+
+
+def convolve_backward(grad: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+    """From grad: (B, C, H, W), that of the output.
+
+    Returns:
+        The gradient of x: (B, C, H, W), and those of the nine taps and of the bias: (10, C), in float32 or wider.
+    """
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    _, channels, height, width = x.shape
+    tiles, blocks = _tiles(x, BACKWARD), triton.cdiv(channels, BACKWARD.channels)
+    share = triton.cdiv(tiles * blocks, PROGRAMS)
+    programs = triton.cdiv(tiles, share) if tiles else 0
+    sums = torch.empty(programs, 10, channels, device=x.device, dtype=taps.dtype)
+    launch(
+        convolve_backward_kernel,
+        programs * blocks,
+        *(grad, x, taps, grad_x, sums, height, width, channels, tiles, share),
+        **options(x, BACKWARD),
+    )
+    return grad_x, sums.sum(0)
+
+
+def gate(x: Tensor, taps: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
+    """The gated halves of the convolution of x: (B, 2F, H, W) with taps: (9, 2F). Returns (B, F, H, W)."""
+    batch, channels, height, width = x.shape
+    hidden = channels // 2
+    y = torch.empty(batch, hidden, height, width, device=x.device, dtype=x.dtype, memory_format=torch.channels_last)
+    launch(
+        gate_kernel,
+        _tiles(x, GATE) * triton.cdiv(hidden, GATE.channels),
+        *(x, taps, taps if bias is None else bias, y, height, width, hidden),
+        HAS_BIAS=bias is not None,
+        DUAL=dual,
+        **options(x, GATE),
+    )
+    return y
+
+
+def gate_backward(
+    grad: Tensor, x: Tensor, taps: Tensor, bias: Tensor | None, dual: bool, again: bool
+) -> tuple[Tensor, Tensor]:
+    """From grad: (B, F, H, W), that of the output.
+
+    Returns:
+        The gradient of the convolution of x: (B, 2F, H, W), and the output: (B, F, H, W), empty unless it is to be
+        worked out `again`.
+    """
+    y = torch.empty_like(grad, memory_format=torch.channels_last) if again else grad.new_empty(0)
+    grad_ab = torch.empty_like(x, memory_format=torch.channels_last)
+    _, hidden, height, width = grad.shape
+    launch(
+        gate_backward_kernel,
+        _tiles(x, GATE) * triton.cdiv(hidden, GATE.channels),
+        *(grad, x, taps, taps if bias is None else bias, grad_ab, y if again else grad_ab, height, width, hidden),
+        HAS_BIAS=bias is not None,
+        DUAL=dual,
+        AGAIN=again,
+        **options(x, GATE),
+    )
+    return grad_ab, y
+
+
+def launch(kernel: triton.JITFunction, programs: int, *arguments: Any, **options: Any) -> None:
+    """Run a kernel on the device of its first tensor."""
+    if programs:
+        with torch.cuda.device_of(arguments[0]):
+            kernel[(programs,)](*arguments, **options, enable_fp_fusion=True)
+
+
+def wide_type(x: Tensor) -> tl.dtype:
+    """What sums over x are taken in."""
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def _tiles(x: Tensor, tile: Tile) -> int:
+    batch, _, height, width = x.shape
+    return batch * triton.cdiv(height, tile.rows) * triton.cdiv(width, tile.columns)
+
+
+def options(x: Tensor, tile: Tile) -> dict[str, Any]:
+    return {
+        'ROWS': tile.rows,
+        'COLUMNS': tile.columns,
+        'CHANNELS': tile.channels,
+        'WIDE': wide_type(x),
+        'num_warps': tile.warps,
+    }

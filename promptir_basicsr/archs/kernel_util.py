@@ -1,0 +1,325 @@
+"""Operators of the Transformer blocks that a GPU runs as Triton kernels, each in as few passes over memory as it takes.
+
+On a GPU in half precision these operators wait for memory, not for arithmetic. Each reads channels_last features once,
+works in float32, and writes its result once; the backward pass works out again what it would else have to read.
+
+Each is an operator of torch.library: torch.compile takes it without a graph break, autograd differentiates it (once).
+Ask `usable` before calling. PROMPTIR_KERNELS=0 in the environment switches the kernels off, as `enabled = False` here
+does. With TRITON_INTERPRET=1 in the environment, set before Python starts, Triton runs them on the CPU, slowly, to show
+their numbers.
+
+Shapes: B batch, C channels, H W height and width, F hidden channels of the feed-forward network.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_CHANNELS = 8192
+"""What one program of the normalisation holds."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed and adds tuples up in a kernel: 3.3, of torch 2.7, or newer."""
+    try:
+        import triton
+    except ImportError:
+        return False
+    return tuple(int(part) for part in triton.__version__.split('.')[:2]) >= (3, 3)
+
+
+def switched_on() -> bool:
+    """What PROMPTIR_KERNELS says."""
+    value = os.environ.get('PROMPTIR_KERNELS', '1')
+    if value not in ('0', '1'):
+        raise ValueError(
+            f"environment: PROMPTIR_KERNELS is '{value}'; it must be 1 (Triton kernels where they run, the default) or "
+            '0 (none).'
+        )
+    return value == '1'
+
+
+enabled = switched_on()
+available = has_triton()
+interpreted = os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels are switched on, run where x lies, and suit it.
+
+    They need Triton, an NVIDIA GPU of compute capability 7 (for bfloat16: 8) or above, and x: (B, C, H, W) contiguous
+    in channels_last, with C up to MAX_CHANNELS, of one of DTYPES. In Triton's interpreter they need the CPU instead.
+    """
+    return enabled and _suits(x) and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _suits(x: Tensor) -> bool:
+    if not available or x.ndim != 4 or x.dtype not in DTYPES:
+        return False
+    _, channels, _, width = x.shape
+    # The kernels count the elements of one row in 32 bits.
+    if channels > MAX_CHANNELS or channels * width >= 2**31:
+        return False
+    if interpreted:
+        return x.device.type == 'cpu'
+    if x.device.type != 'cuda' or torch.version.hip is not None:
+        return False
+    return _capability(x.device) >= (8 if x.dtype == torch.bfloat16 else 7)
+
+
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> int:
+    """Kept out of the graph of torch.compile."""
+    return torch.cuda.get_device_capability(device)[0]
+
+
+def normalize_channels(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over the channels of each pixel, with the biased variance, in float32 or wider.
+
+    Args:
+        x: (B, C, H, W).
+        subtract_mean: False leaves the mean in x, not in the variance ('BiasFree').
+        eps: added to the variance.
+
+    Returns:
+        (B, C, H, W) in channels_last, of x's dtype. An affine part belongs to the convolution behind.
+
+    Raises:
+        ValueError: the kernels do not take x.
+    """
+    _check('normalize_channels', x)
+    return _normalize(x, subtract_mean, eps)
+
+
+def depthwise3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The depthwise 3x3 convolution of stride 1 with zero padding, summed in float32 or wider.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (C, 1, 3, 3), of x's dtype or a wider one, which it is then read in.
+        bias: (C,) or None.
+
+    Returns:
+        (B, C, H, W) in channels_last, of x's dtype.
+
+    Raises:
+        ValueError: the kernels do not take x, or the shape of weight or bias does not fit.
+    """
+    _check('depthwise3x3', x, weight, bias)
+    return _depthwise(x, weight, bias)
+
+
+def depthwise3x3_gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
+    """gelu(a) b, where a, b are the halves of depthwise3x3(x); dual: gelu(a) b + gelu(b) a. The GELU is the exact one.
+
+    The halves are never in memory; the backward pass keeps x and works them out again.
+
+    Args:
+        x: (B, 2F, H, W).
+        weight: (2F, 1, 3, 3), of x's dtype or a wider one.
+        bias: (2F,) or None.
+        dual: whether each half gates the other.
+
+    Returns:
+        (B, F, H, W) in channels_last, of x's dtype.
+
+    Raises:
+        ValueError: the kernels do not take x, or the shape of weight or bias does not fit.
+    """
+    _check_halves('depthwise3x3_gate', x, weight, bias)
+    return _gate(x, weight, bias, dual)
+
+
+def depthwise3x3_gate_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What depthwise3x3_gate gives, worked out again, and its gradients, for an autograd function that embraces it.
+
+    Args:
+        grad: (B, F, H, W), that of the output.
+        x, weight, bias, dual: what depthwise3x3_gate was called with.
+
+    Returns:
+        The output: (B, F, H, W), and the gradients of x, of weight, and of a bias (also where there is none).
+
+    Raises:
+        ValueError: as of depthwise3x3_gate.
+    """
+    _check_halves('depthwise3x3_gate_backward', x, weight, bias)
+    return _gate_backward(grad, x, weight, bias, dual, True)
+
+
+def _check(name: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+    if not _suits(x):
+        raise ValueError(
+            f'{name}: no Triton kernel takes x, which is {tuple(x.shape)} of {x.dtype} on {x.device}. Ask usable(x) '
+            'before the call, and compute with torch where it says no.'
+        )
+    channels = x.shape[1]
+    if weight is not None and weight.shape != (channels, 1, 3, 3):
+        raise ValueError(f'{name}: weight is {tuple(weight.shape)}; it must be {(channels, 1, 3, 3)}.')
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f'{name}: bias is {tuple(bias.shape)}; it must be {(channels,)}.')
+
+
+def _check_halves(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    _check(name, x, weight, bias)
+    if x.shape[1] % 2:
+        raise ValueError(f'{name}: x has {x.shape[1]} channels; it must have an even number, for two halves.')
+
+
+@torch.library.custom_op('promptir_basicsr::normalize_channels', mutates_args=())
+def _normalize(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
+    from promptir_basicsr.archs import kernel_norm_util
+
+    return kernel_norm_util.normalize(_packed(x), subtract_mean, eps)
+
+
+@torch.library.custom_op('promptir_basicsr::normalize_channels_backward', mutates_args=())
+def _normalize_backward(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
+    from promptir_basicsr.archs import kernel_norm_util
+
+    return kernel_norm_util.normalize_backward(_packed(grad), _packed(x), subtract_mean, eps)
+
+
+@torch.library.custom_op(
+    'promptir_basicsr::depthwise3x3', mutates_args=(), schema='(Tensor x, Tensor weight, Tensor? bias) -> Tensor'
+)
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    from promptir_basicsr.archs import kernel_conv_util
+
+    return kernel_conv_util.convolve(_packed(x), _taps(x, weight), bias)
+
+
+@torch.library.custom_op('promptir_basicsr::depthwise3x3_backward', mutates_args=())
+def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from promptir_basicsr.archs import kernel_conv_util
+
+    grad_x, sums = kernel_conv_util.convolve_backward(_packed(grad), _packed(x), _taps(x, weight))
+    return grad_x, *_parameter_gradients(sums, weight)
+
+
+@torch.library.custom_op(
+    'promptir_basicsr::depthwise3x3_gate',
+    mutates_args=(),
+    schema='(Tensor x, Tensor weight, Tensor? bias, bool dual) -> Tensor',
+)
+def _gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
+    from promptir_basicsr.archs import kernel_conv_util
+
+    return kernel_conv_util.gate(_packed(x), _taps(x, weight), bias, dual)
+
+
+@torch.library.custom_op(
+    'promptir_basicsr::depthwise3x3_gate_backward',
+    mutates_args=(),
+    schema='(Tensor grad, Tensor x, Tensor weight, Tensor? bias, bool dual, bool again) '
+    '-> (Tensor, Tensor, Tensor, Tensor)',
+)
+def _gate_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool, again: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from promptir_basicsr.archs import kernel_conv_util
+
+    x, taps = _packed(x), _taps(x, weight)
+    grad_ab, gated = kernel_conv_util.gate_backward(_packed(grad), x, taps, bias, dual, again)
+    grad_x, sums = kernel_conv_util.convolve_backward(grad_ab, x, taps)
+    return gated, grad_x, *_parameter_gradients(sums, weight)
+
+
+def _packed(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _taps(x: Tensor, weight: Tensor) -> Tensor:
+    """(C, 1, 3, 3) -> (9, C), in what sums over x are taken in."""
+    return weight.reshape(len(weight), 9).t().to(_wide(x.dtype)).contiguous()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _parameter_gradients(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """From (10, C), those of weight: (C, 1, 3, 3) and bias: (C,), which own their memory."""
+    of_weight = sums[:9].t().to(weight.dtype, memory_format=torch.contiguous_format, copy=True)
+    return of_weight.reshape(weight.shape), sums[9].to(weight.dtype, copy=True)
+
+
+@_normalize.register_fake
+def _(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@_normalize_backward.register_fake
+def _(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@_depthwise.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@_depthwise_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_gradients(x, weight)
+
+
+@_gate.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
+    batch, channels, height, width = x.shape
+    return x.new_empty(batch, channels // 2, height, width).contiguous(memory_format=torch.channels_last)
+
+
+@_gate_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool, again: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gated = torch.empty_like(grad, memory_format=torch.channels_last) if again else grad.new_empty(0)
+    return gated, *_fake_gradients(x, weight)
+
+
+def _fake_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    return grad_x, weight.new_empty(weight.shape), weight.new_empty(len(weight))
+
+
+def _keep_normalize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.subtract_mean, ctx.eps = inputs
+    ctx.save_for_backward(x)
+
+
+def _differentiate_normalize(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (x,) = ctx.saved_tensors
+    return _normalize_backward(grad, x, ctx.subtract_mean, ctx.eps), None, None
+
+
+def _keep_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_depthwise(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grad_x, grad_weight, grad_bias = _depthwise_backward(grad, *ctx.saved_tensors)
+    return grad_x, grad_weight, grad_bias if ctx.has_bias else None
+
+
+def _keep_gate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.dual = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _differentiate_gate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, bias = ctx.saved_tensors
+    _, grad_x, grad_weight, grad_bias = _gate_backward(grad, x, weight, bias, ctx.dual, False)
+    return grad_x, grad_weight, grad_bias if bias is not None else None, None
+
+
+_normalize.register_autograd(_differentiate_normalize, setup_context=_keep_normalize)
+_depthwise.register_autograd(_differentiate_depthwise, setup_context=_keep_depthwise)
+_gate.register_autograd(_differentiate_gate, setup_context=_keep_gate)

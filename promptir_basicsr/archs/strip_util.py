@@ -1,0 +1,195 @@
+"""The fast formulation without gradients on a CPU: a block in horizontal strips that stay in the processor's cache.
+
+Depthwise convolutions read one row above and below a strip; these rows are kept from the strip before. The C x C matrix
+of an attention and the norms of its channels are added up strip by strip; then it is applied to v, strip by strip, on
+the way into the feed-forward network. Beside its input a block holds its output and a few strips.
+
+Shapes: B batch, H W height and width, C channels, F hidden channels, h heads, c = C / h channels a head.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STRIP_BYTES = 2**21
+"""About the size of a strip of the widest features of a block: what two cores' second-level caches hold."""
+
+Fill = Callable[[int, int, Tensor], None]
+"""Called with (start, stop, out): writes the picture's rows from start to stop into out: (stop - start, W, C)."""
+
+
+def fits(x: Tensor) -> bool:
+    """Whether blocks of x are worked through in strips."""
+    return (
+        x.device.type == 'cpu'
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled('cpu')
+        and not torch.compiler.is_compiling()
+    )
+
+
+def transformer_block(block: Any, x: Tensor) -> Tensor:
+    """A `TransformerBlock` of x: (B, C, H, W). Returns (B, C, H, W), channels last in memory."""
+    images = x.permute(0, 2, 3, 1).contiguous()
+    out = torch.empty_like(images)
+    attn, channels = block.attn, x.shape[1]
+    bias = attn.project_out.bias
+    feed_forward = FeedForward(block.norm2, block.ffn, images)
+    for image, result in zip(images, out, strict=True):
+        # v waits in the memory of the result: the feed-forward network has read its rows when it writes them.
+        matrix = attend(image, result, block.norm1, attn).t()
+
+        def mixed(start: int, stop: int, rows: Tensor, image=image, v=result, matrix=matrix) -> None:  # type: ignore[no-untyped-def]
+            inputs, values = (part[start:stop].view(-1, channels) for part in (image, v))
+            torch.addmm(inputs, values, matrix, out=rows.view(-1, channels))
+            if bias is not None:
+                rows += bias
+
+        feed_forward(mixed, result)
+    return out.permute(0, 3, 1, 2)
+
+
+def feed_forward(rows: Tensor, norm: Any, ffn: Any) -> Tensor:
+    """rows + ffn(normalised rows): (B, H, W, C), for a `GDFN`."""
+    run, out = FeedForward(norm, ffn, rows), torch.empty_like(rows)
+    for image, result in zip(rows, out, strict=True):
+        run(lambda start, stop, part, image=image: part.copy_(image[start:stop]), result)  # type: ignore[misc]
+    return out
+
+
+def attend(image: Tensor, values: Tensor, norm: Any, attn: Any) -> Tensor:
+    """The first half of a transposed attention.
+
+    Args:
+        image: (H, W, C).
+        values: (H, W, C), where v is written.
+        norm: the normalisation in front.
+        attn: an `MDTA`.
+
+    Returns:
+        (C, C): what attention and `project_out` do to v.
+    """
+    channels, heads = image.shape[-1], len(attn.temperature)
+    weight, bias = attn.qkv.weight.view(3 * channels, channels).t(), attn.qkv.bias
+
+    def project(start: int, stop: int, out: Tensor) -> None:
+        _linear(normalize(image[start:stop], norm.body).view(-1, channels), weight, bias, out.view(-1, 3 * channels))
+
+    products = image.new_zeros(heads, channels // heads, channels // heads, dtype=torch.float64)
+    squares = image.new_zeros(2 * channels, dtype=torch.float64)
+    window = Window(image, 3 * channels)
+    for start, stop in window.strips():
+        qkv = depthwise(window.slide(start, stop, project), attn.qkv_dwconv.weight, attn.qkv_dwconv.bias)
+        values[start:stop] = qkv[..., 2 * channels :]
+        qk = qkv.view(-1, 3 * channels)[:, : 2 * channels]
+        squares += qk.square().sum(dim=0)
+        q, k = qk.unflatten(1, (2, heads, -1)).unbind(1)  # (strip's pixels, h, c)
+        products += q.permute(1, 2, 0) @ k.permute(1, 0, 2)
+    norm_q, norm_k = squares.sqrt().clamp_min(1e-12).view(2, heads, -1).unbind(0)
+    weights = attn.attention(products / (norm_q[:, :, None] * norm_k[:, None, :]) * attn.temperature)
+    project_out = attn.project_out.weight.view(channels, heads, -1).transpose(0, 1)  # (h, C, c)
+    return (project_out.to(weights.dtype) @ weights).transpose(0, 1).flatten(1).to(image.dtype)
+
+
+class FeedForward:
+    """rows + ffn(normalised rows) for picture after picture of one size.
+
+    Args:
+        norm: the normalisation in front.
+        ffn: a `GDFN`.
+        images: (B, H, W, C), for sizes and type.
+    """
+
+    def __init__(self, norm: Any, ffn: Any, images: Tensor) -> None:
+        from promptir_basicsr.archs.fast_util import widen
+
+        weight = ffn.project_in.weight.flatten(1)
+        weight, self.bias, self.conv_weight, self.conv_bias, last = widen(ffn, weight, ffn.project_in.bias)
+        self.weight, self.out_weight, self.out_bias = weight.t(), last.t(), ffn.project_out.bias
+        self.body, self.dual = norm.body, ffn.dual
+        self.channels = images.shape[-1]
+        self.hidden = Window(images[0], len(weight))
+        self.rows = Window(images[0], self.channels, self.hidden.rows)
+
+    def __call__(self, fill: Fill, out: Tensor) -> None:
+        """Write the result of the rows that `fill` gives to out: (H, W, C). It is asked for each row once, in order."""
+        for start, stop in self.hidden.strips():
+            rows = self.rows.slide(start, stop, fill)
+            d = depthwise(self.hidden.slide(start, stop, self._project), self.conv_weight, self.conv_bias)
+            a, b = d.chunk(2, dim=-1)
+            gated = F.gelu(a).mul_(b)
+            if self.dual:
+                gated.add_(F.gelu(b).mul_(a))
+            inside = rows[0, 1:-1].view(-1, self.channels)
+            result = out[start:stop].view(-1, self.channels)
+            torch.addmm(inside, gated.view(len(inside), -1), self.out_weight, out=result)
+            if self.out_bias is not None:
+                result += self.out_bias
+
+    def _project(self, start: int, stop: int, out: Tensor) -> None:
+        rows = normalize(self.rows.between(start, stop), self.body)
+        _linear(rows.view(-1, self.channels), self.weight, self.bias, out.view(-1, out.shape[-1]))
+
+
+class Window:
+    """A strip of a picture's features with one row above and one below, which slides down.
+
+    Args:
+        image: (H, W, any), for sizes and type.
+        channels: C of the features.
+        rows: height of a strip. Default: what STRIP_BYTES allow.
+    """
+
+    def __init__(self, image: Tensor, channels: int, rows: int | None = None) -> None:
+        self.height, width = image.shape[:2]
+        most = max(1, STRIP_BYTES // (width * channels * image.element_size()))
+        self.rows = rows or -(-self.height // -(-self.height // most))  # as many strips as needed, all but equal
+        self.memory = image.new_empty(1, self.rows + 2, width, channels)
+        self.start = 0
+
+    def strips(self) -> Iterator[tuple[int, int]]:
+        """Start and stop of each strip."""
+        return ((start, min(start + self.rows, self.height)) for start in range(0, self.height, self.rows))
+
+    def slide(self, start: int, stop: int, fill: Fill) -> Tensor:
+        """(1, stop - start + 2, W, C): the rows from start - 1 to stop; beyond the picture they are 0."""
+        self.start = start
+        if start:
+            self.memory[0, :2] = self.memory[0, self.rows : self.rows + 2].clone()
+        else:
+            self.memory[0, 0] = 0
+        first, last = (start + 1 if start else 0), min(stop + 1, self.height)
+        if first < last:
+            fill(first, last, self.between(first, last))
+        if stop == self.height:
+            self.memory[0, stop - start + 1] = 0
+        return self.memory[:, : stop - start + 2]
+
+    def between(self, first: int, last: int) -> Tensor:
+        """(last - first, W, C): rows of the picture that the window holds."""
+        return self.memory[0, first - self.start + 1 : last - self.start + 1]
+
+
+def depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The 3x3 depthwise convolution of (1, n + 2, W, C), rows of 0 left and right. Returns (n, W, C)."""
+    out = F.conv2d(rows.permute(0, 3, 1, 2), weight, bias, padding=(0, 1), groups=rows.shape[-1])
+    return out.permute(0, 2, 3, 1)[0].contiguous()
+
+
+def normalize(rows: Tensor, body: Any) -> Tensor:
+    """A `LayerNorm2d` of (..., C)."""
+    if hasattr(body, 'bias'):
+        return F.layer_norm(rows, rows.shape[-1:], body.weight, body.bias, body.eps)
+    variance = rows.var(dim=-1, correction=0, keepdim=True)
+    return rows * torch.rsqrt(variance + body.eps) * body.weight
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(rows, weight, out=out)
+    else:
+        torch.addmm(bias, rows, weight, out=out)

@@ -1,0 +1,206 @@
+"""Several processes: torchrun or Slurm, GPUs or CPUs."""
+
+import datetime
+import functools
+import os
+import random
+import re
+import time
+import uuid
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import options as host_options
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from promptir_basicsr.option_util import OptionError
+
+TIMEOUT = 1800.0
+"""Seconds that a process waits for the others, unless told otherwise. NCCL's own 10 minutes are short for the one that
+compiles, or has the largest images of a validation."""
+COUNTERS = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS'}
+_PORT = 29500
+_NEEDED = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NODELIST'),
+}
+_START = {
+    'pytorch': 'torchrun --nproc_per_node=N -m promptir_basicsr train -opt FILE --launcher pytorch',
+    'slurm': 'srun --ntasks=N --kill-on-bad-exit=1 basicsr train -opt FILE --launcher slurm',
+}
+
+
+def adapt() -> None:
+    """BasicSR asks for a CUDA device and NCCL whatever there is, and passes `dist_params` to Slurm's processes only."""
+    host_options.init_dist = _started
+    wrap_on_cpu()
+
+
+def wrap_on_cpu() -> None:
+    """`BaseModel.model_to_device` asks for the CUDA device of every process."""
+    host = BaseModel.model_to_device
+    if hasattr(host, '__wrapped__'):
+        return
+
+    @functools.wraps(host)
+    def model_to_device(self: BaseModel, net: torch.nn.Module) -> torch.nn.Module:
+        if not self.opt['dist'] or self.device.type != 'cpu':
+            return host(self, net)
+        unused = self.opt.get('find_unused_parameters', False)
+        return DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
+
+    BaseModel.model_to_device = model_to_device
+
+
+def start_processes(launcher: str, num_gpu: int | str, params: Mapping[str, Any] | None = None) -> None:
+    """Meet the other processes of a run; each GPU has one of them. Without a launcher there are no others.
+
+    Args:
+        launcher: 'none', 'pytorch' for torchrun, 'slurm' for srun.
+        num_gpu: the option; 0 for processes on CPUs.
+        params: the option `dist_params`: `backend`, by default NCCL for GPUs; CPUs, where there is none, take gloo.
+            `timeout`, seconds. `port` of the first node under Slurm, by default that of MASTER_PORT or 29500.
+
+    Raises:
+        OptionError: torchrun has started more processes than there are GPUs.
+    """
+    if launcher == 'none' or distributed.is_initialized():
+        return
+    options = dict(params or {})
+    port, timeout = options.pop('port', None), options.pop('timeout', None) or TIMEOUT
+    if launcher == 'slurm':
+        _set_addresses(port)
+    on_gpus = num_gpu != 0 and torch.cuda.is_available()
+    backend = options.pop('backend', None) or 'nccl'
+    if on_gpus:
+        torch.cuda.set_device(_gpu(launcher))
+    if 'nccl' in backend and not (on_gpus and distributed.is_nccl_available()):
+        backend = 'gloo'
+    # Of depthwise convolutions, whose single channel has a stride without a meaning. Each process would say it.
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
+    # Workers of loaders that are forked beside the threads of NCCL and gloo may hang.
+    if torch.multiprocessing.get_start_method(allow_none=True) is None:
+        torch.multiprocessing.set_start_method('spawn')
+    patience = datetime.timedelta(seconds=float(timeout))
+    if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS') or 0) > 0:
+        store, rank, processes = next(distributed.rendezvous('env://', timeout=patience))
+        options.update(store=new_part(store, rank, processes, patience), rank=rank, world_size=processes)
+    distributed.init_process_group(backend, timeout=patience, **options)
+
+
+def new_part(
+    store: distributed.Store, rank: int, processes: int, patience: datetime.timedelta
+) -> distributed.PrefixStore:
+    """A part of a store that all processes agree on, and no process before them has written to.
+
+    torchrun's store outlives a restart, and a process would be told the addresses of those that are gone
+    (pytorch#135712). Its count of restarts does not help: machines count their own.
+
+    Raises:
+        OptionError: other processes have not come in time.
+    """
+    store = distributed.PrefixStore('promptir_basicsr', store)
+    own = uuid.uuid4().hex
+    if rank:
+        # Names of processes that are gone get no answer any more, or one that nobody reads.
+        store.set(f'here/{rank}', own)
+        store.wait([f'answer/{own}'], patience)
+        name = store.get(f'answer/{own}').decode()
+        store.set(f'met/{name}/{rank}', own)
+        return distributed.PrefixStore(name, store)
+    absent, end = set(range(1, processes)), time.monotonic() + patience.total_seconds()
+    while absent:
+        for other in sorted(absent):
+            if store.check([f'met/{own}/{other}']):
+                absent.discard(other)
+            elif store.check([f'here/{other}']):
+                store.set(f'answer/{store.get(f"here/{other}").decode()}', own)
+        if time.monotonic() > end:
+            missing = ', '.join(map(str, sorted(absent)))
+            raise OptionError(
+                [f'dist_params.timeout: {patience.total_seconds():g} s passed without process {missing}.']
+            )
+        time.sleep(0.05)
+    return distributed.PrefixStore(own, store)
+
+
+def end_processes() -> None:
+    """Take leave of the other processes after a run that went well. One that failed must not wait for them."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def launch_problems(launcher: str) -> list[str]:
+    """Why the processes of this run would not find each other."""
+    lacking = [name for name in _NEEDED.get(launcher, ()) if name not in os.environ]
+    if lacking:
+        return [
+            f'--launcher {launcher}: this process was not started by {_START[launcher].split()[0]}, {lacking[0]} is '
+            f'not in its environment. Type: {_START[launcher]}'
+        ]
+    number = os.environ.get('WORLD_SIZE', '1')
+    if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ and number != '1':
+        return [
+            f'--launcher: is missing. torchrun has started {number} processes, which would all train on their own and '
+            'write the same files. Add `--launcher pytorch`.'
+        ]
+    return []
+
+
+def processes_of(launcher: str) -> int:
+    """How many processes train together."""
+    name = COUNTERS.get(launcher)
+    return int(os.environ.get(name, 1)) if name else 1
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process in place of one that failed, as `--max-restarts` allows."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0) > 0
+
+
+def common_seed() -> int:
+    """A random seed that all processes have; BasicSR lets each draw one, and samples of an epoch would stand twice."""
+    seed = [random.randint(1, 10000)]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(seed)
+    return seed[0]
+
+
+def first_host(nodes: str) -> str:
+    """`node[07-09,12]-ib,login` -> `node07-ib`: the first host of a list as Slurm writes it."""
+    inside = re.sub(r'\[([^\],-]+)[^\]]*\]', r'\1', nodes)
+    return inside.partition(',')[0]
+
+
+def _started(*_: Any, **__: Any) -> None:
+    """In place of BasicSR's `init_dist`; the processes have met before its parser runs."""
+
+
+def _set_addresses(port: int | None) -> None:
+    """torch's variables from Slurm's."""
+    given = os.environ
+    given['RANK'], given['WORLD_SIZE'] = given['SLURM_PROCID'], given['SLURM_NTASKS']
+    given['LOCAL_RANK'] = given['SLURM_LOCALID']
+    given['MASTER_ADDR'] = first_host(given.get('SLURM_STEP_NODELIST') or given['SLURM_NODELIST'])
+    given['MASTER_PORT'] = str(port or given.get('MASTER_PORT') or _PORT)
+
+
+def _gpu(launcher: str) -> int:
+    """The number of this process's GPU.
+
+    Raises:
+        OptionError: torchrun has started more processes than there are GPUs.
+    """
+    place, there = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
+    if launcher == 'pytorch' and int(os.environ['LOCAL_WORLD_SIZE']) > there:
+        raise OptionError(
+            [
+                f'torchrun --nproc_per_node={os.environ["LOCAL_WORLD_SIZE"]}: this machine shows {there} GPUs, and '
+                f'each takes one process. Take --nproc_per_node={there}, or `num_gpu: 0` for the CPU.'
+            ]
+        )
+    return place % there  # Slurm may show a process its own GPU only

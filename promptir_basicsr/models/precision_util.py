@@ -1,0 +1,42 @@
+"""The number formats that a network computes with.
+
+| name | matrix products and convolutions | everything else |
+|:--|:--|:--|
+| fp32 | float32, never TF32 | float32 |
+| tf32 | float32 with factors rounded to 10 bits of mantissa, on NVIDIA GPUs from Ampere on | float32 |
+| bf16, fp16 | bfloat16 or float16 (torch.autocast); weights are kept in float32 | what autocast makes of it |
+"""
+
+import torch
+
+PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
+HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def device_problems(where: str, precision: str, device: torch.device) -> list[str]:
+    """Why a device cannot compute with one of PRECISIONS."""
+    if device.type != 'cuda':
+        cannot = precision == 'tf32'
+        return [f'{where}: tf32 is a format of GPUs, and this run is on the CPU. Take fp32 or bf16.'] if cannot else []
+    name, generation = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)[0]
+    if precision == 'tf32' and generation < 8:
+        return [f'{where}: {name} has no tf32. Take fp32 or fp16.']
+    if precision == 'bf16' and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return [f'{where}: {name} has no bf16. Take fp16.']
+    return []
+
+
+def set_float32(precision: str) -> None:
+    """Allow TF32 in float32 products of the whole process for 'tf32', and for nothing else."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == 'tf32'
+    torch.backends.cudnn.allow_tf32 = precision == 'tf32'  # torch's own default is to allow it here
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass with one of PRECISIONS; losses belong outside."""
+    return torch.autocast(device.type, dtype=HALF.get(precision, torch.bfloat16), enabled=precision in HALF)
+
+
+def widened(output: torch.Tensor, precision: str) -> torch.Tensor:
+    """What a network gives under autocast, in float32; of other precisions as it is."""
+    return output.float() if precision in HALF else output

@@ -1,0 +1,143 @@
+"""Activation checkpointing: work out in the backward pass what the forward pass did not keep.
+
+Networks of ours have blocks that choose for themselves, see `archs.formulation_util`. In any other network the blocks
+are found by their repetition.
+"""
+
+import contextvars
+from collections import Counter
+from collections.abc import Iterator, Set
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from promptir_basicsr.archs.formulation_util import CHECKPOINTING, Formulated, set_checkpointing, set_formulation
+from promptir_basicsr.option_util import unknown
+
+LISTS = (nn.Sequential, nn.ModuleList)
+
+
+def set_blocks(net: nn.Module, formulation: str | None, checkpointing: str | None) -> list[str]:
+    """Let the blocks of a network compute as the options `formulation` and `activation_checkpointing` say.
+
+    Args:
+        net: any network; changed in place.
+        formulation: one of FORMULATIONS; None for 'fast', where there is a choice.
+        checkpointing: one of CHECKPOINTING; None for the network's own.
+
+    Returns:
+        Why they cannot, a line each.
+    """
+    problems, name = [], type(net).__name__
+    if not set_formulation(net, formulation or 'fast') and formulation:
+        problems.append(
+            f'formulation: {name} has no blocks with two formulations, as PromptIR and PIP have. Leave the key out.'
+        )
+    elif formulation == 'plain' and checkpointing in ('gate', 'block'):
+        problems.append(
+            f"activation_checkpointing: '{checkpointing}' goes with `formulation: fast`; the plain one keeps all."
+        )
+    elif checkpointing:
+        try:
+            set_activation_checkpointing(net, checkpointing)
+        except ValueError as error:
+            problems.append(f'activation_checkpointing: {error}')
+    return problems
+
+
+def set_activation_checkpointing(net: nn.Module, checkpointing: str) -> int:
+    """Choose what a network keeps for the backward pass. Names, numbers and gradients stay what they are.
+
+    Args:
+        net: any network; changed in place, copies of it compute alike.
+        checkpointing: 'none'; 'gate', for networks with `Formulated` blocks; 'block' keeps nothing of a block but its
+            input.
+
+    Returns:
+        How many blocks work something out again.
+
+    Raises:
+        ValueError: the network has no such blocks, or some that cannot be called twice.
+    """
+    if checkpointing not in CHECKPOINTING:
+        raise ValueError(unknown(type(net).__name__, 'checkpointing', checkpointing, CHECKPOINTING))
+    own = set_checkpointing(net, checkpointing)
+    for module in net.modules():
+        if getattr(module, 'recomputes', False):  # of an earlier call
+            module.__class__ = type(module).__mro__[1]
+    if checkpointing == 'none':
+        return 0
+    if checkpointing == 'gate':
+        if not own:
+            raise ValueError(
+                f"{type(net).__name__}: 'gate' belongs to the Transformer blocks of PromptIR and PIP, and there are "
+                "none. Take 'block' or 'none'."
+            )
+        return own
+    blocks = list(dict.fromkeys(repeated_blocks(net)))
+    if not own and not blocks:
+        raise ValueError(
+            f"{type(net).__name__}: 'block' needs blocks that stand repeatedly in an nn.Sequential or nn.ModuleList, "
+            "and there are none. Take 'none'."
+        )
+    for block in blocks:
+        if any(isinstance(module, _BatchNorm) for module in block.modules()):
+            raise ValueError(
+                f"{type(net).__name__}: 'block' would let the batch normalisation in {type(block).__name__} count "
+                "every batch twice. Take 'none'."
+            )
+    for block in blocks:
+        # Hooks inside, such as those of PromptedNetwork, may look for what was set around the forward pass.
+        hooked = any(module._forward_hooks for module in block.modules() if module is not block)
+        block.__class__ = _recomputed(type(block), hooked)  # type: ignore[arg-type]
+    return own + len(blocks)
+
+
+def repeated_blocks(net: nn.Module) -> Iterator[nn.Module]:
+    """Members of nn.Sequential and nn.ModuleList that have parts and weights, of a class that is there twice or more.
+
+    Blocks inside of blocks are left out, as are blocks with `Formulated` ones inside, which choose for themselves.
+    """
+    kinds = Counter(type(part) for lists in net.modules() if isinstance(lists, LISTS) for part in lists.children())
+    yield from _outermost(net, {kind for kind, count in kinds.items() if count > 1})
+
+
+def _outermost(net: nn.Module, kinds: Set[type]) -> Iterator[nn.Module]:
+    for part in net.children():
+        if isinstance(net, LISTS) and type(part) in kinds and _is_block(part):
+            yield part
+        elif not isinstance(part, Formulated):
+            yield from _outermost(part, kinds)
+
+
+def _is_block(module: nn.Module) -> bool:
+    # A list of lists has its blocks further inside; a single layer keeps its input anyway.
+    if isinstance(module, LISTS) or not any(True for _ in module.children()):
+        return False
+    weighs = any(True for _ in module.parameters())
+    return weighs and not any(isinstance(each, Formulated) for each in module.modules())
+
+
+@cache
+def _recomputed(kind: type[nn.Module], in_context: bool) -> type[nn.Module]:
+    """A class of blocks that keep their input alone.
+
+    A class, unlike a function set on the block, goes along into copies and into replicas on other devices.
+
+    Args:
+        kind: of the blocks.
+        in_context: the second pass needs the context variables of the first.
+    """
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return kind.forward(self, *args, **kwargs)
+        call = partial(contextvars.copy_context().run, kind.forward) if in_context else kind.forward
+        return checkpoint(call, self, *args, use_reentrant=False, **kwargs)
+
+    content = {'forward': forward, 'recomputes': True, '__module__': kind.__module__, '__doc__': kind.__doc__}
+    return type(kind.__name__, (kind,), content)

@@ -1,0 +1,114 @@
+"""Steps of a training whose loss or gradient is not finite: noticed, named, counted and left out."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from promptir_basicsr.option_util import first_few
+
+logger = logging.getLogger('basicsr')
+
+MOST_IN_A_ROW = 10
+SICK = 5
+"""Exit status of a training that has ended because of them."""
+_MOST_NAMES = 8
+
+
+class SickTraining(RuntimeError):
+    """Too many steps in a row were left out."""
+
+
+@dataclass
+class Step:
+    """What is kept of a step until it is known whether it is sound.
+
+    Attributes:
+        iteration: counted from 1.
+        flags: (2,) float32; above 0: the step is sick, somebody asked to stop. The same on all processes.
+        losses: terms of the loss by name.
+        norm: of the whole gradient.
+        images: such as lq, gt and output, (B, ...) each.
+        names: of the B images, `task: path`.
+    """
+
+    iteration: int
+    flags: Tensor
+    losses: Mapping[str, Tensor]
+    norm: Tensor
+    images: Sequence[Tensor]
+    names: Sequence[str]
+    _event: torch.cuda.Event | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.flags.is_cuda:
+            self.flags = self.flags.to('cpu', non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> tuple[bool, bool]:
+        """Sick or not, and whether somebody asked to stop; waits for the device as far as this step goes."""
+        if self._event is not None:
+            self._event.synchronize()
+        sick, asked = self.flags.tolist()
+        return sick > 0, asked > 0
+
+    def suspects(self) -> tuple[list[str], list[str]]:
+        """Names of the images that are not finite themselves, or else come out as such; and all names."""
+        for images in (self.images[:-1], self.images[-1:]):
+            finite = [image.isfinite().flatten(1).all(dim=1).tolist() for image in images]
+            found = [name for name, *each in zip(self.names, *finite, strict=False) if not all(each)]
+            if found:
+                return found, list(self.names)
+        return [], list(self.names)
+
+
+class SickSteps:
+    """Counts the steps that are left out, and says what there is to know of each.
+
+    Args:
+        processes: how many there are.
+        rank: of this one; the first writes to the log.
+
+    Attributes:
+        total: in the whole run.
+        row: without a sound one between them.
+    """
+
+    def __init__(self, processes: int = 1, rank: int = 0) -> None:
+        self.processes, self.rank = processes, rank
+        self.total = self.row = 0
+
+    def take(self, step: Step, sick: bool) -> None:
+        """Count a step."""
+        if not sick:
+            self.row = 0
+            return
+        self.total += 1
+        self.row += 1
+        found, names = self._of_processes(step.suspects())
+        if self.rank:
+            return
+        values = ', '.join(f'{name} {float(value):.4g}' for name, value in step.losses.items())
+        about = 'not finite' if found else 'any'
+        logger.error(
+            f'Iteration {step.iteration}: {values}, gradient norm {float(step.norm):.4g}. The step is left out '
+            f'({self.row} in a row, {self.total} in all). Images ({about}): {first_few(found or names, _MOST_NAMES)}.'
+        )
+
+    def _of_processes(self, names: tuple[list[str], list[str]]) -> tuple[list[str], list[str]]:
+        if self.processes == 1:
+            return names
+        gathered: list[tuple[list[str], list[str]]] = [names] * self.processes
+        torch.distributed.all_gather_object(gathered, names)
+        found, everything = ([name for part in parts for name in part] for parts in zip(*gathered, strict=True))
+        return found, everything
+
+
+def running_statistics(net: nn.Module) -> list[Tensor]:
+    """The buffers that a forward pass changes in training, as BatchNorm's do."""
+    norms = (module for module in net.modules() if isinstance(module, _NormBase) and module.track_running_stats)
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]

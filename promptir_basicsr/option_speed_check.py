@@ -1,0 +1,106 @@
+"""Find what does not go together in the options of precision, memory and speed.
+
+Values that are none at all are the schema's to tell, and left alone here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from promptir_basicsr.archs.formulation_util import CHECKPOINTING, FORMULATIONS
+from promptir_basicsr.option_util import MachineProblem, check_count, find_registered
+
+
+def check_speed(
+    options: Mapping[str, Any],
+    sections: Mapping[str, Mapping[str, Any]],
+    is_train: bool,
+    processes: int,
+    network: Mapping[str, Any] | None,
+) -> list[str]:
+    """The problems of these options, a line each, wherever they stand in a file.
+
+    Args:
+        options: the file's content.
+        sections: of it, those that are mappings.
+        is_train: for a training; a test has no step.
+        processes: how many processes share an iteration.
+        network: `network_g`, where it was found to be right.
+    """
+    gpus = options.get('num_gpu')
+    problems = []
+    if is_train:
+        problems += check_device('precision', options.get('precision'), gpus)
+        problems += check_compile(options.get('compile'), gpus, processes)
+        data = sections.get('datasets', {}).get('train')
+        batch = data.get('batch_size_per_gpu') if isinstance(data, Mapping) else None
+        problems += check_accumulate(sections.get('train', {}), batch)
+    problems += check_device('val.precision', sections.get('val', {}).get('precision'), gpus)
+    if network is not None:
+        problems += check_blocks(network, options.get('formulation'), options.get('activation_checkpointing'))
+    return problems
+
+
+def check_device(where: str, precision: object, gpus: object) -> list[str]:
+    """Whether the device has a precision; `gpus` is `num_gpu`."""
+    from promptir_basicsr.models.precision_util import PRECISIONS, device_problems
+
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        return []
+    on_cpu = gpus == 0 or not torch.cuda.is_available()
+    problems = device_problems(where, precision, torch.device('cpu' if on_cpu else 'cuda'))
+    # Another machine may have other GPUs.
+    return problems if gpus == 0 else [MachineProblem(problem) for problem in problems]
+
+
+def check_compile(how: object, gpus: object, processes: int) -> list[str]:
+    """A compiled network is not copied to several GPUs of one process; `gpus` is `num_gpu`."""
+    number = torch.cuda.device_count() if gpus == 'auto' else gpus
+    if not how or processes > 1 or not isinstance(number, int) or number < 2:
+        return []
+    return [
+        f'compile: not for {number} GPUs of one process. Start one process a GPU (torchrun ... --launcher pytorch), or '
+        'take `num_gpu: 1`.'
+    ]
+
+
+def check_accumulate(train: Mapping[str, Any], batch: object) -> list[str]:
+    """In how many equal parts a batch passes the network, which only losses that are means allow."""
+    where, count = 'train.accumulate', train.get('accumulate')
+    if not isinstance(count, int) or check_count(where, count, least=2):
+        return []
+    problems = []
+    if isinstance(batch, int) and batch > 0 and batch % count:
+        allowed = ', '.join(str(number) for number in range(1, batch + 1) if batch % number == 0)
+        problems.append(
+            f'{where}: {count} does not divide datasets.train.batch_size_per_gpu, {batch}, into equal parts. '
+            f'Allowed: {allowed}.'
+        )
+    for key in ('pixel_opt', 'frequency_opt', 'perceptual_opt'):
+        loss = train.get(key)
+        if isinstance(loss, Mapping) and (loss.get('reduction') == 'sum' or loss.get('criterion') == 'fro'):
+            wrong = 'reduction' if loss.get('reduction') == 'sum' else 'criterion'
+            problems.append(
+                f"train.{key}.{wrong}: '{loss[wrong]}' gives no mean over images, which `train.accumulate` needs. "
+                'Take one that does, or leave accumulate out.'
+            )
+    return problems
+
+
+def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: Any) -> list[str]:
+    """Whether a network has the blocks that it is asked for. It is built without memory, if that is possible."""
+    from promptir_basicsr.models.recompute_util import set_blocks
+
+    if formulation not in (None, *FORMULATIONS) or checkpointing not in (None, *CHECKPOINTING):
+        return []
+    if formulation is None and checkpointing in (None, 'none'):
+        return []
+    kind = find_registered(ARCH_REGISTRY, network['type'])
+    try:
+        with torch.device('meta'):
+            net = kind(**{key: value for key, value in network.items() if key != 'type'})
+    except Exception:  # whatever a constructor does that meta tensors cannot; the model asks again when it has built it
+        return []
+    return set_blocks(net, formulation, checkpointing)

@@ -1,0 +1,37 @@
+"""Write what there is to know of the options: `python -m promptir_basicsr.schema`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import promptir_basicsr  # noqa: F401  (registers)
+from promptir_basicsr.schema.json_schema_util import json_schema
+from promptir_basicsr.schema.reference_util import JSON_SCHEMA, REFERENCE, reference
+
+
+def main() -> int:
+    """Print the JSON schema of option files, or write it and the table of every key into a folder."""
+    parser = argparse.ArgumentParser(prog='python -m promptir_basicsr.schema', description=main.__doc__)
+    parser.add_argument(
+        '--write', metavar='DIR', type=Path, help=f'write {JSON_SCHEMA} and {REFERENCE} into this folder'
+    )
+    args = parser.parse_args()
+    if args.write is None:
+        sys.stdout.write(files()[JSON_SCHEMA])
+        return 0
+    if not args.write.is_dir():
+        sys.stderr.write(f"--write: the folder '{args.write}' does not exist.\n")
+        return 2
+    for name, text in files().items():
+        (args.write / name).write_text(text, encoding='utf-8')
+    return 0
+
+
+def files() -> dict[str, str]:
+    """The files by name."""
+    return {JSON_SCHEMA: json.dumps(json_schema(), indent=1) + '\n', REFERENCE: reference()}
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Options of data sets and of their tasks.
+
+What needs the images, other tasks or the phase is checked where the tasks are built.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictInt, StrictStr
+
+from promptir_basicsr.schema.registered_util import Registered
+from promptir_basicsr.schema.section_util import Section, option
+from promptir_basicsr.schema.value_util import (
+    CheckedElsewhere,
+    Count,
+    CountFromZero,
+    FileName,
+    Flag,
+    OneOf,
+    Positive,
+    Text,
+    Told,
+)
+
+
+class LoadedDataset(Section, extra='ignore'):
+    """Keys of any data set that BasicSR reads."""
+
+    name: FileName = option(description='in logs and results; folder of its pictures')
+    type: Annotated[str, CheckedElsewhere()] = option(
+        description='`AllInOneDataset`, or another data set registered with BasicSR, whose other options pass untouched'
+    )
+    phase: Annotated[str, CheckedElsewhere()] = option('', description='set by BasicSR from the key of the data set')
+    scale: Annotated[int, CheckedElsewhere()] = option(1, description="set by BasicSR to the run's")
+    batch_size_per_gpu: Count = option(1, description='samples of an iteration, of each GPU or process; training only')
+    num_worker_per_gpu: CountFromZero = option(0, description='processes that read images; training only')
+    dataset_enlarge_ratio: Annotated[
+        float, Field(strict=True, gt=0, le=1_000_000_000), Told('{found} is not a number above 0.')
+    ] = option(1, description='2 takes the whole epoch twice, with other random draws; a fraction takes a random part')
+    use_shuffle: Annotated[bool, CheckedElsewhere()] = option(
+        True, description='without meaning here: training is always shuffled'
+    )
+    io_backend: Annotated[dict[str, Any], CheckedElsewhere()] = option(
+        {}, description='without meaning here: whether a source is a folder or an LMDB shows in its path'
+    )
+    prefetch_mode: Annotated[Literal['cpu', 'cuda'], OneOf('mode')] | None = option(
+        None, description='BasicSR reads batches ahead on the CPU, or copies them to the GPU ahead (`cuda`)'
+    )
+    num_prefetch_queue: Count = option(1, description='batches that are read ahead')
+    pin_memory: Flag = option(False, description='faster copies to a GPU; switched off where there is none')
+    persistent_workers: Flag = option(False, description='workers live on from epoch to epoch; training only')
+
+
+class LoadedTraining(LoadedDataset):
+    """Of a training set BasicSR reads two keys without a default."""
+
+    batch_size_per_gpu: Count = option(description='samples of an iteration, of each GPU or process')
+    num_worker_per_gpu: CountFromZero = option(description='processes that read images; 0 reads in the main process')
+
+
+class SamplingOptions(Section):
+    """`sampling` of a training set; see docs/sampling.md."""
+
+    temperature: Annotated[float, Field(strict=True, gt=0), Told('{found} is not a number above 0.')] | None = option(
+        None, description='T: shares in proportion to (images x copies)^(1/T); 1 changes nothing, `.inf` is equal'
+    )
+    fixed_shares: Flag | None = option(
+        None, description='every batch holds the same number of samples of each task; left out: false'
+    )
+    epoch_size: Count | None = option(
+        None, description='samples an epoch; left out, the sum over the tasks of images x copies'
+    )
+
+
+class PairingOptions(Section):
+    """Path templates of a pairing rule of one's own; see docs/data.md."""
+
+    lq: Text = option(description='template of the degraded image, such as `input/{id}_rainy.{ext}`')
+    gt: Text = option(description='template of the clear image, filled with the fields of `lq`')
+
+
+Degradation = Annotated[dict[str, Any], Registered('degradation')]
+
+
+def _nullable(schema: dict[str, Any]) -> None:
+    """`~` takes a key of the protocol's task away."""
+    for key, value in schema['properties'].items():
+        kind = {name: part for name, part in value.items() if name not in ('description', 'title', 'default')}
+        schema['properties'][key] = {'anyOf': [kind, {'type': 'null'}], 'description': value['description']}
+
+
+class TaskOptions(Section, json_schema_extra={'required': ['type']}):
+    """One degradation of one corpus."""
+
+    name: Annotated[str, CheckedElsewhere()] = option(
+        None, description='unique in the data set, without spaces and slashes; left out, the `type`'
+    )
+    type: Annotated[str, CheckedElsewhere()] = option(
+        None, description='a word of the vocabulary of degradations, `degradations` of the data set'
+    )
+    label: CountFromZero | None = option(
+        None, description="class id given to networks that take one; left out, the word's position"
+    )
+    copies: Count = option(1, description='how often each image is seen in an epoch; training only')
+    weight: Positive | None = option(None, description='share of the epoch instead of `copies`; training only')
+    expected_images: Count | None = option(
+        None, description='the published number of images; another number is noted in the log'
+    )
+    known_counts: Annotated[dict[StrictInt, StrictStr], Told('give `number: what it means`, not {found}.')] | None = (
+        option(None, description='`{number: words}`: other numbers that are met and what they mean')
+    )
+    clean: Annotated[str, CheckedElsewhere()] = option(
+        None, description='synthesised: folder or LMDB of clean images; needs `degrade`'
+    )
+    degrade: Annotated[Degradation | list[Degradation], CheckedElsewhere()] = option(
+        None, description='synthesised: one degradation, or a list of them applied in order; see degradations.md'
+    )
+    lq: Annotated[str, CheckedElsewhere()] = option(
+        None, description='paired: folder or LMDB of degraded images; needs `gt`'
+    )
+    gt: Annotated[str, CheckedElsewhere()] = option(
+        None, description='paired: folder or LMDB of clear images; needs `lq`'
+    )
+    root: Annotated[str, CheckedElsewhere()] = option(
+        None, description='paired: folder or LMDB of both, instead of `lq` and `gt`; needs `pairing`'
+    )
+    pairing: Annotated[str | PairingOptions, CheckedElsewhere()] = option(
+        'same_name', description='paired: name of a rule of data.md, or templates; needed with `root`'
+    )
+    list: Annotated[str, CheckedElsewhere()] = option(
+        None, description='text file, one name a line: which images to take; left out, all'
+    )
+    files: Annotated[tuple[str, ...], CheckedElsewhere()] = option(
+        None, description='the same as a list of names in the option file'
+    )
+
+
+class TaskChange(TaskOptions, json_schema_extra=_nullable):
+    """Changes to a task of a protocol: what is given replaces the protocol's, `~` takes it away."""
+
+
+class AllInOneOptions(Section, extra='ignore'):
+    """What AllInOneDataset reads; see docs/data.md."""
+
+    protocol: Annotated[str, CheckedElsewhere()] = option(
+        None, description='name or file of a published protocol, which gives what is not given beside it; protocols.md'
+    )
+    dataroot: Annotated[str, CheckedElsewhere()] = option(
+        None, description='where relative paths of the tasks start; left out, the current folder'
+    )
+    tasks: Annotated[list[TaskOptions] | dict[str, TaskChange | None], CheckedElsewhere()] = option(
+        None, description='list of tasks; beside `protocol` not needed, or a mapping that changes its tasks by name'
+    )
+    degradations: Annotated[list[str], CheckedElsewhere()] = option(
+        None, description='vocabulary of degradations; the position of a word is its label. Left out, five words'
+    )
+    sampling: Annotated[SamplingOptions | None, CheckedElsewhere()] = option(
+        None, description='shares of the tasks other than by `copies`; training only'
+    )
+    cache_gb: Annotated[float | None, CheckedElsewhere()] = option(
+        None, description='most memory in GB, in each process, for keeping decoded images; training only'
+    )
+    gt_size: Count | None = option(
+        None, description='side of the square random crop in pixels, needed in training; validation uses whole images'
+    )
+    crop_multiple: Count = option(
+        1, description='first cut at the centre to sides that are multiples of this; the published protocols: 16'
+    )
+    use_hflip: Flag = option(False, description='random horizontal flips')
+    use_rot: Flag = option(
+        False, description='random vertical flips and quarter turns; with `use_hflip` all 8 symmetries of the square'
+    )
+    augment_identity: Flag = option(
+        True, description='whether the untouched crop is among the flips and turns; the released programs never draw it'
+    )
+    seed: CountFromZero | None = option(
+        None, description='of every random draw; left out, `manual_seed` in training and 0 in validation and test'
+    )
+
+
+class AllInOneTrainingOptions(AllInOneOptions):
+    """In training the size of the crops is needed."""
+
+    gt_size: Count = option(description='side of the square random crop in pixels')
+
+
+def _needs_tasks(schema: dict[str, Any]) -> None:
+    """A protocol brings tasks and the size of crops."""
+    needed = [key for key in ('tasks', 'gt_size') if key == 'tasks' or key in schema['required']]
+    schema['required'] = [key for key in schema['required'] if key not in needed]
+    schema['anyOf'] = [{'required': ['protocol']}, {'required': needed}]
+
+
+class TrainingSet(AllInOneTrainingOptions, LoadedTraining, extra='forbid', json_schema_extra=_needs_tasks):
+    """`datasets.train` of type AllInOneDataset."""
+
+
+class MeasuringSet(AllInOneOptions, LoadedDataset, extra='forbid', json_schema_extra=_needs_tasks):
+    """`datasets.val`, `datasets.test` and further ones, of type AllInOneDataset."""

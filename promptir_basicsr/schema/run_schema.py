@@ -1,0 +1,382 @@
+"""Options of a whole run: what an option file may hold at its top, and in `path`, `val` and `logger`."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, Strict
+from pydantic.fields import FieldInfo
+
+from promptir_basicsr.option_util import shown
+from promptir_basicsr.schema.registered_util import Registered
+from promptir_basicsr.schema.section_util import Section, option
+from promptir_basicsr.schema.train_schema import HostTrainOptions, PromptTrainOptions, SensorTrainOptions
+from promptir_basicsr.schema.value_util import (
+    CheckedElsewhere,
+    Count,
+    CountFromZero,
+    ExistingFile,
+    FileName,
+    FileSuffix,
+    Flag,
+    OneOf,
+    Port,
+    Positive,
+    Seed,
+    Text,
+    Told,
+    told,
+)
+
+PromptScale = Annotated[Literal[1], Told('{found}; PromptModel restores at the same size, scale: 1.')]
+SensorScale = Annotated[Literal[1], Told('{found}; SensorModel has no use for it, scale: 1.')]
+Precision = Annotated[Literal['fp32', 'tf32', 'bf16', 'fp16'], OneOf('precision')]
+Compile = Annotated[
+    Annotated[bool, Strict()] | Literal['max-autotune'], Told('{found}; allowed: false, true, max-autotune.')
+]
+Formulation = Annotated[Literal['fast', 'plain'], OneOf('choice')]
+Checkpointing = Annotated[Literal['none', 'gate', 'block'], OneOf('choice')]
+Gpus = Annotated[Literal['auto'] | CountFromZero, Told('{found} is not a whole number of at least 0.')]
+Backend = Annotated[Literal['nccl', 'gloo', 'mpi', 'cpu:gloo,cuda:nccl'], OneOf('backend')]
+Metric = Annotated[dict[str, Any], Registered('metric'), CheckedElsewhere()]
+StopSignal = Literal['SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU']
+Metrics = Annotated[dict[str, Metric], Told('give `name: {{type: ...}}`, not {found}.')]
+Network = Annotated[dict[str, Any], Registered('network'), Told('give options `key: value`, not {found}.')]
+
+
+class PathOptions(Section):
+    """`path`."""
+
+    pretrain_network_g: ExistingFile | None = option(
+        None,
+        description="weights to start from; weights released by PromptIR's authors load as well, as a state dict, and "
+        'those of the plain network into PromptedNetwork and PIPNAFNet, whose prompts then start afresh. The file must '
+        'not lie in the folder of the run itself',
+    )
+    param_key_g: Text | None = option(
+        'params',
+        description='which weights of the file: `params`, `params_ema`; of a bare state dict, all. Averaged weights '
+        '(`ema_decay`) start from `params_ema` where the file has them',
+    )
+    strict_load_g: Flag = option(True, description='every name and size must fit')
+    grow_g: Flag = option(
+        False,
+        description='start from weights with fewer prompts or labels than the network: those of the file are kept, the '
+        'others start afresh; see extending.md',
+    )
+    pretrain_network_sensor: ExistingFile | None = option(
+        None, description="weights of the network's `sensor`: a checkpoint of SensorModel; see sensor.md"
+    )
+    resume_state: ExistingFile | None = option(
+        None, description='a `.state` file to continue from; `--auto_resume` takes the newest of the run'
+    )
+    ignore_resume_networks: (
+        Annotated[list[str], Field(strict=True), Told('give a list such as [network_g], not {found}.')] | None
+    ) = option(None, description="BasicSR's: networks that a resume leaves alone")
+    experiments_root: Text | None = option(
+        None,
+        description='folder that holds the folders of runs, relative to the current folder; left out, `experiments`',
+    )
+    results_root: Text | None = option(None, description='the same for `basicsr test`; left out, `results`')
+
+
+class HostPathOptions(PathOptions, extra='ignore'):
+    """`path` of models that are not ours: further keys are theirs."""
+
+
+class LoggerOptions(Section):
+    """`logger`."""
+
+    print_freq: Count = option(
+        description='iterations between lines of the log; losses are means since the line before, `l_pix_TASK` over '
+        'the samples of that task'
+    )
+    save_checkpoint_freq: Count = option(
+        description='iterations between checkpoints: `models/net_g_ITER.pth` and `training_states/ITER.state`, written '
+        'whole or not at all'
+    )
+    use_tb_logger: Flag = option(description='TensorBoard files below `tb_logger/NAME`')
+    wandb: Annotated[dict[str, Any], Told('give options such as {{project: ...}}, not {found}.')] | None = option(
+        None, description="BasicSR's: `project`, `resume_id`"
+    )
+
+
+class OwnLoggerOptions(LoggerOptions):
+    """`logger` of PromptModel and SensorModel."""
+
+    keep_last: Count | None = option(
+        None,
+        description='checkpoints that are kept, the newest ones; `net_g_best.pth` and `net_g_latest.pth` stay as well. '
+        'Older ones are removed once the newest can be read back. Left out, all are kept',
+    )
+    stop_signals: (
+        Annotated[list[StopSignal], Told(f'{{found}}; give a list of some of {", ".join(get_args(StopSignal))}.')]
+        | None
+    ) = option(
+        None,
+        description='signals that end a training with its state saved, beside SIGTERM and SIGINT, such as [SIGUSR1] '
+        'for `sbatch --signal=USR1@120`; see resume.md',
+    )
+
+
+class DistOptions(Section):
+    """`dist_params`."""
+
+    backend: Backend | None = option(
+        None, description='left out, `nccl`. Processes on CPUs, which it does not know, take `gloo` in its place'
+    )
+    port: Port | None = option(None, description='of the first node, under Slurm; left out, MASTER_PORT or 29500')
+    timeout: Positive | None = option(
+        None, description='seconds that a process waits for the others before it gives up; left out, 1800'
+    )
+
+
+def _check_labels(labels: Any) -> Any:
+    if labels == 1 and labels is not True:  # which Python takes for true
+        raise told(f'{shown(labels)}; allowed: true (those of the data), sensor, or a mixture {{name: weight}}.')
+    return labels
+
+
+class _ValOptions(Section):
+    """What every validation has."""
+
+    val_freq: Count = option(1, description='iterations between validations; training only, where it is needed')
+    save_img: Flag = option(
+        description='write pictures below `visualization/SET/TASK/`: in training input, restored and target side by '
+        'side, in a test the restored image as well'
+    )
+    pbar: Flag = option(False, description='progress bar')
+    use_ema: Flag = option(True, description='validate the averaged weights where there are any')
+
+
+class _OwnValOptions(Section):
+    """What validations of PromptModel and SensorModel have in common."""
+
+    precision: Precision | None = option(None, description='of the network in validations and tests; left out, fp32')
+    compile: Flag | None = option(
+        None,
+        description='torch.compile of the network in validations and tests, for images of any size; left out, false',
+    )
+
+
+class HostValOptions(_ValOptions, extra='ignore'):
+    """What BasicSR, and PromptModel, read of `val` in a test; what else there is, is the model's."""
+
+    suffix: FileSuffix | None = option(
+        None, description='in a test, ending of the names of restored images; left out, `restored`'
+    )
+    metrics: Metrics | None = option(None, description='name -> `type:` and options; the names are the columns')
+    best_metric: Annotated[str, CheckedElsewhere()] = option(
+        None, description='decides, averaged over tasks, on the best weights; left out, the first of `metrics`'
+    )
+    contact_sheet: Flag = option(False, description='write `contact_sheet.png`: the first image of each task')
+    labels: Annotated[
+        Literal[True, 'sensor'] | dict[str | int, Any],
+        BeforeValidator(_check_labels),
+        Told('{found}; allowed: true (those of the data), sensor, or a mixture {{name: weight}}.'),
+    ] = option(
+        True,
+        description='the labels that networks are given which take any: `true`, those of the data, `sensor`, those '
+        "that the network's own sensor finds, see sensor.md, or a mixture for every image, "
+        '`{derain: 0.7, dehaze: 0.3}`',
+    )
+
+
+class PromptValOptions(_OwnValOptions, HostValOptions, extra='forbid'):
+    """`val` of PromptModel in a test."""
+
+    comparisons: CountFromZero | None = option(None, description='most pictures a task and validation; left out, all')
+    size_multiple: Count | None = option(
+        None,
+        description="pad the input to multiples of this; left out, the network's `size_multiple` or its option "
+        '`window_size`',
+    )
+
+
+class SensorValOptions(_OwnValOptions, _ValOptions):
+    """`val` of SensorModel in a test."""
+
+
+VAL_FREQ: Any = option(description='iterations between validations')
+
+
+class HostTrainingValOptions(HostValOptions):
+    """`val` of other models in a training."""
+
+    val_freq: Count = VAL_FREQ
+
+
+class PromptTrainingValOptions(PromptValOptions):
+    """`val` of PromptModel in a training."""
+
+    val_freq: Count = VAL_FREQ
+
+
+class SensorTrainingValOptions(SensorValOptions):
+    """`val` of SensorModel in a training."""
+
+    val_freq: Count = VAL_FREQ
+
+
+TrainingData = Annotated[dict[str, Any], Registered('training set')]
+MeasuringData = Annotated[dict[str, Any], Registered('measuring set')]
+
+
+class Datasets(Section):
+    """The data sets of a run; several of a phase are `val_1`, `val_2`."""
+
+    @classmethod
+    def field_of(cls, key: str) -> FieldInfo | None:
+        return cls.model_fields.get(key.partition('_')[0])
+
+
+class TrainingDatasets(Datasets):
+    """`datasets` of a training."""
+
+    train: TrainingData = option(description='the training set')
+    val: MeasuringData = option(None, description='a validation set; several are `val_1`, `val_2`')
+
+
+class TestDatasets(Datasets):
+    """`datasets` of a test."""
+
+    test: MeasuringData = option(None, description='a test set; several are `test_1`, `test_2`')
+    val: MeasuringData = option(None, description='a test set as well')
+
+
+class HostRun(Section, extra='ignore'):
+    """What BasicSR reads of a run of any model."""
+
+    name: FileName = option(
+        description='of the run: folder below `experiments/` (train) or `results/` (test). A name with `debug` in it '
+        "switches on BasicSR's debug mode"
+    )
+    model_type: Annotated[str, CheckedElsewhere()] = option(
+        description='`PromptModel`, or `SensorModel` for a sensor; other models registered with BasicSR get their '
+        'options untouched'
+    )
+    num_gpu: Gpus = option(
+        description='GPUs of this process, `auto` for all there are, 0 for the CPU. Several processes: torchrun and '
+        '`--launcher pytorch`'
+    )
+    manual_seed: Seed | None = option(
+        None,
+        description='of weights, order and every random draw of the training data; validation has a `seed` of its own. '
+        'Left out, BasicSR draws one and logs it',
+    )
+    path: PathOptions = option(description='files and folders')
+
+
+class HostTraining(HostRun):
+    """A training of a model that is not ours."""
+
+    datasets: Annotated[TrainingDatasets, CheckedElsewhere(mapping=True)] = option(description='`train`, `val`')
+    path: HostPathOptions = option(description='files and folders')
+    network_g: Network = option(None, description='`type:` a network, and its arguments')
+    train: HostTrainOptions = option(description='the training')
+    val: HostTrainingValOptions = option(None, description='validation during the training')
+    logger: LoggerOptions = option(description='what is written, and when')
+
+
+class HostTest(HostRun):
+    """A test of a model that is not ours."""
+
+    datasets: Annotated[TestDatasets, CheckedElsewhere(mapping=True)] = option(description='`test`, `val`')
+    path: HostPathOptions = option(description='files and folders')
+    network_g: Network = option(None, description='`type:` a network, and its arguments')
+    val: HostValOptions = option(description='what is measured')
+
+
+class OwnRun(HostRun, extra='forbid'):
+    """What runs of PromptModel and SensorModel have in common."""
+
+    find_unused_parameters: Flag = option(
+        False, description='of DistributedDataParallel; not needed by the networks here'
+    )
+    network_g: Network = option(
+        description="`type:` a network registered with BasicSR, and its constructor's arguments"
+    )
+    dist_params: DistOptions | None = option(None, description='of several processes; see distributed.md')
+    precision: Precision | None = option(
+        None,
+        description='of a training step; left out, fp32, and GPUs do not round to TF32 then. See '
+        'options.md#precision-memory-and-speed',
+    )
+    formulation: Formulation | None = option(
+        None,
+        description='two ways to compute the same, in PromptIR, PIP and networks with their blocks; left out, fast',
+    )
+    activation_checkpointing: Checkpointing | None = option(
+        None,
+        description='what a training step keeps for its backward pass: `none` everything, `gate` what convolutions '
+        "give, `block` the inputs of blocks. Left out, the network's own: `gate` for PromptIR and PIP, else `none`",
+    )
+    channels_last: Flag | None = option(
+        None,
+        description='images and convolutions with the channels of a pixel side by side; left out, false. PromptIR and '
+        'PIP find their layout themselves',
+    )
+    compile: Compile | None = option(None, description='torch.compile of the training step; left out, false')
+
+
+class OwnTraining(OwnRun):
+    """A training of ours."""
+
+    datasets: Annotated[TrainingDatasets, CheckedElsewhere(mapping=True)] = option(
+        description='`train`, and `val` or several `val_1`, `val_2`'
+    )
+    logger: OwnLoggerOptions = option(description='what is written, and when')
+
+
+class OwnTest(OwnRun):
+    """A test of ours; the sections of the training are passed over, so that a file can be copied."""
+
+    datasets: Annotated[TestDatasets, CheckedElsewhere(mapping=True)] = option(
+        description='`test`, or several `test_1`, `test_2`'
+    )
+    logger: Annotated[OwnLoggerOptions, CheckedElsewhere()] = option(None, description='of the training; passed over')
+
+
+class PromptTraining(OwnTraining):
+    """An option file of `basicsr train` with `model_type: PromptModel`."""
+
+    scale: PromptScale = option(1, description='1; the model restores at the same size')
+    train: PromptTrainOptions = option(description='losses, optimizer, schedule')
+    val: PromptTrainingValOptions = option(None, description='validation during the training')
+
+
+class PromptTest(OwnTest):
+    """An option file of `basicsr test` with `model_type: PromptModel`."""
+
+    scale: PromptScale = option(1, description='1; the model restores at the same size')
+    train: Annotated[PromptTrainOptions, CheckedElsewhere()] = option(None, description='of the training; passed over')
+    val: PromptValOptions = option(description='what is measured')
+
+
+class SensorTraining(OwnTraining):
+    """An option file of `basicsr train` with `model_type: SensorModel`."""
+
+    scale: SensorScale = option(1, description='1')
+    train: SensorTrainOptions = option(description='optimizer, schedule')
+    val: SensorTrainingValOptions = option(None, description='validation during the training')
+
+
+class SensorTest(OwnTest):
+    """An option file of `basicsr test` with `model_type: SensorModel`."""
+
+    scale: SensorScale = option(1, description='1')
+    train: Annotated[SensorTrainOptions, CheckedElsewhere()] = option(None, description='of the training; passed over')
+    val: SensorValOptions = option(description='what is measured')
+
+
+OWN_RUNS: dict[tuple[str, bool], type[OwnRun]] = {
+    ('PromptModel', True): PromptTraining,
+    ('PromptModel', False): PromptTest,
+    ('SensorModel', True): SensorTraining,
+    ('SensorModel', False): SensorTest,
+}
+"""By `model_type`, and whether it is a training."""
+
+
+def run_schema(model_type: object, is_train: bool) -> type[HostRun]:
+    """What decides on the options of a run."""
+    own = OWN_RUNS.get((model_type, is_train)) if isinstance(model_type, str) else None
+    return own or (HostTraining if is_train else HostTest)

@@ -1,0 +1,103 @@
+"""Options of the section `train`."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from promptir_basicsr.schema.registered_util import Registered
+from promptir_basicsr.schema.section_util import Section, option
+from promptir_basicsr.schema.value_util import Count, Told, Typed, Warmup
+
+Optimizer = Annotated[Typed, Registered('optimizer')]
+Schedule = Annotated[Typed, Registered('schedule')]
+ImageLoss = Annotated[Typed, Registered('loss')]
+Clip = Annotated[
+    float,
+    Field(strict=True, gt=0, allow_inf_nan=False),
+    Told('{found} is not a number above 0. Leave the key out for no clipping.'),
+]
+
+OPTIMIZER = '`type:` any optimizer of `torch.optim` (`Adam`, `AdamW`, ...), `lr`, and its arguments'
+SCHEDULE = '`type:` a schedule and its arguments'
+
+
+class IterationOptions(Section):
+    """What every training has."""
+
+    total_iter: Count = option(description='iterations of the run')
+    warmup_iter: Warmup = option(
+        -1, description="BasicSR's own linear warm-up, on top of any schedule; leave it out with the schedules of ours"
+    )
+    optim_g: Optimizer | None = option(None, description=OPTIMIZER)
+    scheduler: Schedule | None = option(None, description=SCHEDULE)
+    grad_clip_norm: Clip | None = option(
+        None, description='largest norm of the whole gradient; the norm before clipping is logged as `grad_norm`'
+    )
+
+
+class HostTrainOptions(IterationOptions, extra='ignore'):
+    """`train` of models that are not ours: what BasicSR reads; the rest is the model's."""
+
+    pixel_opt: ImageLoss | None = option(None, description='the loss')
+    perceptual_opt: Typed | None = option(None, description="BasicSR's `PerceptualLoss`")
+
+
+class OwnTrainOptions(IterationOptions):
+    """What PromptModel and SensorModel have in common."""
+
+    optim_g: Optimizer = option(description=OPTIMIZER)
+    scheduler: Schedule = option(description=SCHEDULE)
+    accumulate: Count | None = option(
+        None,
+        description='in how many equal parts the batch passes the network, see '
+        'options.md#precision-memory-and-speed; it must divide `batch_size_per_gpu`, and losses must be means over '
+        'images (no `reduction: sum`). Left out, 1',
+    )
+    ema_decay: Annotated[
+        float, Field(strict=True, ge=0, lt=1), Told('{found} is not a number from 0 (no EMA) to below 1.')
+    ] = option(
+        0,
+        description='decay of the averaged weights, 0 for none; they are validated and saved as `params_ema`',
+    )
+    max_sick_steps: Count | None = option(
+        None,
+        description='steps in a row whose loss or gradient is not finite that end the training, with its state saved; '
+        'each of them is left out, named in the log and counted. Left out, 10. See resume.md',
+    )
+
+
+class PromptTrainOptions(OwnTrainOptions):
+    """`train` of PromptModel."""
+
+    pixel_opt: ImageLoss | None = option(
+        None,
+        description='the loss: `type:` registered with BasicSR (`L1Loss`, `CharbonnierLoss`, `MSELoss`, '
+        '`SmoothL1Loss`), `loss_weight`; needed, unless one of the next two stands alone',
+    )
+    frequency_opt: ImageLoss | None = option(
+        None, description='a second loss of the images: `FrequencyLoss`, or any that `pixel_opt` takes'
+    )
+    perceptual_opt: Typed | None = option(None, description="BasicSR's `PerceptualLoss`")
+    prompt_opt: Annotated[Typed, Registered('prompt loss')] | None = option(
+        None, description="a loss of the network's prompts: `PromptDecorrelationLoss`"
+    )
+    loss_scaler: (
+        Annotated[
+            dict[str, Any],
+            Told('give options such as {{history: 100, limit: 5, factor: 2.5}}, not {found}.'),
+            Registered('loss scaler'),
+        ]
+        | None
+    ) = option(
+        None,
+        description='scales the losses of images down in a batch where they are far above the smallest of late; '
+        "`{}` for the released program's numbers",
+    )
+
+
+class SensorTrainOptions(OwnTrainOptions):
+    """`train` of SensorModel, whose loss is cross entropy."""
+
+    label_smoothing: (
+        Annotated[float, Field(strict=True, ge=0, lt=1), Told('{found} is not a number from 0 to below 1.')] | None
+    ) = option(None, description='how much of a label is spread over all degradations; left out, 0')

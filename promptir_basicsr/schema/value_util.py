@@ -1,0 +1,127 @@
+"""Kinds of values that options have, each with the sentence for what does not fit."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, Strict, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
+
+from promptir_basicsr.option_util import quotes_hint, shown, unknown
+
+TOLD = 'told'
+"""The type of errors that are in our words already."""
+
+
+def told(sentence: str) -> PydanticCustomError:
+    """An error in our words; the sentence goes behind the place of the option."""
+    return PydanticCustomError(TOLD, '{sentence}', {'sentence': sentence})
+
+
+class Told:
+    """Annotation: what is said of a value that does not fit, whatever the reason; `{found}` stands for the value."""
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any, inner: Callable[[Any], Any]) -> Any:
+        try:
+            return inner(value)
+        except ValidationError as error:
+            raise told(self.sentence.format(found=shown(value)) + quotes_hint(value)) from error
+
+
+class OneOf(Told):
+    """Annotation of a Literal: a word that is none of them gets a suggestion.
+
+    Args:
+        kind: what the words are, as in `unknown mode 'gpu'`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        self.allowed = [str(word).lower() if isinstance(word, bool) else str(word) for word in get_args(source)]
+        return super().__get_pydantic_core_schema__(source, handler)
+
+    def _check(self, value: Any, inner: Callable[[Any], Any]) -> Any:
+        try:
+            return inner(value)
+        except ValidationError as error:
+            raise told(unknown('', self.kind, value, self.allowed).removeprefix(': ')) from error
+
+
+class CheckedElsewhere:
+    """Annotation: the type says what the option looks like; its values are checked where their context is known.
+
+    Args:
+        mapping: here it is checked that there are options at all.
+    """
+
+    def __init__(self, mapping: bool = False) -> None:
+        self.mapping = mapping
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any, _: Callable[[Any], Any]) -> Any:
+        if self.mapping and not isinstance(value, Mapping):
+            raise told(f'give options `key: value`, not {shown(value)}.')
+        return value
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is one file or folder below the one that it is joined to, on any system."""
+    inside = not set(name) & set('/\\\0') and name not in ('.', '..')
+    return inside and bool(name.strip()) and name.isprintable() and len(name.encode()) <= 200
+
+
+def check_file_name(name: str) -> str:
+    """The name, if it is one.
+
+    Raises:
+        PydanticCustomError: `is_file_name` is false.
+    """
+    if is_file_name(name):
+        return name
+    if not name.strip() or set(name) & set('/\\\0') or name in ('.', '..'):
+        raise told(f'{shown(name)} is not a name without slashes.')
+    raise told(f'{shown(name)} is not a name for a file: at most 200 bytes, all of them letters that print.')
+
+
+def _check_suffix(text: str) -> str:
+    if text:
+        check_file_name(text)
+    return text
+
+
+def _check_file(path: str) -> str:
+    if not os.path.isfile(os.path.expanduser(path)):
+        raise told(f'the file {shown(path, most=1000)} does not exist.')
+    return path
+
+
+Flag = Annotated[bool, Strict(), Told('{found} is neither true nor false.')]
+Count = Annotated[int, Strict(), Field(ge=1), Told('{found} is not a whole number of at least 1.')]
+CountFromZero = Annotated[int, Strict(), Field(ge=0), Told('{found} is not a whole number of at least 0.')]
+Warmup = Annotated[int, Strict(), Field(ge=-1), Told('{found} is not a whole number of at least -1.')]
+Seed = Annotated[
+    int, Strict(), Field(ge=0, lt=2**31), Told('{found} is not a whole number of at least 0 and below 2,147,483,648.')
+]
+"""numpy takes 32 bits; BasicSR adds the numbers of processes and workers."""
+Port = Annotated[int, Strict(), Field(ge=1, le=65535), Told('{found} is not a port from 1 to 65535.')]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), Told('{found} is not a number above 0.')]
+Text = Annotated[str, Strict(), Told('{found} is not text.')]
+FileName = Annotated[
+    str,
+    Strict(),
+    Told('{found} is not text. Put a name made of digits in quotes.'),
+    AfterValidator(check_file_name),
+]
+FileSuffix = Annotated[str, Strict(), Told('{found} is not text.'), AfterValidator(_check_suffix)]
+ExistingFile = Annotated[str, Strict(), Told('{found} is not text.'), AfterValidator(_check_file)]
+Typed = Annotated[dict[str, Any], Told('give options with a type, e.g. {{type: ...}}, not {found}.')]

@@ -1,0 +1,156 @@
+"""The Triton kernels: their numbers (kernel_cases.py), and what Triton's compiler makes of them for GPUs not at hand.
+
+The interpreter shows numbers; the compiler shows what the interpreter does not look at: types, and how memory is read.
+"""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from promptir_basicsr.archs import kernel_util
+from promptir_basicsr.archs.kernel_util import normalize_channels, usable
+
+CASES = Path(__file__).parent / 'kernel_cases.py'
+SLOW = [
+    'test_all_operators_are_as_torch_wants_them',
+    'test_depthwise_of_many_tiles',
+    'test_gate_of_many_tiles',
+    'test_gradients_are_the_numerical_ones',
+    'test_places_beyond_32_bits',
+]
+ORDINARY = sorted(set(re.findall(r'^def (test_\w+)', CASES.read_text(encoding='utf-8'), re.MULTILINE)) - set(SLOW))
+
+needs_triton = pytest.mark.skipif(not kernel_util.available, reason='needs Triton 3.3 or newer')
+
+
+def run_cases(directory: Path, where: str, markers: str) -> dict[str, list[str]]:
+    """Run kernel_cases.py in a process of its own. Returns what went wrong with each case, by its function's name."""
+    report = directory / 'cases.xml'
+    environment = {**os.environ, 'TRITON_CACHE_DIR': str(directory), 'PROMPTIR_KERNELS': '1'}
+    environment['TRITON_INTERPRET'] = '1' if where == 'interpreter' else '0'
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', markers, f'--junit-xml={report}']
+    process = subprocess.run([*command, str(CASES)], capture_output=True, text=True, env=environment)
+    assert process.returncode in (0, 1), process.stdout + process.stderr
+    found: dict[str, list[str]] = {}
+    for case in ElementTree.parse(report).getroot().iter('testcase'):
+        wrong = [f'{case.get("name")}: {each.text}' for each in case if each.tag in ('failure', 'error')]
+        found.setdefault(case.get('name', '').partition('[')[0], []).extend(wrong)
+    return found
+
+
+PLACES = ['interpreter', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'))]
+
+
+@pytest.fixture(scope='module', params=PLACES)
+def ordinary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return run_cases(tmp_path_factory.mktemp('kernels'), request.param, 'not slow')
+
+
+@pytest.fixture(scope='module', params=PLACES)
+def slow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return run_cases(tmp_path_factory.mktemp('kernels'), request.param, 'slow')
+
+
+@needs_triton
+@pytest.mark.parametrize('name', ORDINARY)
+def test_case(ordinary: dict[str, list[str]], name: str) -> None:
+    assert name in ordinary
+    assert not ordinary[name], '\n'.join(ordinary[name])
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SLOW)
+def test_slow_case(slow: dict[str, list[str]], name: str) -> None:
+    assert name in slow
+    assert not slow[name], '\n'.join(slow[name])
+
+
+def test_without_the_interpreter_the_cpu_is_for_torch() -> None:
+    if kernel_util.interpreted:
+        pytest.skip('TRITON_INTERPRET=1')
+    x = torch.zeros(1, 4, 2, 2).contiguous(memory_format=torch.channels_last)
+    assert not usable(x)
+    with pytest.raises(ValueError, match=r'no Triton kernel takes x, which is .* on cpu\. Ask usable\(x\)'):
+        normalize_channels(x, True, 1e-5)
+
+
+def test_without_triton_nothing_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'triton', None)
+    assert not kernel_util.has_triton()
+    old = ModuleType('triton')
+    old.__version__ = '3.2.0'
+    monkeypatch.setitem(sys.modules, 'triton', old)
+    assert not kernel_util.has_triton()
+
+
+@pytest.mark.parametrize(('value', 'expected'), [('0', False), ('1', True)])
+def test_the_environment_switches_kernels(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> None:
+    monkeypatch.setenv('PROMPTIR_KERNELS', value)
+    assert kernel_util.switched_on() is expected
+
+
+def test_a_switch_that_is_neither_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('PROMPTIR_KERNELS', 'off')
+    with pytest.raises(ValueError, match=r"PROMPTIR_KERNELS is 'off'; it must be 1 .* or 0"):
+        kernel_util.switched_on()
+
+
+# Loads and stores of a program, from the rows of its tile. Nine taps a channel; rows share the places they look at, of
+# which there are three columns of rows + 2; a gate has two halves. Loads of features are 8 bytes, four channels each.
+TRAFFIC = {
+    'convolve': (lambda rows: {16: 9, 8: 3 * (rows + 2)}, lambda rows: {8: rows}),
+    'convolve_backward': (lambda rows: {16: 9, 8: 3 * (rows + 2) + rows}, lambda rows: {8: rows, 4: 10}),
+    'gate': (lambda rows: {16: 18, 8: 6 * (rows + 2)}, lambda rows: {8: rows}),
+    'gate_backward': (lambda rows: {16: 18, 8: 6 * (rows + 2) + rows}, lambda rows: {8: 2 * rows}),
+    'normalize': (lambda rows: {16: 2}, lambda rows: {16: 2}),
+    'normalize_backward': (lambda rows: {16: 4}, lambda rows: {16: 2}),
+}
+CHOICES = {
+    'convolve': [{'HAS_BIAS': False}, {'HAS_BIAS': True}],
+    'convolve_backward': [{}],
+    'gate': [{'HAS_BIAS': bias, 'DUAL': dual} for bias in (False, True) for dual in (False, True)],
+    'normalize': [{'SUBTRACT_MEAN': False}, {'SUBTRACT_MEAN': True}],
+}
+CHOICES['normalize_backward'] = CHOICES['normalize']
+CHOICES['gate_backward'] = [{**choice, 'AGAIN': again} for choice in CHOICES['gate'] for again in (False, True)]
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    if not kernel_util.available or kernel_util.interpreted:
+        pytest.skip('needs Triton 3.3 or newer, not interpreting')
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    return importlib.import_module('tests.archs.kernel_build')
+
+
+@pytest.mark.parametrize('name', TRAFFIC)
+def test_memory_is_read_once_in_wide_words(compiler: ModuleType, name: str, tmp_path: Path) -> None:
+    """What the compiler makes of a kernel for an H100 in bfloat16, with channels that divide by 16."""
+    built = compiler.build(name, 128, torch.bfloat16, 90, **CHOICES[name][0])
+    loads, stores = TRAFFIC[name]
+    assert built.loads == loads(built.rows)
+    assert built.stores == stores(built.rows)
+    if compiler.CUOBJDUMP.exists():
+        registers, stack = compiler.registers(built.cubin, tmp_path)
+        assert stack == 0
+        assert registers <= 168  # three blocks of four warps on a multiprocessor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('capability', [75, 80, 90])
+@pytest.mark.parametrize('name', TRAFFIC)
+def test_kernels_compile_for_what_usable_allows(compiler: ModuleType, name: str, capability: int) -> None:
+    """Each dtype with each choice; by turns with widths that divide by 16, do not, and 1, a constant to Triton."""
+    dtypes = [torch.float32, torch.float16, torch.float64, *([torch.bfloat16] if capability >= 80 else [])]
+    for index, (dtype, choices) in enumerate(product(dtypes, CHOICES[name])):
+        assert compiler.build(name, (128, 127, 1)[index % 3], dtype, capability, **choices).cubin

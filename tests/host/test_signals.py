@@ -1,0 +1,195 @@
+"""A training that gets a signal finishes its iteration, saves, and ends with status 3. The trainings are real ones."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptir_basicsr import cli
+from promptir_basicsr.host.signals import StopSignals, ignore_once
+from tests.models.test_resume_util import ENVIRONMENT, assert_same_end, options
+
+COMMAND = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable))), 'train', '-opt', 'run.yml']
+
+
+def endless(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Options of a training that ends by a signal only, and saves by nothing else."""
+    changes = {'logger__save_checkpoint_freq': 100_000, 'logger__print_freq': 1, 'val__val_freq': 100_000, **changes}
+    return options(folder, 'PromptIR', train__total_iter=100_000, train__scheduler={'type': 'FixedLR'}, **changes)
+
+
+class Training:
+    """A training in a process group of its own."""
+
+    def __init__(self, folder: Path, *words: str, command: list[str] = COMMAND) -> None:
+        self.log = folder / 'said.txt'
+        with open(self.log, 'wb') as file:
+            self.process = subprocess.Popen(
+                [*command, *words],
+                cwd=folder,
+                env=ENVIRONMENT,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, text: str) -> None:
+        end = time.monotonic() + 90
+        while text not in self.said:
+            assert self.process.poll() is None, self.said[-3000:]
+            assert time.monotonic() < end, self.said[-3000:]
+            time.sleep(0.02)
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(60)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+def saved(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / 'experiments/run/training_states').glob('*.state'))
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['SIGINT', pytest.param('SIGTERM', marks=pytest.mark.slow), pytest.param('SIGUSR1', marks=pytest.mark.slow)],
+)
+def test_a_stopped_training_goes_on_to_the_same_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal reaches the workers as well, as Ctrl-C does; the training goes on with another number of them."""
+    folder, alone = tmp_path / 'stopped', tmp_path / 'alone'
+    endless(folder, datasets__train__num_worker_per_gpu=2, logger__stop_signals=['SIGUSR1'])
+    training = Training(folder)
+    training.wait_for('iter:       3,')
+    os.killpg(training.process.pid, signal.Signals[name])
+    assert training.end() == 3
+    (last,) = saved(folder)
+    assert f'{name}: the iteration is finished and saved first' in training.said
+    assert f'WARNING: {name}: stopped behind iteration {last}, whose state is saved.' in training.said
+    assert 'Traceback' not in training.said
+
+    total, words = last + 8, ['train', '-opt', 'run.yml', '--auto_resume', '--force_yml']
+    words += [
+        'datasets:train:num_worker_per_gpu=0',
+        f'train:total_iter={total}',
+        f'logger:save_checkpoint_freq={total}',
+    ]
+    words += [f'val:val_freq={total}']
+    endless(alone)
+    for each in (folder, alone):
+        monkeypatch.chdir(each)
+        assert cli.main(words) == 0
+    assert_same_end(alone, folder, total)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    endless(tmp_path)
+    training = Training(tmp_path)
+    training.wait_for('iter:       2,')
+    os.kill(training.process.pid, signal.SIGSTOP)  # so that both arrive in one iteration
+    os.kill(training.process.pid, signal.SIGTERM)
+    os.kill(training.process.pid, signal.SIGINT)
+    os.kill(training.process.pid, signal.SIGCONT)
+    assert training.end() in (-signal.SIGTERM, -signal.SIGINT)
+    assert saved(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_signal_in_a_validation_ends_between_two_images(tmp_path: Path) -> None:
+    """Its rows are missing; the training that goes on makes up for it first."""
+    opt = endless(tmp_path, val__val_freq=2)
+    folder = Path(opt['datasets']['val']['tasks'][0]['clean'])
+    for n in range(400):
+        shutil.copy(folder / 'coffee.png', folder / f'{n}.png')
+    training = Training(tmp_path, '--force_yml', 'datasets:train:tasks:0:copies=1', 'datasets:train:tasks:1:copies=1')
+    training.wait_for('iter:       2,')
+    time.sleep(0.3)
+    training.process.send_signal(signal.SIGTERM)
+    assert training.end() == 3
+    assert saved(tmp_path) == [2]
+    assert not (tmp_path / 'experiments/run/metrics.csv').exists()
+    assert 'Validation, iteration' not in training.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('to_all', [True, False], ids=['terminal', 'torchrun'])
+def test_several_processes_stop_behind_the_same_iteration(
+    to_all: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C reaches torchrun and its processes, and torchrun passes it on; a signal to torchrun is passed on."""
+    endless(tmp_path)
+    command = [str(Path(sys.executable).with_name('torchrun')), '--nproc_per_node=2', '--master_port=29611']
+    training = Training(tmp_path, '--launcher', 'pytorch', command=[*command, '-m', 'promptir_basicsr', *COMMAND[1:]])
+    training.wait_for('iter:       3,')
+    (os.killpg if to_all else os.kill)(training.process.pid, signal.SIGINT)
+    assert training.end() != 0
+    (last,) = saved(tmp_path)
+    assert f'stopped behind iteration {last}, whose state is saved.' in training.said
+    state = torch.load(tmp_path / f'experiments/run/training_states/{last}.state', weights_only=True)
+    assert len(state['processes']) == 2
+    assert state['position']['seen'] == last * 4 - state['epoch'] * 12
+
+    # One process goes on alone; the samples that both have seen are behind it.
+    words = ['train', '-opt', 'run.yml', '--auto_resume', '--force_yml', f'train:total_iter={last + 2}']
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 0
+
+
+# the parts
+
+
+def test_signals_are_what_they_were_afterwards() -> None:
+    before = signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGINT)
+    signals = StopSignals()
+    signals.install(['SIGINT', 'SIGUSR1', 'SIGNOWHERE'])
+    assert signals.asked is None
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert signals.asked == 'SIGUSR1'
+    signals.restore()
+    assert (signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_among_several_processes_the_same_signal_may_come_twice() -> None:
+    """Of Ctrl-C, once from the terminal and once from torchrun."""
+    signals = StopSignals()
+    signals.install(['SIGUSR1'], together=True)
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)  # would end this process
+    finally:
+        signals.restore()
+    assert signals.asked == 'SIGUSR1'
+
+
+def test_a_worker_outlives_the_first_signal_only() -> None:
+    worker = os.fork()
+    if not worker:
+        signal.signal(signal.SIGTERM, ignore_once)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
+
+
+def test_signals_are_checked_with_the_options(tmp_path: Path, monkeypatch, capsys) -> None:
+    endless(tmp_path, logger__stop_signals=['SIGKILL'])
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(['train', '-opt', 'run.yml']) == 2
+    assert re.search(r'logger\.stop_signals\S*: .*SIGHUP, SIGQUIT, SIGUSR1', capsys.readouterr().err)

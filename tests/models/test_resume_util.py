@@ -1,0 +1,329 @@
+"""Trainings that are killed, stopped and continued end with the weights of one that was left alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from skimage import data, io
+
+from promptir_basicsr import cli
+
+TESTS = Path(__file__).parents[1]
+DRIVER = str(Path(__file__).with_name('killed_training.py'))
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(TESTS.parent)}
+NETWORKS = {
+    'DropNet': {'type': 'DropNet'},
+    'PromptIR': {
+        'type': 'PromptIR',
+        'dim': 8,
+        'num_blocks': [1, 1, 1, 1],
+        'num_refinement_blocks': 1,
+        'heads': [1, 1, 1, 1],
+        'prompt_sizes': [4, 4, 4],
+    },
+}
+
+
+def options(folder: Path, network: str = 'DropNet', **changes: Any) -> dict[str, Any]:
+    """A run of seconds on crops of photographs, written to `run.yml`: an epoch has 12 images, in batches of 2."""
+    photographs = folder / 'photographs'
+    photographs.mkdir(parents=True, exist_ok=True)
+    for name, image in (('chelsea', data.chelsea()), ('coffee', data.coffee())):
+        io.imsave(photographs / f'{name}.png', image[100:132, 200:240])
+    noise = {'type': 'denoise', 'clean': str(photographs), 'degrade': {'type': 'gaussian_noise', 'sigma': 25}}
+    dark = {'type': 'lowlight', 'clean': str(photographs), 'degrade': {'type': 'low_light', 'exposure': 0.2}}
+    training = {'gt_size': 16, 'tasks': [{**noise, 'copies': 3}, {**dark, 'copies': 3}], 'use_hflip': True}
+    opt: dict[str, Any] = {
+        'name': 'run',
+        'model_type': 'PromptModel',
+        'num_gpu': 0,
+        'manual_seed': 0,
+        'datasets': {
+            'train': {
+                'name': 'train',
+                'type': 'AllInOneDataset',
+                **training,
+                'batch_size_per_gpu': 2,
+                'num_worker_per_gpu': 0,
+            },
+            'val': {'name': 'val', 'type': 'AllInOneDataset', 'tasks': [noise, dark]},
+        },
+        'network_g': NETWORKS[network],
+        'path': {},
+        'train': {
+            'total_iter': 12,
+            'optim_g': {'type': 'AdamW', 'lr': 1e-3},
+            'scheduler': {'type': 'LinearWarmupCosineLR', 'warmup_iter': 3},
+            'ema_decay': 0.9,
+            'grad_clip_norm': 1.0,
+            'loss_scaler': {'history': 4, 'limit': 1.05, 'factor': 1.0},
+            'pixel_opt': {'type': 'L1Loss'},
+        },
+        'val': {'val_freq': 4, 'save_img': False, 'metrics': {'psnr': {'type': 'calculate_paper_psnr'}}},
+        'logger': {'print_freq': 7, 'save_checkpoint_freq': 2, 'use_tb_logger': False},
+    }
+    for place, value in changes.items():
+        *sections, key = place.split('__')
+        section = opt
+        for name in sections:
+            section = section[name]
+        section[key] = value
+    (folder / 'run.yml').write_text(yaml.safe_dump(opt), encoding='utf-8')
+    return opt
+
+
+def killed(folder: Path, processes: int = 1, kills: int = 0, share: float = 0, alone: Path = Path()) -> list[str]:
+    """Train to the end, over so many kills, each in a share of what was left alone; see `killed_training`."""
+    done = subprocess.run(
+        [sys.executable, DRIVER, *map(str, (folder, processes, kills, share, alone / 'kills.json'))],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / 'kills.json').read_text())['struck']
+
+
+def weights(folder: Path, name: str = 'net_g_latest.pth') -> dict[str, torch.Tensor]:
+    saved = torch.load(folder / 'experiments/run/models' / name, weights_only=True)
+    return {f'{key}.{part}': value for key, parts in saved.items() for part, value in parts.items()}
+
+
+def assert_same_end(one: Path, other: Path, last: int, went_back: bool = False) -> None:
+    """Weights, averages, statistics, moments and the table, bit by bit.
+
+    Args:
+        went_back: the best weights were there before, and the state knows it.
+    """
+    for name in ('net_g_latest.pth', 'net_g_best.pth', f'net_g_{last}.pth'):
+        first, second = weights(one, name), weights(other, name)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[part], second[part]) for part in first), name
+    for name in ('metrics.csv', 'models/net_g_best.json'):
+        texts = [(folder / 'experiments/run' / name).read_text() for folder in (one, other)]
+        assert texts[0] == texts[1]
+    path = f'experiments/run/training_states/{last}.state'
+    first, second = (torch.load(folder / path, weights_only=True) for folder in (one, other))
+    for key in first.keys() - ({'best'} if went_back else set()):
+        assert same(first[key], second[key]), key
+    assert not list(other.rglob('*.tmp'))
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def test_killed_in_a_step_a_save_and_a_validation_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    alone, over = tmp_path / 'alone', tmp_path / 'killed'
+    for folder in (alone, over):
+        options(folder)
+    killed(alone)
+    assert killed(over, 1, 3, 0.4, alone) == ['step', 'save', 'validation']
+    assert_same_end(alone, over, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
+@pytest.mark.parametrize('network', NETWORKS)
+def test_killed_at_20_random_moments_training_ends_with_the_same_weights(
+    network: str, processes: int, tmp_path: Path
+) -> None:
+    alone, over = tmp_path / 'alone', tmp_path / 'killed'
+    for folder in (alone, over):
+        options(folder, network, train__total_iter=40)
+    killed(alone, processes)
+    assert killed(over, processes, 20, 0.1, alone) == ['step', 'save', 'validation', 'any'] * 5
+    assert_same_end(alone, over, 40)
+
+
+# in this process
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of 12 iterations that was left alone."""
+    folder = tmp_path_factory.mktemp('alone')
+    with pytest.MonkeyPatch.context() as patch:
+        run(folder, patch)
+    return folder
+
+
+def run(folder: Path, patch: pytest.MonkeyPatch, *changes: str, resume: bool = False, **written: Any) -> int:
+    """Train in a folder; the status."""
+    options(folder, 'PromptIR', **written)
+    patch.chdir(folder)
+    words = ['--auto_resume'] * resume + ['--force_yml', *changes] * bool(changes)
+    return cli.main(['train', '-opt', 'run.yml', *words])
+
+
+def log(folder: Path) -> str:
+    """Of the last training; BasicSR names logs by the second."""
+    logs = sorted((folder / 'experiments/run').glob('*.log'), key=lambda path: path.stat().st_mtime)
+    return logs[-1].read_text()
+
+
+def test_a_state_holds_what_weights_only_allows(alone: Path) -> None:
+    state = torch.load(alone / 'experiments/run/training_states/8.state', weights_only=True)
+    assert state['position'] == {'seen': 4, 'samples': 12, 'seed': 0}
+    assert set(state['processes'][0]['sums']) == {'l_pix', 'l_pix_denoise', 'l_pix_lowlight', 'grad_norm', 'loss_scale'}
+    assert state['best']['iter'] == 4
+    assert state['validations'].splitlines()[-1].startswith('4,,average,4,')
+
+
+def test_the_epoch_goes_on_with_the_same_batches(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the middle of the second epoch, with workers; the table of a folder that is lost comes with the state."""
+    shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
+    root = tmp_path / 'experiments/run'
+    for name in ('training_states/10.state', 'training_states/12.state', 'metrics.csv'):
+        (root / name).unlink()
+    assert run(tmp_path, monkeypatch, 'datasets:train:num_worker_per_gpu=2', resume=True) == 0
+    assert_same_end(alone, tmp_path, 12, went_back=True)
+    said = log(tmp_path)
+    assert f'--auto_resume: {root}/training_states/8.state is the newest of 4.' in said
+    assert 'The validation of iteration 8 is not in the table yet.' in said
+    assert 'Resuming training from epoch: 1, iter: 8.' in said
+    assert 'Not exact' not in said
+
+
+def test_a_torn_state_costs_the_iterations_behind_the_one_before(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
+    newest = tmp_path / 'experiments/run/training_states/12.state'
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert run(tmp_path, monkeypatch, resume=True) == 0
+    assert_same_end(alone, tmp_path, 12, went_back=True)
+    assert 'WARNING: --auto_resume: iteration 12 is not whole' in log(tmp_path)
+    assert 'Resuming training from epoch: 1, iter: 10.' in log(tmp_path)
+
+
+def test_a_state_of_an_older_version_goes_on_and_tells_what_is_not_exact(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
+    path = tmp_path / 'experiments/run/training_states/12.state'
+    state = torch.load(path, weights_only=True)
+    old = {key: state[key] for key in ('epoch', 'iter', 'optimizers', 'schedulers', 'loss_scaler')}
+    torch.save(old, path)
+    assert run(tmp_path, monkeypatch, 'train:total_iter=14', resume=True) == 0
+    said = log(tmp_path)
+    assert 'The state does not tell how far its epoch was; the epoch begins again.' in said
+    assert 'Not exact: the state is of an older version; random numbers and the means of the log begin anew.' in said
+
+
+def test_another_training_set_begins_its_epoch_anew(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
+    changes = ('datasets:train:dataset_enlarge_ratio=2', 'train:total_iter=14')
+    assert run(tmp_path, monkeypatch, *changes, resume=True) == 0
+    assert 'The samples of an epoch are 24 now and were 12; the epoch begins again.' in log(tmp_path)
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(tmp_path, monkeypatch, logger__keep_last=2, train__total_iter=8) == 0
+    root = tmp_path / 'experiments/run'
+    assert sorted(path.name for path in (root / 'training_states').iterdir()) == ['6.state', '8.state']
+    kept = {'net_g_6.pth', 'net_g_8.pth', 'net_g_best.pth', 'net_g_best.json', 'net_g_latest.pth'}
+    assert {path.name for path in (root / 'models').iterdir()} == kept
+    assert 'Removed the checkpoints of 4; the last 2 are kept.' in log(tmp_path)
+
+
+def test_a_deleted_image_does_not_cost_the_iterations_before(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless: dict[str, Any] = {
+        'train__total_iter': 100_000,
+        'train__scheduler': {'type': 'FixedLR'},
+        'logger__save_checkpoint_freq': 100_000,
+        'logger__print_freq': 1,
+        'val__val_freq': 100_000,
+    }
+
+    def delete() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            logs = list((tmp_path / 'experiments').glob('run/*.log'))
+            if logs and 'iter:       3,' in logs[0].read_text():
+                break
+            time.sleep(0.01)
+        (tmp_path / 'photographs/coffee.png').unlink()
+
+    deleter = threading.Thread(target=delete)
+    deleter.start()
+    assert run(tmp_path, monkeypatch, **endless) == 1
+    deleter.join()
+    said = log(tmp_path)
+    (last,) = (int(path.stem) for path in (tmp_path / 'experiments/run/training_states').iterdir())
+    assert f'iter: {last:7,d}, ' in said
+    assert f'iter: {last + 1:7,d}, ' not in said
+    assert "ERROR: task '" in said
+    assert f'{tmp_path}/photographs/coffee.png' in said
+    # The image is put back.
+    changes = [f'train:total_iter={last + 5}', f'logger:save_checkpoint_freq={last + 5}', f'val:val_freq={last + 5}']
+    assert run(tmp_path, monkeypatch, *changes, resume=True, **endless) == 0
+    other = tmp_path / 'other'
+    assert run(other, monkeypatch, *changes, **endless) == 0
+    assert_same_end(other, tmp_path, last + 5)
+
+
+def test_whoever_goes_back_keeps_the_table_under_another_name(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
+    root = tmp_path / 'experiments/run'
+    before = (root / 'metrics.csv').read_text()
+    assert run(tmp_path, monkeypatch, f'path:resume_state={root}/training_states/6.state', 'train:total_iter=7') == 0
+    assert (root / 'metrics.csv.old').read_text() == before
+    iterations = [line.partition(',')[0] for line in (root / 'metrics.csv').read_text().splitlines()]
+    assert iterations == ['iter', '4', '4', '4', '7', '7', '7']
+
+
+# a disk that is full
+
+
+def test_a_failed_save_is_an_error_that_leaves_all_files_whole(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of the size of a file stands for the disk's."""
+    shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
+    root = tmp_path / 'experiments/run'
+    for name in ('training_states/10.state', 'training_states/12.state', 'models/net_g_10.pth', 'models/net_g_12.pth'):
+        (root / name).unlink()
+    before = {path: path.read_bytes() for path in root.rglob('*') if path.suffix in ('.pth', '.state')}
+    options(tmp_path, 'PromptIR')
+    command = shutil.which('basicsr', path=os.path.dirname(sys.executable))
+    limited = f'ulimit -f 100; exec {command} train -opt run.yml --auto_resume'
+    done = subprocess.run(
+        ['bash', '-c', limited], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 4, done.stderr[-3000:]
+    (line,) = (line for line in done.stderr.splitlines() if ' ERROR: ' in line)
+    assert f"'{root}/models/net_g_10.pth' could not be written: File too large. It needs " in line
+    assert ' MB are free there; the system limits the size of files, see `ulimit -f`. ' in line
+    assert line.endswith(
+        'All files that were there before are whole. Make room; a training goes on with --auto_resume.'
+    )
+    assert 'Traceback' not in done.stderr
+    after = {path: path.read_bytes() for path in root.rglob('*') if path.suffix in ('.pth', '.state', '.tmp')}
+    assert {path: after[path] for path in before} == before
+    assert set(after) == set(before)
+    # There is room again.
+    assert run(tmp_path, monkeypatch, resume=True) == 0
+    assert_same_end(alone, tmp_path, 12, went_back=True)
