@@ -154,7 +154,7 @@ def test_a_profile_has_every_kind_and_the_parts_of_a_real_run(capsys: pytest.Cap
     shares = {row['part of an iteration']: float(row['share'].rstrip(' %')) for row in table_of(parts)}
     assert sum(shares[part] for part in profile_step.PARTS) == pytest.approx(100, abs=0.5)
     assert all(share > 0 for share in shares.values())
-    assert 'threads' in hardware
+    assert 'thread' in hardware
 
 
 def test_the_profile_tells_convolutions_apart_and_backward_sums() -> None:

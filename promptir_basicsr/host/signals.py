@@ -85,11 +85,23 @@ def ignore_once(number: int, _: object) -> None:
 
 
 def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
-    """BasicSR's, in a process that outlives the first signal."""
+    """BasicSR's, in a process that outlives the first signal, unless its own parent sends it."""
     _host_worker_init(worker_id, num_workers, rank, seed)
     for name in (*ALWAYS, *FURTHER):
-        if hasattr(signal, name):
+        if name != 'SIGTERM' and hasattr(signal, name):
             signal.signal(getattr(signal, name), ignore_once)
+    # The parent ends its workers by SIGTERM and waits for them. Only this call tells who has sent it; macOS lacks it.
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    others = 0
+    while others < 2:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        others += 1 if sender != os.getppid() else 2
+    os._exit(0)
 
 
 def adapt() -> None:

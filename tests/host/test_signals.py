@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from promptir_basicsr import cli
-from promptir_basicsr.host.signals import StopSignals, ignore_once
+from promptir_basicsr.host.signals import StopSignals, worker_init_fn
 from tests.models.test_resume_util import ENVIRONMENT, assert_same_end, options
 
 COMMAND = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable))), 'train', '-opt', 'run.yml']
@@ -134,7 +134,7 @@ def test_several_processes_stop_behind_the_same_iteration(
     to_all: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C reaches torchrun and its processes, and torchrun passes it on; a signal to torchrun is passed on."""
-    endless(tmp_path)
+    endless(tmp_path, datasets__train__num_worker_per_gpu=1)
     command = [str(Path(sys.executable).with_name('torchrun')), '--nproc_per_node=2', '--master_port=29611']
     training = Training(tmp_path, '--launcher', 'pytorch', command=[*command, '-m', 'promptir_basicsr', *COMMAND[1:]])
     training.wait_for('iter:       3,')
@@ -178,14 +178,38 @@ def test_among_several_processes_the_same_signal_may_come_twice() -> None:
     assert signals.asked == 'SIGUSR1'
 
 
-def test_a_worker_outlives_the_first_signal_only() -> None:
-    worker = os.fork()
-    if not worker:
-        signal.signal(signal.SIGTERM, ignore_once)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
+def worker() -> int:
+    """Start a process as the data loader does; it would never end."""
+    ready, told = os.pipe()
+    child = os.fork()
+    if not child:
+        worker_init_fn(0, 1, 0, 0)
+        os.write(told, b'.')
+        while True:
+            time.sleep(1)
+    os.read(ready, 1)
+    return child
+
+
+def sent_by_another(child: int, name: str) -> None:
+    subprocess.run(['bash', '-c', f'kill -{name} {child}'], check=True)
+    time.sleep(0.2)
+
+
+@pytest.mark.parametrize(('name', 'status'), [('TERM', 0), ('INT', -signal.SIGINT), ('USR1', -signal.SIGUSR1)])
+def test_a_worker_outlives_the_first_signal_only(name: str, status: int) -> None:
+    child = worker()
+    sent_by_another(child, name)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    sent_by_another(child, name)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+
+
+def test_a_worker_ends_when_its_parent_says_so() -> None:
+    """A parent that ends with an error waits for it."""
+    child = worker()
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_signals_are_checked_with_the_options(tmp_path: Path, monkeypatch, capsys) -> None:
