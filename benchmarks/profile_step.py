@@ -43,6 +43,7 @@ from benchmarks.data_loading import options_of, write_corpora
 from benchmarks.hardware import hardware
 from benchmarks.speed import add_common_arguments, device_of
 from benchmarks.variants import NETWORKS, TINY, Run, Variant, Workload, parse_size, parse_variant
+from promptir_basicsr.archs.formulation_util import Formulated
 from promptir_basicsr.models import PromptModel
 from promptir_basicsr.models.precision_util import PRECISIONS
 from promptir_basicsr.yaml_util import load_yaml
@@ -115,9 +116,14 @@ def times_of(run: Run) -> dict[str, float]:
 
 @contextmanager
 def named_modules(net: nn.Module) -> Iterator[None]:
-    """The modules' classes appear among the profiler's events."""
+    """The modules' classes appear among the profiler's events.
+
+    Not those inside fast blocks, which hooks would have computed plainly; their autograd functions have names.
+    """
+    blocks = [block for block in net.modules() if isinstance(block, Formulated) and block.fast]
+    inside = {module for block in blocks for child in block.children() for module in child.modules()}
     handles = []
-    for module in net.modules():
+    for module in (module for module in net.modules() if module not in inside):
         running: list[record_function] = []
 
         def enter(module: nn.Module, _: object, running: list[record_function] = running) -> None:

@@ -16,7 +16,7 @@ from benchmarks.memory import bytes_kept
 from benchmarks.reference import Block, CrossBlock, ReferencePIP, ReferencePromptIR
 from benchmarks.variants import TINY, Run, Variant, Workload, parse_size, parse_variant, weights_of
 from promptir_basicsr.archs import PIPRestormer, PromptIR
-from promptir_basicsr.archs.formulation_util import FORMULATIONS, set_formulation
+from promptir_basicsr.archs.formulation_util import FORMULATIONS, Formulated, set_formulation
 from tests.golden.seeded import seeded_fill, seeded_image
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -155,6 +155,14 @@ def test_a_profile_has_every_kind_and_the_parts_of_a_real_run(capsys: pytest.Cap
     assert sum(shares[part] for part in profile_step.PARTS) == pytest.approx(100, abs=0.5)
     assert all(share > 0 for share in shares.values())
     assert 'thread' in hardware
+
+
+def test_the_profile_leaves_fast_blocks_fast() -> None:
+    run = Run(Workload('promptir', True, 32, 32, tiny=True), Variant('fast'), CPU, weights=None)
+    blocks = [module for module in run.net.modules() if isinstance(module, Formulated)]
+    with profile_step.named_modules(run.net):
+        assert len(blocks) > 8
+        assert all(block.fast for block in blocks)
 
 
 def test_the_profile_tells_convolutions_apart_and_backward_sums() -> None:
