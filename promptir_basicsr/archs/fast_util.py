@@ -12,7 +12,8 @@ read, write and keep:
   hidden widths are filled up with zeros.
 
 Without gradients on a CPU a block is worked through in strips (`strip_util`). On a GPU with Triton the depthwise
-convolutions, with the gate where there is one, are kernels of their own (`kernel_util`).
+convolutions, with the gate where there is one, and the bias-free normalisation are kernels of their own
+(`kernel_util`); torch has one for the usual normalisation.
 
 Shapes: B batch, H W height and width, C channels, F hidden channels, h heads, c = C / h channels a head.
 """
@@ -157,25 +158,32 @@ class _NormedLinear(Function):
         flat = grad.reshape(-1, grad.shape[-1])
         weight_grad = flat.t() @ normalize(x, ctx.eps, ctx.subtract_mean)[0].flatten(0, -2)
         bias_grad = flat.sum(0) if ctx.has_bias else None
-        x_grad = normalize_backward((flat @ weight).view_as(x), x, mean, rstd, ctx.subtract_mean)
+        x_grad = normalize_backward((flat @ weight).view_as(x), x, mean, rstd, ctx.eps, ctx.subtract_mean)
         return x_grad, weight_grad, bias_grad, None, None
 
 
 def normalize(x: Tensor, eps: float, subtract_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """x: (..., C) normalised over C without an affine part, and mean and 1 / standard deviation: (..., 1)."""
+    """x: (B, H, W, C) normalised over C without an affine part, and mean and 1 / standard deviation: (B, H, W, 1)."""
     if subtract_mean:
         return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+    image = x.permute(0, 3, 1, 2)
+    if kernel_util.usable(image):  # takes the statistics again in the backward pass
+        nothing = x.new_empty(0)
+        return kernel_util.normalize_channels(image, subtract_mean, eps).permute(0, 2, 3, 1), nothing, nothing
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
     rstd = torch.rsqrt(variance + eps)
     return (wide * rstd).to(x.dtype), mean, rstd
 
 
-def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, subtract_mean: bool) -> Tensor:
-    """The gradient of x: (..., C), given that of its normalised form."""
+def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps: float, subtract_mean: bool) -> Tensor:
+    """The gradient of x: (B, H, W, C), given that of its normalised form and what `normalize` gave."""
     if subtract_mean:
         native = torch.ops.aten.native_layer_norm_backward
         return native(grad, x, x.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
+    if not rstd.numel():
+        images = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
+        return kernel_util.normalize_channels_backward(*images, subtract_mean, eps).permute(0, 2, 3, 1)
     wide, wide_grad = x.to(rstd.dtype), grad.to(rstd.dtype)
     along = (wide_grad * wide).mean(dim=-1, keepdim=True) * rstd.square()
     return ((wide_grad - along * (wide - mean)) * rstd).to(x.dtype)

@@ -94,6 +94,18 @@ def normalize_channels(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
     return _normalize(x, subtract_mean, eps)
 
 
+def normalize_channels_backward(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
+    """The gradient of x, given that of what normalize_channels makes of it: (B, C, H, W), in channels_last.
+
+    For an autograd function that embraces it.
+
+    Raises:
+        ValueError: as of normalize_channels.
+    """
+    _check('normalize_channels_backward', x)
+    return _normalize_backward(grad, x, subtract_mean, eps)
+
+
 def depthwise3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The depthwise 3x3 convolution of stride 1 with zero padding, summed in float32 or wider.
 
