@@ -24,6 +24,15 @@ def _centre(x, within, channels, EPS: tl.constexpr):
     return centred, tl.rsqrt(tl.sum(centred * centred, axis=1) / channels + EPS)
 
 
+@triton.jit
+def _rows(pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Where the pixels of this program lie, and which of their places are within the image."""
+    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    channel = tl.arange(0, CHANNELS)
+    within = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+    return pixel[:, None] * channels + channel[None, :], within
+
+
 @triton.jit(do_not_specialize=['pixels'])
 def normalize_kernel(
     x,
@@ -37,10 +46,7 @@ def normalize_kernel(
     WIDE: tl.constexpr,
 ):
     """y = (x - mean or x) / sqrt(var + EPS)."""
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    channel = tl.arange(0, CHANNELS)
-    within = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    place = pixel[:, None] * channels + channel[None, :]
+    place, within = _rows(pixels, channels, PIXELS, CHANNELS)
     values = tl.load(x + place, mask=within, other=0).to(WIDE)
     centred, scale = _centre(values, within, channels, EPS)
     normed = (centred if SUBTRACT_MEAN else values) * scale[:, None]
@@ -61,10 +67,7 @@ def normalize_backward_kernel(
     WIDE: tl.constexpr,
 ):
     """The gradient of x. Mean and variance are taken again: x is read anyway, so this costs no memory traffic."""
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    channel = tl.arange(0, CHANNELS)
-    within = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    place = pixel[:, None] * channels + channel[None, :]
+    place, within = _rows(pixels, channels, PIXELS, CHANNELS)
     values = tl.load(x + place, mask=within, other=0).to(WIDE)
     upstream = tl.load(grad + place, mask=within, other=0).to(WIDE)
     centred, scale = _centre(values, within, channels, EPS)
