@@ -312,7 +312,9 @@ def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> l
 
 
 def _check_val(options: Mapping[str, Any]) -> list[str]:
-    """What is measured, and by what the best weights are known."""
+    """What is measured, by what the best weights are known, and in which tiles images are restored."""
+    from promptir_basicsr.models.inference_util import Settings
+
     metrics, problems = options.get('metrics') or {}, []
     if not isinstance(metrics, Mapping):  # told by the schema
         return []
@@ -321,6 +323,12 @@ def _check_val(options: Mapping[str, Any]) -> list[str]:
     best = options.get('best_metric')
     if best is not None and best not in list(metrics):
         problems.append(unknown('val.best_metric', 'metric', best, metrics))
+    tile, overlap = options.get('tile'), options.get('tile_overlap')
+    overlap = Settings.overlap if overlap is None else overlap
+    if isinstance(tile, int) and isinstance(overlap, int) and 0 < tile <= overlap:
+        problems.append(
+            f'val.tile: {tile} pixels, and tile_overlap is {overlap}. Take larger tiles, or a smaller overlap.'
+        )
     return problems
 
 

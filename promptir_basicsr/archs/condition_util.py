@@ -168,10 +168,10 @@ class ConditionedNetwork(nn.Module):
                 'attach a sensor: `net.sensor = ...`.'
             )
         sensed = getattr(self.sensor, 'probabilities', self.sensor)(x)
-        if sensed.shape != (len(x), self.num_degradations):
+        if sensed.shape != (x.shape[0], self.num_degradations):
             raise ValueError(
                 f'{network}: the sensor gave {tuple(sensed.shape)}; it must give '
-                f'{(len(x), self.num_degradations)}: for each image a probability of each degradation.'
+                f'{(x.shape[0], self.num_degradations)}: for each image a probability of each degradation.'
             )
         return sensed
 
@@ -301,7 +301,7 @@ def _from_tensor(
     is_weights = degradation.is_floating_point()
     if not is_weights and (degradation.dtype == torch.bool or degradation.is_complex()):
         raise ValueError(_not_understood(where, degradation, num_degradations, names))
-    one, each = ((num_degradations,), (len(x), num_degradations)) if is_weights else ((), (len(x),))
+    one, each = ((num_degradations,), (x.shape[0], num_degradations)) if is_weights else ((), (x.shape[0],))
     shape = tuple(degradation.shape)
     if shape not in (one, each):
         raise ValueError(
@@ -319,7 +319,7 @@ def _from_tensor(
     degradation = degradation.to(x.device)
     if not is_weights:
         degradation = degradation[..., None] == torch.arange(num_degradations, device=x.device)
-    return _shares(degradation.to(x.dtype).expand(each if is_weights else (len(x), num_degradations)))
+    return _shares(degradation.to(x.dtype).expand(each if is_weights else (x.shape[0], num_degradations)))
 
 
 def _row(

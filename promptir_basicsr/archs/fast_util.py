@@ -29,8 +29,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from promptir_basicsr.archs import kernel_util, strip_util
+from promptir_basicsr.archs.whole_util import NORM_EPS
 
-NORM_EPS = 1e-12  # of the norm of a channel of q or k over the pixels, as in torch.nn.functional.normalize
 LANES = 16  # hidden widths are filled up to multiples of it, for vector units and tensor cores
 
 
@@ -214,9 +214,13 @@ def mixing_matrix(q: Tensor, k: Tensor, attn: Any) -> Tensor:
         (B, C, C), in the type of q; worked out in float32 or wider.
     """
     heads = len(attn.temperature)
-    products, norm_q, norm_k = _Gram.apply(q, k, heads)
-    norms = norm_q.clamp_min(NORM_EPS)[..., :, None] * norm_k.clamp_min(NORM_EPS)[..., None, :]
-    weights = attn.attention(products / norms * attn.temperature)  # (B, h, c, c)
+    if attn.whole is None:
+        products, norm_q, norm_k = _Gram.apply(q, k, heads)
+        norms = norm_q.clamp_min(NORM_EPS)[..., :, None] * norm_k.clamp_min(NORM_EPS)[..., None, :]
+        similarity = products / norms * attn.temperature
+    else:
+        similarity = attn.whole.similarity(q.permute(0, 3, 1, 2), k.permute(0, 3, 1, 2), attn.temperature)
+    weights = attn.attention(similarity)  # (B, h, c, c)
     project = attn.project_out.weight.flatten(1).unflatten(1, (heads, -1)).transpose(0, 1)  # (h, C, c)
     return (project.to(weights.dtype) @ weights).transpose(1, 2).flatten(2).to(q.dtype)
 

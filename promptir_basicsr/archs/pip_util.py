@@ -22,6 +22,7 @@ from promptir_basicsr.archs import fast_util
 from promptir_basicsr.archs.formulation_util import Formulated
 from promptir_basicsr.archs.prompt_util import PromptBankModule
 from promptir_basicsr.archs.restormer_util import GDFN, LayerNorm2d, TransformerBlock, channel_similarity, mix_channels
+from promptir_basicsr.archs.whole_util import SeesWhole
 from promptir_basicsr.option_util import unknown
 
 INTERACTIONS = ('topm', 'cross', 'gate', 'promptir_gate')
@@ -31,7 +32,7 @@ TOP_RATIOS = ((1, 2), (2, 3), (3, 4), (4, 5))
 """The parts of a row of the attention that the selective interaction keeps, as fractions."""
 
 
-class PromptInPrompt(PromptBankModule):
+class PromptInPrompt(SeesWhole, PromptBankModule):
     """The universal prompt of a level: what is known of the degradation, put into what restoration needs anyway.
 
     Two prompts are learned: the degradation-aware prompt `detask_prompt_param`, a vector a degradation, and the basic
@@ -82,6 +83,8 @@ class PromptInPrompt(PromptBankModule):
             (B, D, H, W).
         """
         prompt = self.LGM(self.low_prompt_param, self.degradation_prompt(x, weights), strength)
+        if self.whole is not None:
+            return self.whole.resized(prompt, x.shape[-2:], self.outconv)
         return self.outconv(F.interpolate(prompt, size=x.shape[-2:], mode='bilinear', align_corners=False))
 
     def degradation_prompt(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -90,7 +93,10 @@ class PromptInPrompt(PromptBankModule):
         Returns (B, D, S, S).
         """
         size = self.low_prompt_param.shape[-2:]
-        features = F.interpolate(x, size=size, mode='bilinear', align_corners=False)
+        if self.whole is None:
+            features = F.interpolate(x, size=size, mode='bilinear', align_corners=False)
+        else:
+            features = self.whole.sample(x, size)
         features = fit_channels(features, self.low_prompt_param.shape[1])
         # A mean over all degradations, not a sum: with one of five the prompt is a fifth of its vector.
         vector = (weights[:, :, None, None, None] * self.detask_prompt_param).mean(dim=1)
@@ -107,6 +113,8 @@ class PromptToPrompt(Formulated, nn.Module):
         bias: whether the convolutions have biases.
         layer_norm_type: 'WithBias' or 'BiasFree'.
     """
+
+    sees_prompts_alone = True  # the attention is not over the pixels of an image
 
     def __init__(self, dim: int, num_heads: int, ffn_expansion_factor: float, bias: bool, layer_norm_type: str) -> None:
         super().__init__()
@@ -252,7 +260,7 @@ class PromptCrossBlock(Formulated, nn.Module):
         return y + self.ffn(self.norm2(y))
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(SeesWhole, nn.Module):
     """Transposed attention with queries from one input, keys and values from another: channels attend to channels.
 
     Args:
@@ -275,7 +283,7 @@ class CrossAttention(nn.Module):
         """x: (B, D, H, W) or (1, D, H, W) asks, other: (B, D, H, W) answers. Returns (B, D, H, W)."""
         q = self.q_dwconv(self.q(x))
         k, v = self.kv_dwconv(self.kv(other)).chunk(2, dim=1)
-        attention = self.attention(channel_similarity(q, k, self.temperature))
+        attention = self.attention(channel_similarity(q, k, self.temperature, self.whole))
         return self.project_out(mix_channels(attention, v))
 
     def attention(self, similarity: Tensor) -> Tensor:

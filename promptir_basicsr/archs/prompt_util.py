@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptir_basicsr.archs.formulation_util import Formulated
+from promptir_basicsr.archs.whole_util import SeesWhole
 
 
 class PromptBankModule(nn.Module):
@@ -26,7 +27,7 @@ class PromptBankModule(nn.Module):
         return super()._apply(apply, recurse)
 
 
-class PromptGenBlock(Formulated, PromptBankModule):
+class PromptGenBlock(Formulated, SeesWhole, PromptBankModule):
     """A bank of N learned prompts, mixed by what the feature looks like (equation 2).
 
     With a single prompt the softmax has nothing to choose, and `linear_layer` gets gradients of zero.
@@ -50,6 +51,9 @@ class PromptGenBlock(Formulated, PromptBankModule):
     def forward(self, x: Tensor) -> Tensor:
         """The prompt for the features x: (B, C, H, W). Returns (B, D, H, W)."""
         weights, size = self.weights(x), x.shape[-2:]
+        if self.whole is not None:
+            prompt = torch.einsum('bn,ndhw->bdhw', weights, self.prompt_param[0])
+            return self.whole.resized(prompt, size, self.conv3x3)
         if self.fast and len(x) > self.prompt_param.shape[1]:  # fewer prompts than images to resize and convolve
             bank = F.interpolate(self.prompt_param[0], size=size, mode='bilinear', align_corners=False)
             return torch.einsum('bn,ndhw->bdhw', weights, self.conv3x3(bank))
@@ -59,4 +63,5 @@ class PromptGenBlock(Formulated, PromptBankModule):
 
     def weights(self, x: Tensor) -> Tensor:
         """The share of each prompt for the features x: (B, C, H, W). Returns (B, N), >= 0, each row of sum 1."""
-        return self.linear_layer(x.mean(dim=(-2, -1))).softmax(dim=-1)
+        mean = x.mean(dim=(-2, -1)) if self.whole is None else self.whole.mean(x)
+        return self.linear_layer(mean).softmax(dim=-1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs import fast_util
 from promptir_basicsr.archs.formulation_util import Formulated
+from promptir_basicsr.archs.whole_util import Quantity, SeesWhole
 
 
 class TransformerBlock(Formulated, nn.Module):
@@ -46,7 +47,7 @@ class TransformerBlock(Formulated, nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-class MDTA(nn.Module):
+class MDTA(SeesWhole, nn.Module):
     """Multi-Dconv head transposed attention (Restormer, section 3.1, equation 1).
 
     Channels attend to channels, so the cost grows linearly with the number of pixels.
@@ -63,7 +64,7 @@ class MDTA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, C, H, W)."""
         q, k, v = self.qkv_dwconv(self.qkv(x)).chunk(3, dim=1)
-        attention = self.attention(channel_similarity(q, k, self.temperature))
+        attention = self.attention(channel_similarity(q, k, self.temperature, self.whole))
         return self.project_out(mix_channels(attention, v))
 
     def attention(self, similarity: Tensor) -> Tensor:
@@ -71,8 +72,16 @@ class MDTA(nn.Module):
         return similarity.softmax(dim=-1)
 
 
-def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
-    """Cosine of each channel of q with each of k over the pixels, times temperature: (B, h, c, c), before softmax."""
+def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor, whole: Quantity | None = None) -> Tensor:
+    """Cosine of each channel of q with each of k over the pixels, times temperature: (B, h, c, c), before softmax.
+
+    Args:
+        q, k: (B, C, H, W).
+        temperature: (h, 1, 1).
+        whole: what is known of the whole image, where q and k are those of a tile.
+    """
+    if whole is not None:
+        return whole.similarity(q, k, temperature)
     heads = len(temperature)
     q = F.normalize(split_heads(q, heads), dim=-1, eps=1e-12)
     k = F.normalize(split_heads(k, heads), dim=-1, eps=1e-12)
@@ -81,7 +90,7 @@ def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
 
 def mix_channels(attention: Tensor, v: Tensor) -> Tensor:
     """The channels of v: (B, C, H, W) as attention: (B, h, c, c) mixes them, head by head. Returns (B, C, H, W)."""
-    out = attention @ split_heads(v, attention.shape[1])
+    out = attention.to(v.dtype) @ split_heads(v, attention.shape[1])
     return rearrange(out, 'b head c (h w) -> b (head c) h w', h=v.shape[-2])
 
 

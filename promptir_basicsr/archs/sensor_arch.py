@@ -138,7 +138,8 @@ def to_levels(x: Tensor) -> Tensor:
 def enlarge(x: Tensor) -> Tensor:
     """x: (B, C, H, W), continued by its border up to sides of 16."""
     bottom, right = (max(_LEAST_SIDE - side, 0) for side in x.shape[-2:])
-    return F.pad(x, (0, right, 0, bottom), mode='replicate') if bottom or right else x
+    small = torch.compiler.is_compiling() or bottom or right  # a graph for all sizes cannot ask
+    return F.pad(x, (0, right, 0, bottom), mode='replicate') if small else x
 
 
 def high_pass(x: Tensor) -> Tensor:

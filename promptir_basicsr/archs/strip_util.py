@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from promptir_basicsr.archs.whole_util import similarity_of
+
 STRIP_BYTES = 2**21
 """About the size of a strip of the widest features of a block: what two cores' second-level caches hold."""
 
@@ -39,9 +41,9 @@ def transformer_block(block: Any, x: Tensor) -> Tensor:
     attn, channels = block.attn, x.shape[1]
     bias = attn.project_out.bias
     feed_forward = FeedForward(block.norm2, block.ffn, images)
-    for image, result in zip(images, out, strict=True):
+    for number, (image, result) in enumerate(zip(images, out, strict=True)):
         # v waits in the memory of the result: the feed-forward network has read its rows when it writes them.
-        matrix = attend(image, result, block.norm1, attn).t()
+        matrix = attend(image, result, block.norm1, attn, number).t()
 
         def mixed(start: int, stop: int, rows: Tensor, image=image, v=result, matrix=matrix) -> None:  # type: ignore[no-untyped-def]
             inputs, values = (part[start:stop].view(-1, channels) for part in (image, v))
@@ -61,7 +63,7 @@ def feed_forward(rows: Tensor, norm: Any, ffn: Any) -> Tensor:
     return out
 
 
-def attend(image: Tensor, values: Tensor, norm: Any, attn: Any) -> Tensor:
+def attend(image: Tensor, values: Tensor, norm: Any, attn: Any, number: int = 0) -> Tensor:
     """The first half of a transposed attention.
 
     Args:
@@ -69,6 +71,7 @@ def attend(image: Tensor, values: Tensor, norm: Any, attn: Any) -> Tensor:
         values: (H, W, C), where v is written.
         norm: the normalisation in front.
         attn: an `MDTA`.
+        number: of the image in its batch.
 
     Returns:
         (C, C): what attention and `project_out` do to v.
@@ -81,16 +84,23 @@ def attend(image: Tensor, values: Tensor, norm: Any, attn: Any) -> Tensor:
 
     products = image.new_zeros(heads, channels // heads, channels // heads, dtype=torch.float64)
     squares = image.new_zeros(2 * channels, dtype=torch.float64)
+    whole = attn.whole
+    rows, columns = (slice(0, side) for side in image.shape[:2]) if whole is None else whole.core(*image.shape[:2])
     window = Window(image, 3 * channels)
     for start, stop in window.strips():
         qkv = depthwise(window.slide(start, stop, project), attn.qkv_dwconv.weight, attn.qkv_dwconv.bias)
         values[start:stop] = qkv[..., 2 * channels :]
-        qk = qkv.view(-1, 3 * channels)[:, : 2 * channels]
+        if whole is not None and whole.known:
+            continue
+        counted = slice(*(min(max(edge - start, 0), stop - start) for edge in (rows.start, rows.stop)))
+        qk = qkv[counted, columns, : 2 * channels].reshape(-1, 2 * channels)
         squares += qk.square().sum(dim=0)
         q, k = qk.unflatten(1, (2, heads, -1)).unbind(1)  # (strip's pixels, h, c)
         products += q.permute(1, 2, 0) @ k.permute(1, 0, 2)
-    norm_q, norm_k = squares.sqrt().clamp_min(1e-12).view(2, heads, -1).unbind(0)
-    weights = attn.attention(products / (norm_q[:, :, None] * norm_k[:, None, :]) * attn.temperature)
+    sums = tuple(part[None] for part in (products, *squares.view(2, heads, -1)))
+    if whole is not None:
+        sums = whole.settled(number, 1) if whole.known else whole.of_whole(*sums, first=number)
+    weights = attn.attention(similarity_of(sums, attn.temperature))[0]
     project_out = attn.project_out.weight.view(channels, heads, -1).transpose(0, 1)  # (h, C, c)
     return (project_out.to(weights.dtype) @ weights).transpose(0, 1).flatten(1).to(image.dtype)
 

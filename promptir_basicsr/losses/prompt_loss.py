@@ -31,7 +31,7 @@ class PromptDecorrelationLoss(nn.Module):
     | gram | 0.01 times the mean of the squares of D D^T - I, which also draws the lengths to 1 |
 
     Args:
-        kind: 'angle', 'cosine' or 'gram', as above.
+        kind: 'angle' (positive cosines), 'cosine' (all cosines) or 'gram' (Gram matrix).
         loss_weight: factor of the sum over the levels; the default is the released one.
 
     Raises:

@@ -7,6 +7,9 @@
 | bf16, fp16 | bfloat16 or float16 (torch.autocast); weights are kept in float32 | what autocast makes of it |
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
@@ -30,6 +33,17 @@ def set_float32(precision: str) -> None:
     """Allow TF32 in float32 products of the whole process for 'tf32', and for nothing else."""
     torch.backends.cuda.matmul.allow_tf32 = precision == 'tf32'
     torch.backends.cudnn.allow_tf32 = precision == 'tf32'  # torch's own default is to allow it here
+
+
+@contextmanager
+def float32_as(precision: str) -> Iterator[None]:
+    """`set_float32`, and afterwards as it was before."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    set_float32(precision)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -4,7 +4,8 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from promptir_basicsr.losses.scaler_util import LossScaler
 from promptir_basicsr.models.checkpoint_util import atomic_write, read_json, read_weights
 from promptir_basicsr.models.compile_util import compiled_for_any_size, compiling, eagerly
 from promptir_basicsr.models.grow_util import check_fit, grow, with_prompts
-from promptir_basicsr.models.padding_util import pad_to_multiple
-from promptir_basicsr.models.precision_util import autocast, set_float32, widened
+from promptir_basicsr.models.inference_util import Settings, restore_images
+from promptir_basicsr.models.precision_util import autocast, float32_as, widened
 from promptir_basicsr.models.resume_util import Resumable
 from promptir_basicsr.models.sensor_util import LabelSource, frozen_in_silence, load_sensor
 from promptir_basicsr.models.share_util import Share
@@ -58,6 +59,7 @@ class PromptModel(Resumable):
             Default: True.
         val.precision: of the network, see `precision_util`. Default: fp32, with which papers' numbers are comparable.
         val.compile: torch.compile for the network, for images of any size. Default: False.
+        val.tile, val.tile_overlap, val.tile_statistics, val.tile_passes, val.ensemble: see `inference_util.Settings`.
 
     A validation writes a row a task and their average to the log, to TensorBoard, to `metrics.csv` and `results.md`.
     """
@@ -170,40 +172,52 @@ class PromptModel(Resumable):
 
     def test(self) -> None:
         """Restore `lq` of any size into `output`, with the averaged weights where there are any."""
-        height, width = self.lq.shape[-2:]
-        self.output = self.infer(pad_to_multiple(self.lq, self.size_multiple))[..., :height, :width]
+        lq = self.lq
+        if self.opt.get('channels_last'):
+            lq = lq.contiguous(memory_format=torch.channels_last)
+        with self._measuring() as net:
+            self.output = restore_images(net, lq, self.inference_settings, self.degradation)
+
+    @property
+    def inference_settings(self) -> Settings:
+        """How images are restored, by `val`."""
+        val = self.opt.get('val') or {}
+        names = {
+            'tile': 'tile',
+            'tile_overlap': 'overlap',
+            'tile_statistics': 'statistics',
+            'tile_passes': 'passes',
+            'ensemble': 'ensemble',
+            'precision': 'precision',
+        }
+        given = {name: val[key] for key, name in names.items() if val.get(key) is not None}
+        return Settings(**given, size_multiple=self.size_multiple)
 
     def infer(self, lq: torch.Tensor) -> torch.Tensor:
-        """What the network makes of lq, with the averaged weights where there are any."""
-        val = self.opt.get('val') or {}
-        net = self._measured()
-        training = net.training
-        net.eval()
-        with torch.no_grad():
-            output = self._run(net, lq, val.get('precision') or 'fp32', val.get('compile') or False)
-        net.train(training)
-        return output
+        """What the network makes of lq as it is, with the averaged weights where there are any."""
+        precision = self.inference_settings.precision
+        with self._measuring() as net, torch.no_grad(), float32_as(precision), autocast(precision, self.device):
+            return widened(self.restore(net, lq), precision)
 
     def _measured(self) -> nn.Module:
         """The network that is validated; bare, since a distributed wrapper would wait for the other processes."""
         use_ema = hasattr(self, 'net_g_ema') and (self.opt.get('val') or {}).get('use_ema', True)
         return self.net_g_ema if use_ema else self.get_bare_model(self.net_g)
 
-    def _run(self, net: nn.Module, lq: torch.Tensor, precision: str, compiled: bool) -> torch.Tensor:
-        """Restore in a precision, compiled or not, whatever those of training are."""
-        set_float32(precision)
-        try:
-            # The step is compiled for one size; images of a validation would have it compiled again and again.
-            with compiling('val.compile', compiled), eagerly(not compiled and bool(self.opt.get('compile'))):
-                if compiled and net not in self._for_any_size:
-                    self._for_any_size[net] = compiled_for_any_size(net)
-                net = self._for_any_size[net] if compiled else net
-                with autocast(precision, self.device):
-                    output = self.restore(net, lq)
-        finally:
-            if self.is_train:
-                set_float32(self.precision)
-        return widened(output, precision)
+    @contextmanager
+    def _measuring(self) -> Iterator[nn.Module]:
+        """The network that is validated in evaluation mode, compiled or not, whatever it is in training."""
+        net = self._measured()
+        training, compiled = net.training, bool((self.opt.get('val') or {}).get('compile'))
+        net.eval()
+        # The step is compiled for one size; images of a validation would have it compiled again and again.
+        with compiling('val.compile', compiled), eagerly(not compiled and bool(self.opt.get('compile'))):
+            if compiled and net not in self._for_any_size:
+                self._for_any_size[net] = compiled_for_any_size(net)
+            try:
+                yield self._for_any_size[net] if compiled else net
+            finally:
+                net.train(training)
 
     def nondist_validation(
         self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool
@@ -258,10 +272,10 @@ class PromptModel(Resumable):
         """Keep the weights of the best average as `net_g_best.pth`; what is known of them."""
         best = self.report.better_than_best(iteration)
         if best is not None:
+            self.report.best = best
             ema = hasattr(self, 'net_g_ema')
             nets, keys = ([self.net_g, self.net_g_ema], ['params', 'params_ema']) if ema else (self.net_g, 'params')
             self.save_network(nets, 'net_g', 'best', keys)
             if self.opt['rank'] == 0:
                 atomic_write(json.dumps(best), self._best_file)
-            self.report.best = best
         return self.report.best

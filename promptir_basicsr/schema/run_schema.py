@@ -36,6 +36,8 @@ Formulation = Annotated[Literal['fast', 'plain'], OneOf('choice')]
 Checkpointing = Annotated[Literal['none', 'gate', 'block'], OneOf('choice')]
 Gpus = Annotated[Literal['auto'] | CountFromZero, Told('{found} is not a whole number of at least 0.')]
 Backend = Annotated[Literal['nccl', 'gloo', 'mpi', 'cpu:gloo,cuda:nccl'], OneOf('backend')]
+Tile = Annotated[Literal['auto'] | Count, Told('{found} is neither auto nor a whole number of pixels, at least 1.')]
+Statistics = Annotated[Literal['tile', 'reduced', 'tiles', 'whole'], OneOf('choice')]
 Metric = Annotated[dict[str, Any], Registered('metric'), CheckedElsewhere()]
 StopSignal = Literal['SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU']
 Metrics = Annotated[dict[str, Metric], Told('give `name: {{type: ...}}`, not {found}.')]
@@ -188,6 +190,25 @@ class PromptValOptions(_OwnValOptions, HostValOptions, extra='forbid'):
         None,
         description="pad the input to multiples of this; left out, the network's `size_multiple` or its option "
         '`window_size`',
+    )
+    tile: Tile | None = option(
+        None,
+        description='side of the tiles in which larger images are restored, in pixels, or `auto` for the largest that '
+        'fit the memory; see tiles.md. Left out, images are restored whole',
+    )
+    tile_overlap: CountFromZero | None = option(None, description='pixels that neighbouring tiles share; left out, 32')
+    tile_statistics: Statistics | None = option(
+        None,
+        description='what tiles are restored with of what the network learns from the whole image: `tiles`, sums over '
+        'all tiles; `reduced`, that of the reduced image; `whole`, its own; `tile`, nothing. Left out, tiles',
+    )
+    tile_passes: Count | None = option(
+        None, description='passes over the tiles in which these sums are worked out; left out, 1'
+    )
+    ensemble: Flag | None = option(
+        None,
+        description='the mean over the eight rotations and reflections of each image, in eight times the time; left '
+        'out, false',
     )
 
 

@@ -1,0 +1,126 @@
+"""Where the tiles of an image lie, and how what becomes of them is put together.
+
+Tiles are of one size and lie evenly, at multiples of what the network wants, each over its neighbours by `overlap`
+pixels or more. The outer pixels of a tile are the worst, because the network saw a border there that the image does not
+have: of an overlap the middle half is blended, the outer quarters are thrown away.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from promptir_basicsr.archs.whole_util import Place
+
+T = TypeVar('T')
+
+GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples are spread evenly over a circle
+
+BLENDED = 0.5
+"""The part of an overlap in which one tile goes over into the next."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Tiles along one side of an image, in pixels.
+
+    Attributes:
+        length: of the side.
+        tile: of each tile.
+        starts: where the tiles start.
+        middles: of the overlaps; one fewer than tiles.
+        cuts: where the core of a tile ends and that of the next starts: the same, rounded down to multiples.
+        blend: over how many pixels around a middle one tile goes over into the next.
+    """
+
+    length: int
+    tile: int
+    starts: tuple[int, ...]
+    middles: tuple[float, ...]
+    cuts: tuple[int, ...]
+    blend: float
+
+    @classmethod
+    def over(cls, length: int, tile: int, overlap: int, multiple: int = 1) -> 'Line':
+        """The fewest tiles of one length that cover a side.
+
+        Args:
+            length: a multiple of `multiple`.
+            tile: at most so long; rounded down to a multiple.
+            overlap: of neighbours, at least; rounded up to a multiple, at most half of a tile.
+            multiple: of starts and lengths.
+
+        Raises:
+            ValueError: a tile is not as long as a multiple, or negative.
+        """
+        assert length % multiple == 0, f'{length} is no multiple of {multiple}'
+        if tile < multiple or overlap < 0:
+            raise ValueError(f'tile: {tile}, overlap: {overlap}; a tile has at least {multiple} pixels, an overlap 0.')
+        tile = min(tile // multiple * multiple, length)
+        overlap = min(-(-overlap // multiple) * multiple, tile // 2 // multiple * multiple)
+        count = 1 + max(0, -(-(length - tile) // (tile - overlap)))
+        starts = tuple((length - tile) * number // max(count - 1, 1) // multiple * multiple for number in range(count))
+        middles = tuple((before + tile + after) / 2 for before, after in pairwise(starts))
+        cuts = tuple(int(middle) // multiple * multiple for middle in middles)
+        return cls(length, tile, starts, middles, cuts, BLENDED * overlap)
+
+    def core(self, number: int) -> tuple[int, int]:
+        """Start and end of what counts of a tile, in the tile."""
+        edges = (0, *self.cuts, self.length)
+        return edges[number] - self.starts[number], edges[number + 1] - self.starts[number]
+
+    def window(self, number: int) -> Tensor:
+        """The weights of the pixels of a tile, (tile,) in float64; at every place those of all tiles have the sum 1."""
+        places = torch.arange(self.tile, dtype=torch.float64) + self.starts[number] + 0.5
+        edges = (None, *self.middles, None)
+        begun, ended = (self._beyond(places, edge) for edge in edges[number : number + 2])
+        return (1.0 if begun is None else begun) - (torch.zeros_like(places) if ended is None else ended)
+
+    def _beyond(self, places: Tensor, middle: float | None) -> Tensor | None:
+        """From 0 before the middle of an overlap to 1 behind it, smoothly."""
+        if middle is None:
+            return None
+        if not self.blend:
+            return (places > middle).double()
+        return torch.sin(((places - middle) / self.blend + 0.5).clamp(0, 1) * torch.pi / 2).square()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of an image."""
+
+    rows: Line
+    columns: Line
+
+    @classmethod
+    def over(cls, height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> 'Grid':
+        """Square tiles, where the image has room for them; the arguments are those of `Line.over`."""
+        return cls(Line.over(height, tile, overlap, multiple), Line.over(width, tile, overlap, multiple))
+
+    def __len__(self) -> int:
+        return len(self.rows.starts) * len(self.columns.starts)
+
+    def places(self) -> Iterator[tuple[Place, Tensor]]:
+        """Each tile's place, and its window: (tile height, tile width) in float64."""
+        rows, columns = self.rows, self.columns
+        for row, column in product(range(len(rows.starts)), range(len(columns.starts))):
+            place = Place(
+                (rows.length, columns.length),
+                (rows.starts[row], columns.starts[column]),
+                (rows.tile, columns.tile),
+                (rows.core(row), columns.core(column)),
+            )
+            yield place, rows.window(row)[:, None] * columns.window(column)
+
+
+def spread(items: Sequence[T]) -> list[T]:
+    """The same items in an order in which neighbours are far apart, and any few are spread evenly."""
+    count = len(items)
+    step = max(1, round(count * GOLDEN))
+    while math.gcd(step, count) > 1:
+        step += 1
+    return [items[number * step % count] for number in range(count)]
