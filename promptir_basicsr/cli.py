@@ -14,6 +14,11 @@ USAGE = """usage: basicsr VERB ...
   test  -opt FILE    measure a trained network; writes to results/NAME
   check -opt FILE    tell whether training would be right: counts, images, leaks, epochs; writes nothing
   prepare -opt FILE --out DIR    store the images in LMDBs and options that read them in DIR
+  restore IMAGE... -o DIR --weights FILE    restore pictures: files, folders, patterns
+  convert IN OUT --to basicsr|official|safetensors    bring weights into another layout
+  export  WEIGHTS OUT    write the network as ONNX or torch.export, checked against it
+  explain -opt FILE --weights FILE    show what the prompts have learned: figures, tables, one HTML page
+  demo    --weights FILE    a page in the browser to try a network
 
 basicsr VERB --help tells the arguments of a verb.
 """
@@ -93,21 +98,22 @@ def _end_processes() -> None:
     end_processes()
 
 
-def check() -> int:
-    """Tell whether training would be right; status 1 where it would not."""
-    from promptir_basicsr.check import main
-
-    return main()
+def _verb(module: str) -> Callable[[], int | None]:
+    """The `main` of a module, which is imported when the verb is used."""
+    return lambda: importlib.import_module(module).main()
 
 
-def prepare() -> int:
-    """Store images in LMDBs; status 1 where images or the disk prevent it."""
-    from promptir_basicsr.prepare import main
-
-    return main()
-
-
-VERBS: dict[str, Callable[[], int | None]] = {'train': train, 'test': test, 'check': check, 'prepare': prepare}
+VERBS: dict[str, Callable[[], int | None]] = {
+    'train': train,
+    'test': test,
+    'check': _verb('promptir_basicsr.check'),
+    'prepare': _verb('promptir_basicsr.prepare'),
+    'restore': _verb('promptir_basicsr.restore'),
+    'convert': _verb('promptir_basicsr.checkpoints'),
+    'export': _verb('promptir_basicsr.export'),
+    'explain': _verb('promptir_basicsr.explain'),
+    'demo': _verb('promptir_basicsr.web'),
+}
 
 
 def _fail(message: str) -> int:

@@ -34,9 +34,9 @@ def atomic_save(content: Any, path: str) -> None:
     _replace(path, lambda file: torch.save(content, file), bytes_of(content))
 
 
-def atomic_write(text: str, path: str) -> None:
-    """The same for text, in UTF-8 with its line ends as they are."""
-    content = text.encode('utf-8')
+def atomic_write(text: str | bytes, path: str) -> None:
+    """The same for bytes, or for text in UTF-8 with its line ends as they are."""
+    content = text.encode('utf-8') if isinstance(text, str) else text
     _replace(path, lambda file: file.write(content), len(content))
 
 
@@ -193,7 +193,9 @@ def read_weights(
         content = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         first_line = str(error).partition('\n')[0]
-        raise OptionError([f"{where}: '{path}' cannot be read ({first_line})."]) from error
+        foreign = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path)
+        hint = f' {_convert(path)}' if foreign else ''
+        raise OptionError([f"{where}: '{path}' cannot be read ({first_line}).{hint}"]) from error
     content = content if isinstance(content, Mapping) else {}
     for name in (*keys, 'params'):
         if _are_weights(content.get(name)):
@@ -202,8 +204,14 @@ def read_weights(
         return _without_prefix(content), ''
     held = [str(name) for name, value in content.items() if _are_weights(value)]
     advice = f'Take `param_key_g: {held[0]}`.' if held else 'It is no checkpoint of a network.'
+    if 'state_dict' in held:
+        advice += f' {_convert(path)}'
     where = where.replace('pretrain_network_g', 'param_key_g')
     raise OptionError([f"{where}: '{path}' holds no weights under '{keys[0]}'. {advice}"])
+
+
+def _convert(path: str) -> str:
+    return f"If it is of a released program: `basicsr convert '{path}' NEW.pth` makes a file that is read here."
 
 
 def _are_weights(value: object) -> bool:

@@ -12,6 +12,7 @@ from promptir_basicsr.host.run import current
 from promptir_basicsr.host.signals import Stopped
 from promptir_basicsr.models.checkpoint_util import atomic_save, atomic_write, remove_older
 from promptir_basicsr.models.grow_util import state_problems
+from promptir_basicsr.models.metadata_util import METADATA, last_measured, measured, training_metadata
 from promptir_basicsr.models.random_state_util import kept_random_state, random_state, set_random_state
 from promptir_basicsr.models.result_util import has_iteration, up_to
 from promptir_basicsr.models.sick_util import MOST_IN_A_ROW, SickTraining
@@ -41,6 +42,7 @@ class Resumable(TrainingStep):
     def __init__(self, opt: dict[str, Any]) -> None:
         self._ended = False
         self._iteration = 0  # the last one that is complete
+        self._epoch = 0  # in which it was continued; BasicSR tells the sampler later
         self._saved = 0
         self._random: Mapping[str, Any] | None = None
         super().__init__(opt)
@@ -154,6 +156,8 @@ class Resumable(TrainingStep):
     def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
         """Write `NET_ITER.pth` whole or not at all; BasicSR writes in place and goes on after a failure.
 
+        Beside the weights stands what is known of them, see `metadata_util`.
+
         Raises:
             SaveError: the file could not be written; an older one of the same name is untouched.
         """
@@ -165,8 +169,22 @@ class Resumable(TrainingStep):
             key: {name: value.cpu() for name, value in self.get_bare_model(part).state_dict().items()}
             for part, key in zip(nets, keys, strict=True)
         }
+        if net_label == 'net_g':
+            content[METADATA] = self._metadata(current_iter)
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
         atomic_save(content, os.path.join(self.opt['path']['models'], name))
+
+    def _metadata(self, current_iter: int | str) -> dict[str, Any]:
+        """What is known of the weights of an iteration, of the last one (-1) or of the best validation."""
+        report, sampler = self.report, current().sampler
+        epoch = max(sampler.epoch, self._epoch) if sampler is not None else None
+        if isinstance(current_iter, int):
+            iteration = self._iteration if current_iter == -1 else current_iter
+            metrics = last_measured(self._table())
+        else:  # the validation is not in the table yet
+            iteration = report.best['iter'] if report.best else self._iteration
+            metrics = measured(iteration, [*report.rows, *report.totals()])
+        return training_metadata(self.opt, self.get_bare_model(self.net_g), iteration, epoch, metrics, report.best)
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Write `ITER.state` whole or not at all. All processes have a part in it, the first one writes.
@@ -230,6 +248,7 @@ class Resumable(TrainingStep):
             raise OptionError(problems)
         super().resume_training(resume_state)
         self._iteration = self._saved = resume_state['iter']
+        self._epoch = resume_state['epoch']
         self._load_scalers(resume_state)
         self.sick.total = resume_state.get('sick_steps', 0)
         self._take_process(resume_state.get('processes') or [])

@@ -96,25 +96,34 @@ def killed(folder: Path, processes: int = 1, kills: int = 0, share: float = 0, a
 
 def weights(folder: Path, name: str = 'net_g_latest.pth') -> dict[str, torch.Tensor]:
     saved = torch.load(folder / 'experiments/run/models' / name, weights_only=True)
-    return {f'{key}.{part}': value for key, parts in saved.items() for part, value in parts.items()}
+    sets = {key: parts for key, parts in saved.items() if key != 'metadata'}
+    return {f'{key}.{part}': value for key, parts in sets.items() for part, value in parts.items()}
+
+
+def metadata(folder: Path, name: str) -> dict[str, Any]:
+    return torch.load(folder / 'experiments/run/models' / name, weights_only=True)['metadata']
 
 
 def assert_same_end(one: Path, other: Path, last: int, went_back: bool = False) -> None:
-    """Weights, averages, statistics, moments and the table, bit by bit.
+    """Weights, averages, statistics, moments, the table and what the weights tell of themselves, bit by bit.
 
     Args:
         went_back: the best weights were there before, and the state knows it.
     """
+    untold = {'best'} if went_back else set()
     for name in ('net_g_latest.pth', 'net_g_best.pth', f'net_g_{last}.pth'):
         first, second = weights(one, name), weights(other, name)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[part], second[part]) for part in first), name
+        told, other_told = metadata(one, name), metadata(other, name)
+        for key in told.keys() - untold:
+            assert told[key] == other_told[key], (name, key)
     for name in ('metrics.csv', 'models/net_g_best.json'):
         texts = [(folder / 'experiments/run' / name).read_text() for folder in (one, other)]
         assert texts[0] == texts[1]
     path = f'experiments/run/training_states/{last}.state'
     first, second = (torch.load(folder / path, weights_only=True) for folder in (one, other))
-    for key in first.keys() - ({'best'} if went_back else set()):
+    for key in first.keys() - untold:
         assert same(first[key], second[key]), key
     assert not list(other.rglob('*.tmp'))
 

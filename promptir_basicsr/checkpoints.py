@@ -1,0 +1,396 @@
+"""Weights of a network: read from files of any layout, told what network they are of, built, and written.
+
+`docs/weights.md` says which files there are, and what is in them.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import safetensors.torch
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from promptir_basicsr import __version__
+from promptir_basicsr.archs.condition_util import SENSOR_PREFIX
+from promptir_basicsr.host.options import read_options
+from promptir_basicsr.models.checkpoint_util import SaveError, atomic_save, atomic_write
+from promptir_basicsr.models.metadata_util import FORMAT, METADATA, plain
+from promptir_basicsr.option_util import OptionError, first_few
+from promptir_basicsr.weights.file_util import HEADER_KEY, LAYOUTS, WeightFile, read_weight_file
+from promptir_basicsr.weights.fit_util import Fit, fit, network_problems, new_network, shapes_of, without_prefix
+from promptir_basicsr.weights.recognize_util import RECOGNIZED, recognize
+from promptir_basicsr.weights.report_util import line, metadata_lines, network_line, tensor_lines, weights_lines
+
+TARGETS = {'basicsr': ('.pth', '.pt'), 'official': ('.ckpt', '.pkl'), 'safetensors': ('.safetensors',)}
+"""Layouts that can be written, and the endings of their files."""
+
+LIGHTNING = '2.0.0'
+"""The version of Lightning whose layout official checkpoints of PromptIR have; Lightning asks for one."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a network, and which network that is.
+
+    Attributes:
+        path: the file.
+        weights: by the names of the network's parameters, in their order, as the file has them, on the CPU.
+        network: `type` and arguments, as the option `network_g`.
+        metadata: what the training has told about them; see `docs/weights.md`. Empty in files of others, except for
+            `epoch` and `iteration`.
+        notes: what was found in the file, in words.
+        layout: one of `weights.file_util.LAYOUTS`.
+        key: what the weights stand under in the file; '' where they have no name.
+        dropped: names of the file that nothing in the network uses, as released checkpoints have them.
+        outside: names of the file that are not the network's.
+        others: further weights of the network in the file, by their key.
+    """
+
+    path: str
+    weights: dict[str, Tensor]
+    network: dict[str, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    layout: str = 'bare'
+    key: str = ''
+    dropped: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    others: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str],
+    network: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    key: str | None = None,
+) -> Checkpoint:
+    """The weights in a file, and the network they are of. Nothing in the file is run.
+
+    Args:
+        path: a file of this package, BasicSR, the released programs (Lightning), a bare state dict or safetensors.
+        network: `type` and arguments, as the option `network_g`, or an option file that has it. Default: what the file
+            tells, else what names and shapes of the weights tell.
+        key: which weights of the file. Default: `params_ema`, else `params`, else the only ones.
+
+    Raises:
+        OptionError: the file cannot be read, the network cannot be told, or the weights are not the network's.
+    """
+    file = read_weight_file(path)
+    key = file.choose(key)
+    if network is not None:
+        options = read_network(network) if isinstance(network, str | os.PathLike) else network
+        found, how = _fitted(file, key, options), 'as given'
+    else:
+        found, how = _told(file, key)
+    others = {}
+    for other in file.sets:
+        if other != key:
+            try:
+                others[other] = fit(file.sets[other], found.network).weights
+            except OptionError:  # of another network, such as a discriminator
+                continue
+    metadata = dict(file.metadata)
+    for name, value in (('epoch', file.epoch), ('iteration', file.iteration)):
+        if value is not None:
+            metadata.setdefault(name, value)
+    notes = _notes(file, key, found, how, others)
+    return Checkpoint(
+        file.path,
+        found.weights,
+        found.network,
+        metadata,
+        notes,
+        file.layout,
+        key,
+        found.dropped,
+        found.outside,
+        others,
+    )
+
+
+def build(checkpoint: Checkpoint, device: torch.device | str = 'cpu') -> nn.Module:
+    """The network of a checkpoint with its weights, in evaluation mode and float32. Random numbers stay as they are."""
+    net = new_network(checkpoint.network)
+    net.load_state_dict(checkpoint.weights)
+    return net.eval().to(device)
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str], layout: str) -> Checkpoint:
+    """Write weights and metadata in another layout, whole or not at all; a file that is there is replaced.
+
+    Args:
+        layout: 'basicsr' (`params`, and `params_ema` where the checkpoint has both), 'official' (what the released
+            program of PromptIR or PIP reads, without a sensor) or 'safetensors'.
+
+    Returns:
+        What is read back. Its `dropped` are names that the official layout has and the network has not, zeros.
+
+    Raises:
+        OptionError: the network has no official layout.
+        SaveError: the file could not be written, or is not read back as it was.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    released = _released(checkpoint) if layout == 'official' else {}
+    if layout == 'official':
+        checkpoint = _without_sensor(checkpoint)
+    weights = {name: value.contiguous().clone() for name, value in checkpoint.weights.items()}
+    known = {'format': FORMAT, 'package': __version__, **checkpoint.metadata, 'network_g': checkpoint.network}
+    metadata = plain(known)
+    content: dict[str, Any] = {}
+    if layout == 'safetensors':
+        header = {'format': 'pt', HEADER_KEY: json.dumps(metadata)}
+        atomic_write(safetensors.torch.save(weights, header), path)
+    else:
+        content = _official(checkpoint, {**released, **weights}) if released else _sets(checkpoint, weights)
+        atomic_save({**content, METADATA: metadata}, path)
+    written = read_checkpoint(path, checkpoint.network, checkpoint.key if checkpoint.key in content else None)
+    if digest(written.weights) != digest(weights):
+        raise SaveError(f"'{path}' was written, but is not read back as it was.")
+    return written
+
+
+def _sets(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """As BasicSR saves them: the weights as `params`, or beside the others what they are."""
+    pair = ('params', 'params_ema')
+    other = next((key for key in pair if key in checkpoint.others and checkpoint.key in pair), None)
+    if other is None:
+        return {'params': weights}
+    sets = {checkpoint.key: weights, other: checkpoint.others[other]}
+    return {key: sets[key] for key in pair}
+
+
+def _without_sensor(checkpoint: Checkpoint) -> Checkpoint:
+    """The network alone, as it was released."""
+    network = {name: value for name, value in checkpoint.network.items() if name not in ('sensor', 'hard_sensor')}
+    own = {name: value for name, value in checkpoint.weights.items() if not name.startswith(SENSOR_PREFIX)}
+    return replace(checkpoint, network=network, weights=own)
+
+
+def _released(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Zeros, by the names of the authors' checkpoints.
+
+    Raises:
+        OptionError: the network has no released layout.
+    """
+    net: Any = new_network(checkpoint.network, 'meta')
+    if not hasattr(net, 'released_state_dict'):
+        kind = checkpoint.network['type']
+        raise OptionError([f"{kind} was never released, it has no official layout. Take 'basicsr' or 'safetensors'."])
+    try:
+        shapes = shapes_of(net.released_state_dict())
+    except ValueError as error:
+        raise OptionError([f"{error} Take 'basicsr' or 'safetensors'."]) from error
+    like = next(value for value in checkpoint.weights.values() if value.is_floating_point())
+    return {name: like.new_zeros(shape) for name, shape in shapes.items()}
+
+
+def _official(checkpoint: Checkpoint, released: dict[str, Tensor]) -> dict[str, Any]:
+    """Weights as the released programs save them: PIP's as `params`, PromptIR's by Lightning, as those of `net`."""
+    known = {
+        name: checkpoint.metadata[told]
+        for name, told in (('epoch', 'epoch'), ('global_step', 'iteration'))
+        if told in checkpoint.metadata
+    }
+    if checkpoint.network['type'] == 'PIPRestormer':
+        return {'params': released, **known}
+    named = {f'net.{name}': value for name, value in released.items()}
+    return {**known, 'pytorch-lightning_version': LIGHTNING, 'state_dict': named}
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bits of weights, whatever their order and the file they are in."""
+    told = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu()
+        told.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
+        told.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return told.hexdigest()
+
+
+def read_network(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`network_g` of an option file.
+
+    Raises:
+        OptionError: the file cannot be read, or has none.
+    """
+    options = read_options(os.path.expanduser(os.fspath(path)))
+    network = options.get('network_g') if isinstance(options, Mapping) else None
+    if not isinstance(network, Mapping):
+        raise OptionError([f"'{os.fspath(path)}': network_g is missing, the network that the weights are of."])
+    return dict(network)
+
+
+def halved(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with weights in float16.
+
+    Raises:
+        OptionError: a weight is too large for that.
+    """
+
+    def half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        small = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+        lost = [name for name, value in small.items() if not value.isfinite().all() and weights[name].isfinite().all()]
+        if lost:
+            raise OptionError([f'--half: float16 has no room for the values of {first_few(lost)}. Leave --half out.'])
+        return small
+
+    others = {key: half(weights) for key, weights in checkpoint.others.items()}
+    return replace(checkpoint, weights=half(checkpoint.weights), others=others)
+
+
+def main() -> int:
+    """The verb `basicsr convert`.
+
+    Raises:
+        OptionError: mistakes in the arguments, or a file that cannot be read.
+        SaveError: the file could not be written.
+    """
+    args = argument_parser().parse_args()
+    target = _target(args)
+    checkpoint = read_checkpoint(args.input, args.opt, args.key)
+    if args.key is not None:
+        checkpoint = replace(checkpoint, others={})
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def say(*lines: str) -> None:
+        for each in lines:
+            console.print(each)
+
+    say(line('file', checkpoint.path), *(line('', note) for note in checkpoint.notes))
+    say(network_line(checkpoint.network), *weights_lines(checkpoint.weights))
+    say(*tensor_lines(checkpoint.dropped, checkpoint.outside, []), line('SHA-256', digest(checkpoint.weights)))
+    say(*metadata_lines(checkpoint.metadata))
+    if target is None:
+        return 0
+    checkpoint = halved(checkpoint) if args.half else checkpoint
+    folder = os.path.dirname(os.path.abspath(args.output))
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OptionError([f"the folder '{folder}' cannot be made: {error.strerror}."]) from error
+    written = write_checkpoint(checkpoint, args.output, target)
+    lost = [name for name in checkpoint.weights if name not in written.weights]
+    say('', line('written', args.output), line('', f'Layout: {LAYOUTS[written.layout]}.'))
+    say(*weights_lines(written.weights), *tensor_lines(lost, [], written.dropped))
+    say(line('SHA-256', digest(written.weights)))
+    return 0
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line of `basicsr convert`."""
+    parser = argparse.ArgumentParser(
+        prog='basicsr convert',
+        description='Bring weights into another layout. Without OUT: tell what a file holds, write nothing.',
+    )
+    endings = ', '.join(f'{layout} {" ".join(endings)}' for layout, endings in TARGETS.items())
+    parser.add_argument('input', metavar='IN', help='.pth, .pt, .ckpt or .safetensors')
+    parser.add_argument('output', metavar='OUT', nargs='?', help='the file to write')
+    parser.add_argument('--to', choices=TARGETS, help=f'layout; default: by the ending of OUT ({endings})')
+    parser.add_argument('--key', metavar='NAME', help='which weights of IN, and these alone; default: params_ema first')
+    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from IN')
+    parser.add_argument('--half', action='store_true', help='write float16: half the size, rounded')
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
+    return parser
+
+
+def _target(args: argparse.Namespace) -> str | None:
+    """The layout to write; None for nothing.
+
+    Raises:
+        OptionError: OUT is missing, is there already, or its ending says something else.
+    """
+    if args.output is None:
+        wanted = [flag for flag, given in (('--to', args.to), ('--half', args.half)) if given]
+        if wanted:
+            raise OptionError([f'{" and ".join(wanted)}: OUT is missing, the file to write.'])
+        return None
+    args.output = os.path.expanduser(args.output)
+    ending = os.path.splitext(args.output)[1].lower()
+    by_ending = next((layout for layout, usual in TARGETS.items() if ending in usual), None)
+    target = args.to or by_ending
+    problems = []
+    if target is None:
+        problems.append(f"'{args.output}': its ending tells no layout. Give `--to {'|'.join(TARGETS)}`.")
+    elif (target == 'safetensors') != (ending == '.safetensors'):  # readers go by it
+        problems.append(f"'{args.output}': a file in the layout {target} ends in {' or '.join(TARGETS[target])}.")
+    if os.path.isdir(args.output):
+        problems.append(f"'{args.output}' is a folder. Give the name of a file.")
+    elif os.path.exists(args.output) and not args.overwrite:
+        problems.append(f"'{args.output}' is there already. Take another name, or replace it with `--overwrite`.")
+    if problems:
+        raise OptionError(problems)
+    return target
+
+
+def _fitted(file: WeightFile, key: str, options: Mapping[str, Any]) -> Fit:
+    """The weights as those of a network.
+
+    Raises:
+        OptionError: there is no such network, or the weights are of another one.
+    """
+    problems = network_problems(options)
+    if problems:
+        raise OptionError(problems)
+    try:
+        return fit(file.sets[key], options)
+    except OptionError as error:
+        raise OptionError([f"'{file.path}': {problem}" for problem in error.problems]) from error
+
+
+def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
+    """The weights as those of the network that the file names, or that they look like; and how it was told.
+
+    Raises:
+        OptionError: it cannot be told.
+    """
+    problems = []
+    named = file.metadata.get('network_g')
+    if isinstance(named, Mapping):
+        try:
+            return fit(file.sets[key], named), 'as the file says'
+        except OptionError as error:
+            problems += error.problems
+    for _, weights, _ in without_prefix(file.sets[key]):
+        options = recognize(shapes_of(weights))
+        if options is None:
+            continue
+        try:
+            return fit(file.sets[key], options), 'recognised from names and shapes'
+        except OptionError as error:
+            problems += error.problems
+    *most, last = RECOGNIZED
+    looks = f'they look like none of {", ".join(most)} and {last}'
+    if problems:
+        looks = problems[0].rstrip('.')
+    elif any('taps.' in name for name in file.sets[key]):
+        looks = 'they seem to be of a PromptedNetwork, and nothing tells the backbone in it'
+    raise OptionError(
+        [
+            f"'{file.path}': the network cannot be told from its weights: {looks}. "
+            'Give `-opt FILE` with the network_g that they are of.'
+        ]
+    )
+
+
+def _notes(file: WeightFile, key: str, found: Fit, how: str, others: Mapping[str, Any]) -> list[str]:
+    """What was found in a file, in words."""
+    place = f', weights under {key}' if key else ''
+    besides = f', others under {", ".join(others)}' if others else ''
+    notes = [f'Layout: {LAYOUTS[file.layout]}{place}{besides}.', f'Network: {found.network["type"]}, {how}.']
+    if found.prefix:
+        notes.append(f"The names begin with '{found.prefix}', which is left out.")
+    if found.dropped:
+        notes.append(f'Left out, since nothing uses them: {", ".join(found.dropped)}.')
+    if found.outside:
+        notes.append(f'Left out, since they are not of the network: {first_few(found.outside)}.')
+    if file.foreign:
+        notes.append(f'Objects of other programs were not loaded: {first_few(file.foreign)}.')
+    types = {str(value.dtype).removeprefix('torch.') for value in found.weights.values() if value.is_floating_point()}
+    if types != {'float32'}:
+        notes.append(f'Stored as {", ".join(sorted(types))}; the network computes in float32.')
+    return notes

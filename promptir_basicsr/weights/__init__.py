@@ -1,0 +1,1 @@
+"""Files of weights: their layouts, and which network they are of."""

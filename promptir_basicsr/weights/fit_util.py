@@ -1,0 +1,152 @@
+"""Whether weights are those of a network: names, shapes, what wrappers have put before the names."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from promptir_basicsr.option_util import (
+    OptionError,
+    check_arguments,
+    check_registered,
+    error_lines,
+    find_registered,
+    first_few,
+)
+
+PREFIXES = ('module.', 'net.', 'model.', 'net_g.', '_orig_mod.')
+"""What wrappers put before the names of a network's parameters."""
+
+_MOST_SHOWN = 4  # names in a message
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights of a file as those of a network.
+
+    Attributes:
+        network: `type` and arguments.
+        weights: by the names of the network's parameters, in their order.
+        prefix: what stood before the names.
+        dropped: names of a released checkpoint that nothing in the network uses.
+        outside: names without the prefix: of losses and other things that were saved beside the network.
+    """
+
+    network: dict[str, Any]
+    weights: dict[str, Tensor]
+    prefix: str = ''
+    dropped: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+
+def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> Fit:
+    """The weights by the names of a network, all of its own and no others.
+
+    Of what is in a released checkpoint and takes no part in the computation, exactly that is dropped.
+
+    Args:
+        weights: as they are in a file.
+        options: `type` and arguments of the network.
+
+    Raises:
+        OptionError: the network cannot be built, or the weights are those of another one; says how they differ.
+    """
+    net = new_network(options, 'meta')
+    wanted = shapes_of(net.state_dict())
+    unused = unused_shapes(net)
+    misfits = []
+    for prefix, named, outside in without_prefix(weights):
+        shapes = shapes_of(named)
+        dropped = [name for name, shape in unused.items() if shapes.get(name) == shape]
+        own = {name: shape for name, shape in shapes.items() if name not in dropped}
+        if own == wanted:
+            return Fit(dict(options), {name: named[name] for name in wanted}, prefix, dropped, outside)
+        misfits.append(own)
+    nearest = max(misfits, key=lambda own: len(own.keys() & wanted.keys()))
+    raise OptionError([f'the weights are not those of {shown_network(options)}: {_difference(nearest, wanted)}.'])
+
+
+def new_network(options: Mapping[str, Any], device: str = 'cpu') -> nn.Module:
+    """A network of `type` and arguments, on `meta` without memory if its constructor can do that.
+
+    Raises:
+        OptionError: there is no such network, or an argument is not allowed.
+    """
+    problems = network_problems(options)
+    if problems:
+        raise OptionError(problems)
+    arguments = {name: value for name, value in options.items() if name != 'type'}
+    kind = find_registered(ARCH_REGISTRY, options['type'])
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return kind(**arguments)
+    except Exception as error:  # whatever it is, the network of these options does not exist
+        if device == 'meta' and isinstance(error, RuntimeError):  # or it does, and cannot do without memory
+            return new_network(options)
+        raise OptionError(error_lines('network_g', error)) from error
+
+
+def network_problems(options: Mapping[str, Any]) -> list[str]:
+    """Why there is no such network: its type, or the names of its arguments."""
+    problems = check_registered('network_g.type', 'network', options.get('type'), ARCH_REGISTRY)
+    if problems:
+        return problems
+    arguments = {name: value for name, value in options.items() if name != 'type'}
+    return check_arguments('network_g', find_registered(ARCH_REGISTRY, options['type']), arguments)
+
+
+def unused_shapes(net: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what a released checkpoint of the network holds and nothing uses."""
+    try:
+        released = net.released_state_dict()
+    except (AttributeError, ValueError):  # there is no released layout of it
+        return {}
+    own = net.state_dict()
+    return {name: shape for name, shape in shapes_of(released).items() if name not in own}
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def without_prefix(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor], list[str]]]:
+    """Ways to read the names: a prefix, the weights that have it without it, and the names that do not.
+
+    First the prefix that all names have, then the names as they are, then prefixes that some have.
+    """
+    counts: dict[str, int] = {}
+    for name in weights:
+        prefix = _prefix(name)
+        counts[prefix] = counts.get(prefix, 0) + 1
+    some = [prefix for prefix in counts if prefix]
+    whole = [prefix for prefix in some if counts[prefix] == len(weights)]
+    for prefix in (*whole, '', *sorted(set(some) - set(whole), key=lambda prefix: (-counts[prefix], prefix))):
+        named = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        yield prefix, named, [name for name in weights if not name.startswith(prefix)]
+
+
+def _prefix(name: str) -> str:
+    """`module.net.` of `module.net.output.weight`."""
+    rest = name
+    while wrapper := next((prefix for prefix in PREFIXES if rest.startswith(prefix)), ''):
+        rest = rest[len(wrapper) :]
+    return name[: len(name) - len(rest)]
+
+
+def shown_network(options: Mapping[str, Any]) -> str:
+    """`PromptIR(dim=8, ...)`."""
+    arguments = ', '.join(f'{name}={value!r}' for name, value in options.items() if name != 'type')
+    return f'{options["type"]}({arguments})'
+
+
+def _difference(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    shared = [name for name in wanted if name in found]
+    parts = [
+        ('other shapes', [f'{name} {found[name]} -> {wanted[name]}' for name in shared if found[name] != wanted[name]]),
+        ('missing', [name for name in wanted if name not in found]),
+        ('unknown', [name for name in found if name not in wanted]),
+    ]
+    return '; '.join(f'{len(names)} {what}, {first_few(names, _MOST_SHOWN)}' for what, names in parts if names)

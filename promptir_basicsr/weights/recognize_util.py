@@ -1,0 +1,198 @@
+"""Which network weights belong to, told from their names and shapes.
+
+What a network was built with shows in its tensors: widths, counts of blocks, heads, prompts, biases. Each reader below
+takes the arguments of one network from there; whether they are right is found by building that network.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from promptir_basicsr.archs.condition_util import SENSOR_PREFIX
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+USUAL_EXPANSION = 2.66
+LARGEST_ULPS = 8  # how far beside the ends of an interval a factor is looked for
+
+
+def recognize(shapes: Shapes) -> dict[str, Any] | None:
+    """The options of the network whose parameters have these names and shapes, as `network_g` has them.
+
+    What leaves no trace in the weights is left out and so has its default: names of degradations, `hard_sensor`, and
+    the prompts of a network that has none.
+
+    Returns:
+        `type` and arguments, or None where the names are those of no network of this package. The arguments are those
+        that the names and shapes speak of; a network of them may still differ in others.
+    """
+    for name, mark, read in _NETWORKS:
+        if mark(shapes):
+            try:
+                return {'type': name, **read(shapes)}
+            except (LookupError, ValueError, ArithmeticError):  # some of the names, or tensors of other kinds
+                return None
+    return None
+
+
+def expansion_factor(widths: Iterable[tuple[int, int]]) -> float | None:
+    """The factor f of the fewest digits with hidden = int(f * width) for all pairs; 2.66 where that is one.
+
+    Args:
+        widths: (width, hidden width) of feed-forward networks.
+
+    Returns:
+        f, or None where there is none.
+    """
+    pairs = set(widths)
+    if not pairs:
+        return None
+
+    def fits(factor: float) -> bool:
+        return all(int(factor * width) == hidden for width, hidden in pairs)
+
+    low, high = max(hidden / width for width, hidden in pairs), min((hidden + 1) / width for width, hidden in pairs)
+    return next(filter(fits, _candidates(low, high)), None)
+
+
+def _candidates(low: float, high: float) -> Iterator[float]:
+    """Factors in [low, high), those of fewer digits first; then neighbours of its ends, where products were rounded."""
+    yield USUAL_EXPANSION
+    for digits in range(16):
+        yield math.ceil(low * 10**digits) / 10**digits
+    for end in (low, high):
+        yield end
+        for direction in (0.0, math.inf):
+            near = end
+            for _ in range(LARGEST_ULPS):
+                near = math.nextafter(near, direction)
+                yield near
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many modules a sequence has."""
+    return len({name.removeprefix(prefix).partition('.')[0] for name in shapes if name.startswith(prefix)})
+
+
+def _expansion(shapes: Shapes) -> float:
+    ending = 'ffn.project_out.weight'
+    factor = expansion_factor((shape[0], shape[1]) for name, shape in shapes.items() if name.endswith(ending))
+    if factor is None:
+        raise LookupError(ending)
+    return factor
+
+
+def _restormer(shapes: Shapes) -> dict[str, Any]:
+    """The arguments that PromptIR and PIPRestormer share."""
+    stages = ('encoder_level1', 'encoder_level2', 'encoder_level3', 'latent')
+    dim, channels = shapes['patch_embed.proj.weight'][:2]
+    return {
+        'inp_channels': channels,
+        'out_channels': shapes['output.weight'][0],
+        'dim': dim,
+        'num_blocks': [_count(shapes, f'{stage}.') for stage in stages],
+        'num_refinement_blocks': _count(shapes, 'refinement.'),
+        'heads': [shapes[f'{stage}.0.attn.temperature'][0] for stage in stages],
+        'ffn_expansion_factor': _expansion(shapes),
+        'bias': 'encoder_level1.0.attn.qkv.bias' in shapes,
+        'layer_norm_type': 'WithBias' if 'encoder_level1.0.norm1.body.bias' in shapes else 'BiasFree',
+    }
+
+
+def _promptir(shapes: Shapes) -> dict[str, Any]:
+    if 'prompt1.prompt_param' not in shapes:
+        return {**_restormer(shapes), 'prompts': False}
+    return {
+        **_restormer(shapes),
+        'num_prompts': shapes['prompt1.prompt_param'][1],
+        'prompt_sizes': [shapes[f'prompt{level}.prompt_param'][-1] for level in (1, 2, 3)],
+        'prompts': True,
+    }
+
+
+def _pip_restormer(shapes: Shapes) -> dict[str, Any]:
+    own = _without_sensor(shapes)
+    return {**_restormer(own), **_pip_prompts(own, levels=3), **_sensor_inside(shapes)}
+
+
+def _pip_nafnet(shapes: Shapes) -> dict[str, Any]:
+    own = _without_sensor(shapes)
+    width, channels = own['intro.weight'][:2]
+    options = {
+        'img_channel': channels,
+        'width': width,
+        'middle_blk_num': _count(own, 'middle_blks.'),
+        'enc_blk_nums': [_count(own, f'encoders.{level}.') for level in range(_count(own, 'encoders.'))],
+        'dec_blk_nums': [_count(own, f'decoders.{level}.') for level in range(_count(own, 'decoders.'))],
+    }
+    if 'prompt1.low_prompt_param' not in own:
+        return {**options, 'prompts': False}
+    residual = 'low_prompt_interaction_level1.alpha' in own
+    return {**options, **_pip_prompts(own, levels=4), 'residual': residual, 'prompts': True, **_sensor_inside(shapes)}
+
+
+def _pip_prompts(shapes: Shapes, levels: int) -> dict[str, Any]:
+    """The arguments of PIP's prompts."""
+    basic = [shapes[f'prompt{level}.low_prompt_param'] for level in range(1, levels + 1)]
+    return {
+        'num_degradations': shapes['prompt1.detask_prompt_param'][1],
+        'prompt_dims': [shape[1] for shape in basic],
+        'prompt_sizes': [shape[-1] for shape in basic],
+        'interaction': _interaction(shapes),
+    }
+
+
+def _interaction(shapes: Shapes) -> str:
+    """One of those of `PromptToFeature`, by the modules that only it has."""
+    marks = {
+        'topm': 'prompt_transformer_cross.attn.attn1',
+        'cross': 'prompt_transformer_cross.attn.q.weight',
+        'gate': 'gate.conv1.weight',
+        'promptir_gate': 'gate.block.attn.qkv.weight',
+    }
+    for interaction, mark in marks.items():
+        if f'low_prompt_interaction_level1.{mark}' in shapes:
+            return interaction
+    raise LookupError('low_prompt_interaction_level1')
+
+
+def _without_sensor(shapes: Shapes) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if not name.startswith(SENSOR_PREFIX)}
+
+
+def _sensor_inside(shapes: Shapes) -> dict[str, Any]:
+    """The option `sensor`, where there is one; it has as many degradations as the network."""
+    inside = {
+        name.removeprefix(SENSOR_PREFIX): shape for name, shape in shapes.items() if name.startswith(SENSOR_PREFIX)
+    }
+    if not inside:
+        return {}
+    options = {name: value for name, value in _sensor(inside).items() if name != 'num_degradations'}
+    return {'sensor': {'type': 'DegradationSensor', **options}}
+
+
+def _sensor(shapes: Shapes) -> dict[str, Any]:
+    before = {'0', '1', '2'}  # convolution, normalisation and activation of a stage stand before its blocks
+    stage = {name.split('.')[2] for name in shapes if name.startswith('stages.0.')}
+    dim, doubled = shapes['stem.0.weight'][:2]
+    return {
+        'num_degradations': shapes['classifier.weight'][0],
+        'dim': dim,
+        'num_blocks': len(stage - before),
+        'inp_channels': doubled // 2,
+    }
+
+
+def _has(*names: str) -> Callable[[Shapes], bool]:
+    return lambda shapes: all(name in shapes for name in names)
+
+
+_NETWORKS: tuple[tuple[str, Callable[[Shapes], bool], Callable[[Shapes], dict[str, Any]]], ...] = (
+    ('PIPRestormer', _has('patch_embed.proj.weight', 'prompt1.low_prompt_param'), _pip_restormer),
+    ('PromptIR', _has('patch_embed.proj.weight', 'reduce_noise_level3.weight'), _promptir),
+    ('PIPNAFNet', _has('intro.weight', 'middle_blks.0.beta'), _pip_nafnet),
+    ('DegradationSensor', _has('stem.0.weight', 'classifier.weight'), _sensor),
+)
+
+RECOGNIZED = tuple(name for name, _, _ in _NETWORKS)
+"""The networks that are told from their weights."""
