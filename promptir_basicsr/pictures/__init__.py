@@ -1,0 +1,1 @@
+"""Files of pictures, read and written with all that they hold."""

@@ -1,0 +1,187 @@
+"""Files of pictures -> pixels and everything else that they say; TIFF is in `tiff_util`."""
+
+import io
+import re
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+
+from promptir_basicsr.pictures.exif_util import orientation_of, turn_upright, turned_block
+from promptir_basicsr.pictures.format_util import Picture, PictureError
+
+READABLE = ('PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP', 'PPM', 'GIF')
+"""Formats as Pillow calls them."""
+
+_FOREIGN = (
+    (0, b'#?', 'a Radiance HDR picture: its values are floating-point numbers'),
+    (0, b'v/1\x01', 'an OpenEXR picture: its values are floating-point numbers'),
+    (4, b'ftyp', 'a HEIC, AVIF or video file'),
+    (0, b'\0\0\0\x0cjP', 'a JPEG 2000 picture'),
+    (0, b'\xff\x0a', 'a JPEG XL picture'),
+    (0, b'%PDF', 'a PDF document'),
+    (0, b'8BPS', 'a Photoshop document'),
+    (0, b'version https://git-lfs', 'a pointer of git LFS; `git lfs pull` fetches the file itself'),
+)
+_COLOURS = {'1': 'L', 'P': 'RGB', 'PA': 'RGBA', 'RGBX': 'RGB', 'La': 'LA', 'RGBa': 'RGBA', 'YCbCr': 'RGB'}
+_PNG_CHUNKS = (b'cHRM', b'gAMA', b'sRGB', b'cICP', b'mDCV', b'cLLI', b'tEXt', b'zTXt', b'iTXt')
+_PNM = re.compile(rb'(P[56])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s')
+
+
+def read_picture_file(content: bytes, where: str) -> Picture:
+    """The picture in any file but a TIFF; what Pillow raises is not yet in words for people."""
+    with PIL.Image.open(io.BytesIO(content), formats=READABLE) as file:
+        kind = file.format
+        frames = getattr(file, 'n_frames', 1)
+        if frames > 1 and kind != 'MPO':
+            raise PictureError(f'{where} is animated: {frames:,} frames. Give single pictures.')
+        file.load()
+        notes: tuple[str, ...] = ('the first of several pictures in the file',) if kind == 'MPO' and frames > 1 else ()
+        if _is_deep(content):
+            pixels, profile = _deep_pixels(content, file.info.get('transparency'), where), file.info.get('icc_profile')
+        else:
+            if kind == 'PNG' and content[24:26] in (b'\2\0', b'\4\0') and 'transparency' in file.info:
+                file.info['transparency'] *= 255 // (2 ** content[24] - 1)  # of grey Pillow enlarges the pixels alone
+            pixels, profile, more = pixels_of(file, where)
+            notes += more
+        exif, xmp = exif_of(file), file.info.get('xmp')
+        dpi = resolution_of(file.info.get('dpi'))
+        chunks = _png_chunks(content) if kind == 'PNG' else ()
+    kind = {'MPO': 'JPEG', 'GIF': 'PNG'}.get(str(kind), str(kind))
+    picture = Picture(pixels, kind, profile or None, exif, as_bytes(xmp), dpi, chunks, notes)
+    return upright(picture, orientation_of(exif or b''))
+
+
+def pixels_of(file: PIL.Image.Image, where: str) -> tuple[np.ndarray, bytes | None, tuple[str, ...]]:
+    """Pixels as stored, the profile they are of, and what was changed; the file is loaded."""
+    profile, mode = file.info.get('icc_profile'), file.mode
+    if mode == 'CMYK':
+        return _from_cmyk(file, profile)
+    if mode.startswith('I;16'):
+        return np.asarray(file).astype(np.uint16), profile, ()
+    if mode in ('F', 'I', 'LAB', 'HSV'):
+        told = {'F': 'floating-point', 'I': '32-bit', 'LAB': 'CIE Lab'}.get(mode, mode)
+        raise PictureError(f'{where} has {told} values; 8-bit and 16-bit grey and RGB pictures are restored.')
+    wanted = _COLOURS.get(mode, mode)
+    if 'transparency' in file.info and mode in ('1', 'L', 'P', 'RGB'):
+        wanted = {'L': 'LA', 'RGB': 'RGBA'}[wanted]
+    return np.asarray(file if wanted == mode else file.convert(wanted)), profile, ()
+
+
+def _from_cmyk(file: PIL.Image.Image, profile: bytes | None) -> tuple[np.ndarray, bytes | None, tuple[str, ...]]:
+    """Printing inks as RGB: sRGB by the profile, or the plain formula where there is none that works."""
+    if profile:
+        try:
+            screen = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile('sRGB'))
+            converted = PIL.ImageCms.profileToProfile(
+                file,
+                PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+                screen,
+                renderingIntent=PIL.ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                outputMode='RGB',
+                flags=PIL.ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )
+            assert converted is not None
+            return np.asarray(converted), screen.tobytes(), ('CMYK converted to sRGB by its profile',)
+        except (PIL.ImageCms.PyCMSError, OSError):
+            return np.asarray(file.convert('RGB')), None, ('CMYK converted to RGB plainly, its profile is damaged',)
+    return np.asarray(file.convert('RGB')), None, ('CMYK converted to RGB plainly, it has no profile',)
+
+
+def _is_deep(content: bytes) -> bool:
+    """Whether the file has more than 8 bits a value, which Pillow rounds off without a word."""
+    if content[:8] == b'\x89PNG\r\n\x1a\n':
+        return content[24:25] == b'\x10'
+    return content[:2] in (b'P2', b'P3', b'P5', b'P6') and _pnm_most(content) > 255
+
+
+def _deep_pixels(content: bytes, clear: Any, where: str) -> np.ndarray:
+    """16-bit pixels of a PNG or PNM file that Pillow has found to be whole; `clear` is the transparent colour."""
+    if content[:1] == b'P':
+        return _deep_pnm(content, where)
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise PictureError(f'{where} has 16 bits and cannot be decoded; it may be damaged.')
+    kind = content[25]  # 0 grey, 2 colours, 4 grey and alpha, 6 colours and alpha
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if kind == 4:  # of which OpenCV makes three channels beside alpha
+        return pixels[..., [0, 3]]
+    pixels = pixels[..., {0: [0], 2: [2, 1, 0], 6: [2, 1, 0, 3]}[kind]]
+    if clear is not None and kind in (0, 2):
+        alpha = np.where((pixels == np.uint16(clear)).all(axis=2, keepdims=True), 0, 65535)
+        return np.concatenate([pixels, alpha.astype(np.uint16)], axis=2)
+    return pixels[..., 0] if kind == 0 else pixels
+
+
+def _pnm_most(content: bytes) -> int:
+    """The value of white in a PNM file."""
+    fields = re.sub(rb'#[^\n]*\n', b'', content[:4096]).split(maxsplit=4)
+    return int(fields[3]) if len(fields) > 3 and fields[3].isdigit() else 0
+
+
+def _deep_pnm(content: bytes, where: str) -> np.ndarray:
+    header = _PNM.match(content)
+    if header is None:
+        raise PictureError(f'{where} is a PNM file of text with 16 bits; the binary kinds P5 and P6 are read.')
+    kind, width, height, most = header[1], int(header[2]), int(header[3]), int(header[4])
+    shape = (height, width) if kind == b'P5' else (height, width, 3)
+    values = np.frombuffer(content, '>u2', int(np.prod(shape)), header.end()).reshape(shape)
+    if most == 65535:
+        return values.astype(np.uint16)
+    return np.rint(np.minimum(values, most) * (65535 / most)).astype(np.uint16)
+
+
+def exif_of(file: PIL.Image.Image) -> bytes | None:
+    block = file.info.get('exif')
+    return bytes(block).removeprefix(b'Exif\0\0') or None if isinstance(block, bytes) else None
+
+
+def _png_chunks(content: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Chunks that describe the picture; texts that repeat EXIF, XMP or a profile are left out."""
+    found, place = [], 8
+    while place + 12 <= len(content):
+        length, kind = int.from_bytes(content[place : place + 4], 'big'), content[place + 4 : place + 8]
+        body = content[place + 8 : place + 8 + length]
+        if kind in _PNG_CHUNKS and not body.startswith((b'Raw profile type', b'XML:com.adobe.xmp')):
+            found.append((kind, body))
+        place += 12 + length
+    return tuple(found)
+
+
+def upright(picture: Picture, orientation: int) -> Picture:
+    """The picture as it is to be seen, and a file that says so."""
+    dpi = picture.dpi[::-1] if picture.dpi and orientation >= 5 else picture.dpi
+    return replace(
+        picture,
+        image=turn_upright(picture.image, orientation),
+        exif=turned_block(picture.exif) if picture.exif else None,
+        xmp=re.sub(rb'(tiff:Orientation(?:="|>))\d+', rb'\g<1>1', picture.xmp) if picture.xmp else None,
+        dpi=dpi,
+    )
+
+
+def resolution_of(dpi: Any) -> tuple[float, float] | None:
+    try:
+        across, down = (float(value) for value in dpi)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
+
+
+def as_bytes(value: Any) -> bytes | None:
+    if isinstance(value, str):
+        return value.encode('utf-8')
+    return bytes(value) if isinstance(value, (bytes, tuple, list)) and value else None
+
+
+def what_it_is(content: bytes) -> str:
+    """What a file is that is no picture."""
+    for place, magic, words in _FOREIGN:
+        if content[place : place + len(magic)] == magic:
+            return f'is {words}. Allowed: PNG, JPEG, TIFF, WebP, BMP, PPM, single GIF.'
+    text = not content[:512].translate(None, bytes(range(32, 127)) + b'\t\r\n')
+    what = 'text' if text else 'no picture that can be read, or its beginning is damaged'
+    return f'is {what} ({len(content):,} bytes). Allowed: PNG, JPEG, TIFF, WebP, BMP, PPM, single GIF.'

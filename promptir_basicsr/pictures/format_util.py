@@ -1,0 +1,90 @@
+"""What a picture is here, and the kinds of files that hold one.
+
+H height, W width. An image is (H, W) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGB and alpha, uint8 or
+uint16, upright.
+"""
+
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from promptir_basicsr.option_util import did_you_mean
+
+FORMATS = {
+    'png': 'PNG',
+    'jpg': 'JPEG',
+    'jpeg': 'JPEG',
+    'tif': 'TIFF',
+    'tiff': 'TIFF',
+    'webp': 'WEBP',
+    'bmp': 'BMP',
+    'ppm': 'PPM',
+    'pgm': 'PPM',
+    'pnm': 'PPM',
+}
+"""Formats that are written, by the extension of a file."""
+
+EXTENSIONS = (*FORMATS, 'gif', 'jpe', 'jfif', 'mpo', 'apng', 'pbm', 'dib')
+"""Of files that are taken for pictures in a folder."""
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read or written as it should be; the message names the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture and what its file says besides.
+
+    Attributes:
+        image: see the head of this module.
+        format: of the file, one of the values of FORMATS; PNG for those that are only read.
+        profile: ICC profile.
+        exif: EXIF block of an upright picture, without a thumbnail.
+        xmp: XMP packet of an upright picture.
+        dpi: pixels per inch, across and down.
+        chunks: kind and content of other chunks of a PNG that describe the picture.
+        notes: what was changed, for people.
+    """
+
+    image: np.ndarray
+    format: str = 'PNG'
+    profile: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.image.ndim == 3 and self.image.shape[2] in (2, 4)
+
+    def with_image(self, image: np.ndarray) -> 'Picture':
+        """Another image in the same file."""
+        return replace(self, image=image)
+
+
+def format_of(path: str | os.PathLike[str]) -> str | None:
+    """The format that the extension of a file stands for; None for others than those of FORMATS."""
+    return FORMATS.get(extension_of(path))
+
+
+def extension_of(path: str | os.PathLike[str]) -> str:
+    """In small letters and without the dot."""
+    return os.path.splitext(os.fspath(path))[1][1:].lower()
+
+
+def format_problems(where: str, extension: str) -> list[str]:
+    """Why an extension is none of FORMATS."""
+    if extension in FORMATS:
+        return []
+    return [
+        f"{where}: '{extension}' cannot be written.{did_you_mean(extension, FORMATS)} Allowed: {', '.join(FORMATS)}."
+    ]

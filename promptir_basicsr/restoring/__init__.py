@@ -1,0 +1,1 @@
+"""How `basicsr restore` plans and does its work."""

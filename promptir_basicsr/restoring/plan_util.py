@@ -1,0 +1,228 @@
+"""Which files are restored and where the results go, settled before any work."""
+
+import glob
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from promptir_basicsr.option_util import OptionError, first_few, printable
+from promptir_basicsr.pictures.format_util import EXTENSIONS, FORMATS, extension_of, format_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to be restored.
+
+    Attributes:
+        source, target: paths.
+        kind: format of the target, one of the values of FORMATS; None for the source's.
+    """
+
+    source: str
+    target: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything to be done.
+
+    Attributes:
+        jobs: in the order of the inputs, sorted within folders and patterns.
+        foreign: how many files of folders and patterns are no pictures by their names.
+        present: how many results are there already and left as they are.
+    """
+
+    jobs: list[Job]
+    foreign: int = 0
+    present: int = 0
+
+
+def plan_restoration(
+    inputs: Sequence[str],
+    out: str,
+    recursive: bool = False,
+    suffix: str = '',
+    extension: str | None = None,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+) -> Plan:
+    """Find the inputs and name the outputs; nothing is written.
+
+    Args:
+        inputs: files, folders, patterns (`*`, `?`, `[...]`, `**` for any folders).
+        out: a folder, or a file where there is one input file alone.
+        recursive: folders below folders, too; their tree is kept.
+        suffix: goes between name and extension.
+        extension: one of FORMATS for all outputs. Default: the inputs' own.
+        overwrite, skip_existing: what happens to outputs that are there; otherwise they are an error.
+
+    Raises:
+        OptionError: all mistakes that are found.
+    """
+    out = os.path.expanduser(out)
+    found = _Found()
+    for given in inputs:
+        _find(given, out, recursive, found)
+    problems = found.problems + _suffix_problems(suffix)
+    if not problems and not found.files:
+        more = f' {found.foreign:,} files have other extensions.' if found.foreign else ''
+        problems.append(
+            f'no pictures found in {first_few(map(_quoted, inputs))}.{more} Known: {", ".join(EXTENSIONS)}.'
+        )
+    if problems:
+        raise OptionError(problems)
+    files = list(dict.fromkeys((os.path.normpath(source), relative) for source, relative in found.files))
+    if found.single and _is_file_name(out):
+        jobs = [_single(files[0][0], out, suffix, extension)]
+    else:
+        jobs = [_job(source, os.path.join(out, relative), suffix, extension) for source, relative in files]
+        problems += _folder_problems(out, len(files))
+    problems += _collisions(jobs) + _inputs_hit(jobs)
+    present = [job for job in jobs if os.path.lexists(job.target)]
+    if present and not problems and not overwrite and not skip_existing:
+        names = first_few(_quoted(job.target) for job in present)
+        problems.append(
+            f'{names} {"exists" if len(present) == 1 else "exist"} already. --overwrite replaces what is there, '
+            '--skip-existing leaves it.'
+        )
+    if problems:
+        raise OptionError(problems)
+    skipped = {job.target for job in present} if skip_existing else set()
+    return Plan([job for job in jobs if job.target not in skipped], found.foreign, len(skipped))
+
+
+@dataclass
+class _Found:
+    """Files, each with its path below the output folder."""
+
+    files: list[tuple[str, str]] = field(default_factory=list)
+    foreign: int = 0
+    single: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, source: str, relative: str) -> None:
+        """A file of a folder or pattern; hidden ones and what is no picture are left out."""
+        if os.path.basename(source).startswith('.'):
+            return
+        if extension_of(source) in EXTENSIONS:
+            self.files.append((source, relative))
+        else:
+            self.foreign += 1
+
+
+def _find(given: str, out: str, recursive: bool, found: _Found) -> None:
+    path = os.path.expanduser(given)
+    if os.path.isdir(path):
+        _walk(path, out, recursive, given, found)
+    elif os.path.lexists(path):
+        found.single = not found.files
+        found.files.append((path, os.path.basename(path)))
+        return
+    elif glob.has_magic(path):
+        _match(path, given, out, found)
+    else:
+        found.problems.append(f"'{printable(given)}' does not exist. Paths start at the current folder.")
+    found.single = False
+
+
+def _walk(folder: str, out: str, recursive: bool, given: str, found: _Found) -> None:
+    """The files of a folder. Those below OUT are results of an earlier run."""
+    results, below, before = os.path.realpath(out), False, len(found.files)
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith('.') and os.path.realpath(os.path.join(place, name)) != results
+        )
+        below |= bool(folders)
+        for name in sorted(names):
+            source = os.path.join(place, name)
+            found.add(source, os.path.relpath(source, folder))
+        if not recursive:
+            break
+    if below and not recursive and len(found.files) == before:
+        found.problems.append(f"'{printable(given)}' has no pictures but folders. -r goes down into them.")
+
+
+def _match(pattern: str, given: str, out: str, found: _Found) -> None:
+    """The files of a pattern, without results of an earlier run; the tree is kept below its last plain folder."""
+    root = Path(pattern)
+    while glob.has_magic(str(root)):
+        root = root.parent
+    files = sorted(path for path in set(glob.glob(pattern, recursive=True)) if os.path.isfile(path))
+    if not files:
+        found.problems.append(f"'{printable(given)}' matches no files.")
+    results = os.path.realpath(out)
+    inside = results != os.path.realpath(root)
+    for path in files:
+        if not (inside and os.path.realpath(path).startswith(results + os.sep)):
+            found.add(path, os.path.relpath(path, root))
+
+
+def _is_file_name(out: str) -> bool:
+    return not os.path.isdir(out) and not out.endswith(('/', os.sep)) and format_of(out) is not None
+
+
+def _single(source: str, out: str, suffix: str, extension: str | None) -> Job:
+    if suffix:
+        raise OptionError([f"--suffix: '{printable(out)}' is a file already; give a folder, or leave the suffix out."])
+    if extension and FORMATS[extension] != format_of(out):
+        raise OptionError([f"--format: {extension} and the file '{printable(out)}' contradict each other."])
+    return Job(source, out, format_of(out))
+
+
+def _job(source: str, target: str, suffix: str, extension: str | None) -> Job:
+    stem, own = os.path.splitext(target)
+    if extension:
+        return Job(source, f'{stem}{suffix}.{extension}', FORMATS[extension])
+    if own[1:].lower() in _KEPT:
+        return Job(source, f'{stem}{suffix}{own}')
+    return Job(source, f'{stem}{suffix}.png', 'PNG')  # the others can only be read
+
+
+_KEPT = {*FORMATS, 'jpe', 'jfif', 'mpo', 'dib'}
+
+
+def _suffix_problems(suffix: str) -> list[str]:
+    if any(sign in suffix for sign in ('/', os.sep, '\0')):
+        return [f"--suffix: '{printable(suffix)}' has a separator of folders. Give a part of a file name."]
+    return []
+
+
+def _folder_problems(out: str, count: int) -> list[str]:
+    if os.path.lexists(out) and not os.path.isdir(out):
+        return [f"-o: '{printable(out)}' is a file; give a folder."]
+    if os.path.isdir(out) or out.endswith(('/', os.sep)) or extension_of(out) not in EXTENSIONS:
+        return []
+    if count == 1 and format_of(out) is None:
+        return [f"-o: '{printable(out)}' cannot be written. Formats: {', '.join(FORMATS)}."]
+    return [f"-o: '{printable(out)}' looks like a file, but inputs may be several ({count:,} now). Give a folder."]
+
+
+def _collisions(jobs: Sequence[Job]) -> list[str]:
+    sources: dict[str, list[str]] = defaultdict(list)
+    for job in jobs:
+        sources[os.path.normcase(os.path.abspath(job.target))].append(job.source)
+    doubled = [(target, names) for target, names in sources.items() if len(names) > 1]
+    return [
+        f'{first_few(map(_quoted, names))} would all become {_quoted(target)}. Restore them into different folders.'
+        for target, names in doubled[:5]
+    ] + ([f'{len(doubled) - 5:,} more names are given to several results.'] if len(doubled) > 5 else [])
+
+
+def _inputs_hit(jobs: Iterable[Job]) -> list[str]:
+    """Outputs that are inputs, by whatever name; these are never replaced."""
+    jobs = list(jobs)
+    inputs = {os.path.realpath(job.source) for job in jobs}
+    hit = [job.target for job in jobs if os.path.realpath(job.target) in inputs]
+    if not hit:
+        return []
+    names = first_few(map(_quoted, hit))
+    return [f'{names}: an input is never overwritten. Give another folder with -o, or a --suffix.']
+
+
+def _quoted(path: str) -> str:
+    return f"'{printable(path)}'"

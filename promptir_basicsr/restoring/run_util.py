@@ -1,0 +1,289 @@
+"""Restore the files of a plan, and tell how it goes."""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from promptir_basicsr.models.checkpoint_util import SaveError
+from promptir_basicsr.option_util import printable
+from promptir_basicsr.pictures.file_util import Picture, PictureError, measure_picture, read_picture, write_picture
+from promptir_basicsr.restoring.plan_util import Job, Plan
+
+if TYPE_CHECKING:
+    from promptir_basicsr.restore import Restorer
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+Size = tuple[int, int]
+
+
+@dataclass
+class Outcome:
+    """What has become of the files: `failed` has a sentence for each that could not be restored."""
+
+    restored: int = 0
+    failed: list[str] = field(default_factory=list)
+    pixels: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+class Reporter:
+    """Tells people how it goes: a bar in a terminal, a line a file elsewhere.
+
+    Args:
+        plan: everything to be done.
+        sizes: height and width of the sources that are known.
+    """
+
+    def __init__(self, plan: Plan, sizes: dict[str, Size | None]) -> None:
+        self._count = len(plan.jobs)
+        self._plan, self._sizes = plan, sizes
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn('{task.fields[done]} of {task.fields[count]}', markup=False),
+            BarColumn(),
+            TextColumn('{task.percentage:.0f} %'),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn('{task.description}', markup=False),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task('', total=sum(map(self._weight, plan.jobs)), done=0, count=self._count)
+        self._before = 0.0
+        self._above = self._console.is_terminal and sys.stdout.isatty()
+
+    def __enter__(self) -> 'Reporter':
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line on standard output; above the bar where both are in a terminal."""
+        if self._above:
+            self._console.print(line)
+        else:
+            _write(sys.stdout, line)
+
+    def tell_network(self, restorer: 'Restorer') -> None:
+        """Which network was found in the file of weights, and where it runs."""
+        checkpoint = restorer.checkpoint
+        self.say(f'{printable(checkpoint.path)}: {" ".join(checkpoint.notes)} Device: {restorer.device}.')
+
+    def tell_plan(self) -> None:
+        """What would be done."""
+        for job in self._plan.jobs:
+            size = self._sizes.get(job.source)
+            self.say(f'{_arrow(job)}  {_shown(size) if size else "its size cannot be read"}')
+        self.say(f'{self._count:,} to be restored{_left_out(self._plan)}. Nothing was done.')
+
+    def started(self, jobs: Sequence[Job]) -> None:
+        self._bar.update(self._task, description=printable(os.path.basename(jobs[0].source)))
+
+    def advanced(self, jobs: Sequence[Job], done: int, total: int) -> None:
+        """Of the passes of the network for these files."""
+        part = sum(map(self._weight, jobs)) * min(done / max(total, 1), 1)
+        self._bar.update(self._task, completed=self._before + part)
+
+    def ended(self, jobs: Sequence[Job], outcome: Outcome) -> None:
+        """Nothing more comes of these files."""
+        self._before += sum(map(self._weight, jobs))
+        done = outcome.restored + len(outcome.failed)
+        self._bar.update(self._task, completed=self._before, done=done)
+
+    def restored(self, job: Job, picture: Picture, seconds: float) -> None:
+        notes = f'  ({"; ".join(picture.notes)})' if picture.notes else ''
+        if notes or not self._above:
+            self.say(f'{_arrow(job)}  {_shown(picture.size)}, {seconds:.1f} s{notes}')
+
+    def tell_outcome(self, outcome: Outcome) -> int:
+        """The last lines; the exit status."""
+        speed = outcome.pixels / 1e6 / outcome.seconds if outcome.seconds else 0.0
+        failed = f', {len(outcome.failed):,} failed' if outcome.failed else ''
+        if outcome.failed:
+            self._console.print('\n'.join(['Not restored:', *(f'  {line}' for line in outcome.failed)]))
+        self.say(
+            f'{outcome.restored:,} restored{failed}{_left_out(self._plan)}, {outcome.seconds:.1f} s, '
+            f'{speed:.3g} megapixels/s'
+        )
+        if outcome.interrupted:
+            left = self._count - outcome.restored - len(outcome.failed)
+            self._console.print(
+                f'Interrupted, {left:,} left; all files are whole. --skip-existing goes on with the rest.'
+            )
+            return INTERRUPTED
+        return 1 if outcome.failed else 0
+
+    def _weight(self, job: Job) -> int:
+        height, width = self._sizes.get(job.source) or (1, 1)
+        return height * width
+
+
+def restore_files(
+    restorer: 'Restorer',
+    plan: Plan,
+    reporter: Reporter,
+    sizes: dict[str, Size | None],
+    degradation: Any = None,
+    strength: float = 1.0,
+    batch: int = 1,
+    overwrite: bool = False,
+) -> Outcome:
+    """Restore all files; what goes wrong with one of them does not stop the others.
+
+    The next files are read and the last ones written while the network runs.
+
+    Args:
+        sizes: height and width of the sources that are known; equal ones go through the network together.
+        batch: at most so many at a time.
+    """
+    run = _Run(restorer, reporter, degradation, strength, overwrite)
+    begun = time.perf_counter()
+    pool = ThreadPoolExecutor(2, thread_name_prefix='pictures')
+    try:
+        run.all(_batches(plan.jobs, sizes, batch), pool)
+    except KeyboardInterrupt:
+        run.outcome.interrupted = True
+    finally:
+        pool.shutdown(wait=True)  # what is restored gets written
+        run.collect(everything=True)
+    run.outcome.seconds = time.perf_counter() - begun
+    return run.outcome
+
+
+def measure_sources(plan: Plan) -> dict[str, Size | None]:
+    """Height and width of every source, None where its beginning does not tell."""
+    return {job.source: measure_picture(job.source) for job in plan.jobs}
+
+
+def _batches(jobs: Iterable[Job], sizes: dict[str, Size | None], batch: int) -> list[list[Job]]:
+    """Files of equal size together, in the order of the first of each."""
+    groups: dict[object, list[Job]] = {}
+    for number, job in enumerate(jobs):
+        groups.setdefault((batch > 1 and sizes.get(job.source)) or number, []).append(job)
+    return [group[start : start + batch] for group in groups.values() for start in range(0, len(group), batch)]
+
+
+class _Run:
+    def __init__(
+        self, restorer: 'Restorer', reporter: Reporter, degradation: Any, strength: float, overwrite: bool
+    ) -> None:
+        self.outcome = Outcome()
+        self._restorer, self._reporter, self._overwrite = restorer, reporter, overwrite
+        self._told = (degradation, strength)
+        self._written: deque[tuple[Job, Picture, float, Future[None]]] = deque()
+
+    def all(self, batches: Sequence[Sequence[Job]], pool: ThreadPoolExecutor) -> None:
+        coming = deque(pool.submit(_read, jobs) for jobs in batches[:1])
+        for number, jobs in enumerate(batches):
+            self._reporter.started(jobs)
+            read = coming.popleft().result()
+            coming += [pool.submit(_read, after) for after in batches[number + 1 : number + 2]]
+            for together in self._equal(read):
+                self._restore(together, pool)
+            self.collect()
+            self._reporter.ended(jobs, self.outcome)
+
+    def collect(self, everything: bool = False) -> None:
+        """Take note of files that were written; at most one batch waits for the disk."""
+        while self._written and (everything or len(self._written) > 1 or self._written[0][3].done()):
+            job, picture, seconds, writing = self._written.popleft()
+            try:
+                writing.result()
+            except (PictureError, SaveError) as error:
+                self._fail(str(error))
+                continue
+            except Exception as error:  # whatever it is, the other files go on
+                self._fail(f"'{printable(job.target)}' could not be written: {_first_line(error)}")
+                continue
+            self.outcome.restored += 1
+            self.outcome.pixels += picture.size[0] * picture.size[1]
+            self._reporter.restored(job, picture, seconds)
+
+    def _equal(self, read: Iterable[tuple[Job, 'Picture | PictureError']]) -> Iterator[list[tuple[Job, Picture]]]:
+        """Pictures of one size; the beginning of a file may have told another one than it has."""
+        groups: dict[Size, list[tuple[Job, Picture]]] = {}
+        for job, picture in read:
+            if isinstance(picture, PictureError):
+                self._fail(str(picture))
+            else:
+                groups.setdefault(picture.size, []).append((job, picture))
+        yield from groups.values()
+
+    def _restore(self, together: Sequence[tuple[Job, Picture]], pool: ThreadPoolExecutor) -> None:
+        jobs, begun = [job for job, _ in together], time.perf_counter()
+        try:
+            images = self._restorer.restore_batch(
+                [picture.image for _, picture in together],
+                *self._told,
+                progress=lambda done, total: self._reporter.advanced(jobs, done, total),
+            )
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if len(together) > 1:  # one of them may be to blame, or their number
+                for one in together:
+                    self._restore([one], pool)
+                return
+            self._fail(f"'{printable(jobs[0].source)}' could not be restored: {_first_line(error)}")
+            return
+        seconds = (time.perf_counter() - begun) / len(together)
+        for (job, picture), image in zip(together, images, strict=True):
+            restored = picture.with_image(image)
+            self._written.append((job, restored, seconds, pool.submit(_write_new, job, restored, self._overwrite)))
+
+    def _fail(self, message: str) -> None:
+        self.outcome.failed.append(message)
+        self._reporter.say(f'failed: {message}')
+
+
+def _read(jobs: Sequence[Job]) -> list[tuple[Job, 'Picture | PictureError']]:
+    read: list[tuple[Job, Picture | PictureError]] = []
+    for job in jobs:
+        try:
+            read.append((job, read_picture(job.source)))
+        except PictureError as error:
+            read.append((job, error))
+    return read
+
+
+def _write_new(job: Job, picture: Picture, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(job.target):
+        raise PictureError(f"'{printable(job.target)}' has come into being meanwhile; it was not replaced.")
+    write_picture(job.target, picture, job.kind or picture.format)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition('\n')[0] or type(error).__name__
+
+
+def _arrow(job: Job) -> str:
+    return f'{printable(job.source)} -> {printable(job.target)}'
+
+
+def _shown(size: Size) -> str:
+    return f'{size[1]}x{size[0]}'
+
+
+def _left_out(plan: Plan) -> str:
+    present = f', {plan.present:,} there already' if plan.present else ''
+    return present + (f', other files: {plan.foreign:,}' if plan.foreign else '')
+
+
+def _write(stream: Any, line: str) -> None:
+    try:
+        stream.write(line + '\n')
+        stream.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
