@@ -1,0 +1,248 @@
+"""Write a report as one HTML file that needs nothing else: no network, no fonts, no scripts from elsewhere."""
+
+import base64
+import hashlib
+import importlib.metadata
+import importlib.resources
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from promptir_basicsr.models.checkpoint_util import atomic_write
+from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.report.embed import figure_markup, picture_uri
+from promptir_basicsr.report.model import Comparison, Figure, Report, Section, Table
+
+_LOSSLESS = 8_000_000  # pixels of all pictures; beyond, lossless ones would make a page of more than about 25 MB
+
+
+def write_page(path: str | Path, report: Report) -> None:
+    """Write the page, or leave what stands at `path` as it is.
+
+    The same report gives the same bytes. Pictures are held without loss unless there are many of them (above 8
+    megapixels altogether JPEG of quality 95); the page's last line says which.
+
+    Raises:
+        OptionError: a table has rows of different lengths, or a comparison pictures of different sizes; all at once.
+        SaveError: the file could not be written.
+        OSError: a figure cannot be read.
+    """
+    text = render(report)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Names of files may hold what is no text; a browser shows its escapes.
+    atomic_write(text.encode('utf-8', 'backslashreplace'), str(path))
+
+
+def render(report: Report) -> str:
+    """The page as text; see `write_page`."""
+    problems = [problem for section in report.sections for problem in _problems(section)]
+    if problems:
+        raise OptionError(problems)
+    pixels = sum(image.shape[0] * image.shape[1] for image in _pictures(report))
+    lossless = pixels <= _LOSSLESS
+    files = importlib.resources.files(__package__)
+    script, style = (files.joinpath(name).read_text(encoding='utf-8') for name in ('page.js', 'page.css'))
+    digest = base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode('ascii')
+    environment = Environment(
+        loader=PackageLoader(__package__, '.'), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template('page.html').render(
+        title=report.title,
+        facts=[(name, _plain(value)) for name, value in report.facts],
+        sections=_Numbering(lossless).sections(report.sections),
+        pictures='without loss' if lossless else 'as JPEG of quality 95',
+        has_pictures=pixels > 0,
+        version=importlib.metadata.version('promptir_basicsr'),
+        script=Markup(script),
+        style=Markup(style),
+        digest=digest,
+    )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture of a comparison as the page has it."""
+
+    role: str
+    name: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What comparisons, figures and tables have in common."""
+
+    id: str
+    number: int
+    title: str
+    caption: str
+
+    @property
+    def heading(self) -> str:
+        """The title as a sentence where a caption follows."""
+        ends = not self.caption or self.title.endswith(('.', '?', '!', ':'))
+        return self.title if ends else f'{self.title}.'
+
+
+@dataclass(frozen=True)
+class _Comparison(_Shown):
+    width: int
+    height: int
+    pictures: Sequence[_Picture]
+
+
+@dataclass(frozen=True)
+class _Figure(_Shown):
+    svg: Markup
+    png: str
+
+
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    value: str
+
+
+@dataclass(frozen=True)
+class _Table(_Shown):
+    columns: Sequence[tuple[str, bool]]
+    rows: Sequence[Sequence[_Cell]]
+
+
+@dataclass(frozen=True)
+class _Section:
+    id: str
+    title: str
+    paragraphs: Sequence[str]
+    comparisons: Sequence[_Comparison]
+    figures: Sequence[_Figure]
+    tables: Sequence[_Table]
+
+
+class _Numbering:
+    """The parts of the report as the template takes them, numbered through the page."""
+
+    def __init__(self, lossless: bool) -> None:
+        self._lossless = lossless
+        self._figures = self._tables = 0
+        self._ids: set[str] = set()
+
+    def sections(self, sections: Sequence[Section]) -> list[_Section]:
+        return [
+            _Section(
+                self._id(section.title),
+                section.title,
+                [part.strip() for part in re.split(r'\n\s*\n', section.text) if part.strip()],
+                [self._comparison(comparison) for comparison in section.comparisons],
+                [self._figure(figure) for figure in section.figures],
+                [self._table(table) for table in section.tables],
+            )
+            for section in sections
+        ]
+
+    def _comparison(self, shown: Comparison) -> _Comparison:
+        self._figures += 1
+        roles = zip(('before', 'after', 'target'), shown.names, (shown.before, shown.after, shown.target), strict=True)
+        pictures = [
+            _Picture(role, name, picture_uri(image, self._lossless)) for role, name, image in roles if image is not None
+        ]
+        height, width = shown.before.shape[:2]
+        name = f'figure-{self._figures}'
+        return _Comparison(name, self._figures, shown.title, shown.caption, width, height, pictures)
+
+    def _figure(self, figure: Figure) -> _Figure:
+        self._figures += 1
+        name = f'figure-{self._figures}'
+        svg, png = figure_markup(Path(figure.png), Path(figure.svg), f'{name}-')
+        return _Figure(name, self._figures, figure.title, figure.caption, Markup(svg), png)
+
+    def _table(self, table: Table) -> _Table:
+        self._tables += 1
+        values = [[row[column] for row in table.rows] for column in range(len(table.columns))]
+        columns = [(str(name), _is_numeric(column)) for name, column in zip(table.columns, values, strict=True)]
+        rows = zip(*map(_cells, values), strict=True)
+        return _Table(
+            f'table-{self._tables}', self._tables, table.title, table.caption, columns, [list(row) for row in rows]
+        )
+
+    def _id(self, title: str) -> str:
+        """A name for links, such as `prompt-weights`, that no other part has."""
+        base = re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-') or 'section'
+        number, name = 1, f'{base}-section' if re.fullmatch(r'(figure|table)-\d+', base) else base
+        while name in self._ids:
+            number += 1
+            name = f'{base}-{number}'
+        self._ids.add(name)
+        return name
+
+
+def _cells(column: Sequence[object]) -> list[_Cell]:
+    """The values of a column as text; floats with as many decimals as suit the largest of them."""
+    numbers = [_number(value) for value in column]
+    sizes = [abs(n) for n, value in zip(numbers, column, strict=True) if not isinstance(value, Integral)]
+    largest = max(filter(math.isfinite, sizes), default=0.0)
+    form = ',.4f' if largest <= 1 else ',.2f' if largest < 1000 else ',.0f'
+    if 0 < largest < 1e-3:
+        form = '.2e'
+    keys = ['' if math.isnan(number) else repr(number) for number in numbers]
+    return [_Cell(_plain(value, form), key) for value, key in zip(column, keys, strict=True)]
+
+
+def _plain(value: object, form: str = ',.6g') -> str:
+    """A value as one reads it; the form is for floats."""
+    if isinstance(value, (bool, np.bool_)):
+        return 'yes' if value else 'no'
+    if value is None or not isinstance(value, Real):
+        return '–' if value is None else str(value)
+    number = float(value)
+    if math.isnan(number):
+        return '–'
+    if isinstance(value, Integral):
+        text = f'{abs(int(value)):,}'
+    else:
+        text = '∞' if math.isinf(number) else f'{abs(number):{form}}'
+    return f'−{text}' if number < 0 else text
+
+
+def _number(value: object) -> float:
+    """Not a number for all that is none."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+
+
+def _is_numeric(column: Sequence[object]) -> bool:
+    """Numbers and nothing else, but for values that are not known."""
+    texts = [
+        value for value in column if value is not None and (isinstance(value, bool) or not isinstance(value, Real))
+    ]
+    return not texts and any(value is not None for value in column)
+
+
+def _pictures(report: Report) -> Iterator[np.ndarray]:
+    for section in report.sections:
+        for shown in section.comparisons:
+            yield from (image for image in (shown.before, shown.after, shown.target) if image is not None)
+
+
+def _problems(section: Section) -> Iterator[str]:
+    where = f"section '{section.title}'"
+    for table in section.tables:
+        for number, row in enumerate(table.rows, start=1):
+            if len(row) != len(table.columns):
+                yield (
+                    f"{where}, table '{table.title}': row {number} has {len(row)} values for {len(table.columns)} "
+                    'columns. None stands for a value that is not known.'
+                )
+    for shown in section.comparisons:
+        images = {'before': shown.before, 'after': shown.after, 'target': shown.target}
+        shapes = {name: image.shape for name, image in images.items() if image is not None}
+        if any(len(shape) != 3 or shape[2] != 3 or 0 in shape for shape in shapes.values()):
+            yield f"{where}, comparison '{shown.title}': pictures are (H, W, 3), found {shapes}."
+        elif len(set(shapes.values())) > 1:
+            yield f"{where}, comparison '{shown.title}': pictures of different sizes, {shapes}. Crop them to the same."

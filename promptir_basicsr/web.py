@@ -1,0 +1,386 @@
+"""A page in the browser to try a network: the verb `basicsr demo`. `docs/web.md` tells how."""
+
+import argparse
+import html
+import importlib.resources
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from promptir_basicsr.models.inference_util import Settings
+from promptir_basicsr.models.picture_util import save_picture
+from promptir_basicsr.models.precision_util import PRECISIONS
+from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.restore import Restorer, labels_of
+from promptir_basicsr.web_util import (
+    copy_examples,
+    make_examples,
+    preview,
+    read_upload,
+    remove_older,
+    restore_upload,
+    summary,
+    weights_markup,
+)
+
+if TYPE_CHECKING:
+    import gradio
+
+logger = logging.getLogger('basicsr')
+
+_KEPT = 3600  # seconds that a restored file can be downloaded
+_WAITING = 32  # visitors at most; each takes their turn
+_UNSHOWN = ('TIFF', 'PPM')  # by browsers
+_BLIND, _TOLD = 'Let the sensor look', 'I tell what is wrong'
+
+
+def main() -> int:
+    """The verb `basicsr demo`: serves the page until Ctrl-C.
+
+    Raises:
+        OptionError: mistakes in the arguments, a file that cannot be used, or gradio is missing.
+    """
+    args = argument_parser().parse_args()
+    problems = [] if args.weights else ['--weights: is missing: the file of a trained network; see docs/weights.md.']
+    if not 0 < args.max_megapixels < 1000:
+        problems.append(f'--max-megapixels: {args.max_megapixels:g} is not above 0 and below 1000.')
+    if not 0 < args.port < 1 << 16:
+        problems.append(f'--port: {args.port} is not from 1 to 65535.')
+    settings = Settings()
+    try:
+        settings = Settings(tile=args.tile, precision=args.precision)
+    except OptionError as error:
+        problems += error.problems
+    if problems:
+        raise OptionError(problems)
+    work = Path(tempfile.mkdtemp(prefix='basicsr-demo-'))
+    try:
+        _prepare_gradio(work)
+        restorer = Restorer(args.weights, args.opt, args.device, settings, args.key)
+        folder = work / 'examples'
+        examples = copy_examples(Path(args.examples), folder) if args.examples else make_examples(folder)
+        activity = Activity()
+        page = build_page(restorer, work, examples, round(args.max_megapixels * 1e6), activity)
+        _serve(page, args, activity)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    if activity.busy.locked():  # Python would wait for the thread, and a pass of the network may take minutes
+        logging.shutdown()
+        os._exit(0)
+    return 0
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line of `basicsr demo`."""
+    parser = argparse.ArgumentParser(
+        prog='basicsr demo',
+        description='Serve a page to try a network. Pictures stay on this machine, and are removed when it ends.',
+    )
+    parser.add_argument('--weights', metavar='FILE', help='weights of a trained network')
+    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where weights do not tell theirs')
+    parser.add_argument('--key', metavar='NAME', help='which weights of the file; default: params_ema, then params')
+    parser.add_argument('--tile', type=_tile, default='auto', metavar='auto|none|N', help='side of tiles in pixels')
+    parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: %(default)s')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1; default: %(default)s')
+    parser.add_argument(
+        '--examples', metavar='DIR', help='pictures to choose from; default: degraded photographs of scikit-image'
+    )
+    parser.add_argument(
+        '--max-megapixels', type=float, default=16, metavar='N', help='larger pictures are refused; default: 16'
+    )
+    parser.add_argument(
+        '--host', default='127.0.0.1', help='0.0.0.0 lets others on the network in; default: %(default)s, this machine'
+    )
+    parser.add_argument('--port', type=int, default=7860, help='default: %(default)s')
+    parser.add_argument('--no-browser', action='store_true', help='do not open the page')
+    return parser
+
+
+def _tile(text: str) -> Any:
+    """`Settings` says what is wrong with others."""
+    return None if text == 'none' else int(text) if text.isdecimal() else text
+
+
+def _prepare_gradio(work: Path) -> None:
+    """Make sure that gradio is there, keeps its files here and asks nobody anything.
+
+    Raises:
+        OptionError: it is missing.
+    """
+    os.environ |= {
+        'GRADIO_TEMP_DIR': str(work / 'uploads'),
+        'GRADIO_ANALYTICS_ENABLED': 'False',
+        'HF_HUB_DISABLE_TELEMETRY': '1',
+        'HF_HUB_OFFLINE': '1',
+    }
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise OptionError([f"demo: it needs gradio ({error}). `pip install 'promptir_basicsr[web]'`"]) from error
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What is going on behind a page.
+
+    Attributes:
+        busy: held while a picture is being restored.
+        closing: set when the page ends; a restoration then ends after the next pass of the network.
+    """
+
+    busy: threading.Lock = field(default_factory=threading.Lock)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+
+def build_page(
+    restorer: Restorer,
+    work: Path,
+    examples: list[tuple[str, Path]],
+    most_pixels: int,
+    activity: Activity | None = None,
+) -> 'gradio.Blocks':
+    """The page; nothing is served yet.
+
+    Args:
+        work: a folder for restored files.
+        examples: name and file of each.
+        most_pixels: larger pictures are refused.
+    """
+    import gradio as gr
+
+    activity = activity or Activity()
+    net: Any = restorer.net
+    labels = labels_of(net) if getattr(net, 'takes_degradation', False) else []
+    has_sensor = bool(labels) and getattr(net, 'sensor', None) is not None
+
+    originals: dict[str, str] = {}  # by the file that stands for one that browsers cannot show
+    tracker = gr.Progress()  # gradio finds it as a default
+
+    def look(path: str | None) -> Any:
+        """Of a file that was just dropped: say at once what is wrong with it, show it where the browser cannot."""
+        if path is None:
+            return gr.skip()
+        try:
+            uploaded = read_upload(path, most_pixels)
+        except (ValueError, OSError) as error:
+            gr.Warning(html.escape(str(error)), duration=None)
+            return None
+        if uploaded.format not in _UNSHOWN:
+            return gr.skip()
+        stand_in = Path(tempfile.mkdtemp(dir=_results(work))) / 'preview.png'
+        save_picture(preview(uploaded.image), stand_in)
+        originals[str(stand_in)] = path
+        return str(stand_in)
+
+    def restore(path: str | None, *controls: Any, progress: Any = tracker) -> list[Any]:
+        if path is None:
+            raise gr.Error('There is no picture yet: drop one, or take an example.', print_exception=False)
+        path = originals.get(path, path)
+        mode, strength, *shares = controls if labels else (_BLIND, 1.0)
+
+        def advance(done: int, total: int) -> None:
+            if activity.closing.is_set():
+                raise SystemExit
+            progress((done, total), unit='passes')
+
+        progress(0, desc='Restoring')
+        folder = Path(tempfile.mkdtemp(dir=_results(work)))
+        try:
+            told = None if mode == _BLIND else _mixture(labels, shares)
+            with activity.busy:
+                result = restore_upload(restorer, path, folder, most_pixels, told, strength, advance)
+        except (ValueError, OSError) as error:
+            logger.warning(f'Not restored: {error}')
+            raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            advice = 'The picture needs more memory than there is. Start the page with a smaller `--tile`.'
+            raise gr.Error(advice, duration=None, print_exception=False) from error
+        return [
+            gr.update(value=(result.before, result.after), visible=True),
+            gr.update(value=str(result.file), visible=True),
+            gr.update(value=summary(result, restorer.device.type.replace('cuda', 'GPU').replace('cpu', 'CPU'))),
+            gr.update(value=weights_markup(result.weights, result.part)),
+        ]
+
+    with gr.Blocks(title='Restore a picture', analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
+        gr.Markdown(_head(restorer), elem_id='head')
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=320):
+                picture = _upload(gr)
+                controls = _controls(gr, labels, has_sensor) if labels else []
+                button = gr.Button('Restore', variant='primary', elem_id='restore')
+                gr.Examples(
+                    [[str(path)] for _, path in examples],
+                    picture,
+                    label='Examples',
+                    api_visibility='private',
+                )
+            with gr.Column(scale=3, min_width=320):
+                slider = gr.ImageSlider(
+                    label='Before (left) and after (right)',
+                    format='png',
+                    interactive=False,
+                    max_height=640,
+                    elem_id='slider',
+                    buttons=['fullscreen'],
+                )
+                with gr.Row(equal_height=True):
+                    said = gr.Markdown(elem_id='said')
+                    download = gr.DownloadButton('Download', visible=False, elem_id='download', size='md', scale=0)
+                weights = gr.HTML(elem_id='weights')
+        picture.upload(look, picture, picture, api_visibility='private', show_progress='minimal')
+        button.click(
+            restore,
+            [picture, *controls],
+            [slider, download, said, weights],
+            api_visibility='private',
+            concurrency_limit=1,
+            show_progress_on=slider,
+        )
+    return page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
+
+
+def _upload(gr: Any) -> Any:
+    """A place to drop a file, which comes as it is: gradio's own way would decode it, with errors of its own."""
+    picture = gr.Image(
+        type='filepath',
+        image_mode=None,
+        sources=['upload', 'clipboard'],
+        label='Picture',
+        height=360,
+        elem_id='picture',
+        buttons=[],
+    )
+    picture.preprocess = lambda payload: payload.path if payload else None
+    return picture
+
+
+def _controls(gr: Any, labels: list[str], has_sensor: bool) -> list[Any]:
+    """What a network with labels is told: who tells, strength, a slider each."""
+    mode = gr.Radio(
+        [_BLIND, _TOLD],
+        value=_BLIND if has_sensor else _TOLD,
+        label='What is wrong with it?',
+        visible=has_sensor,
+        elem_id='mode',
+    )
+    with gr.Column(visible=not has_sensor, elem_id='mixture') as mixture:
+        gr.Markdown('What is wrong with it?', visible=not has_sensor)
+        with gr.Group():
+            sliders = [
+                gr.Slider(0, 1, value=float(number == 0), step=0.05, label=label, elem_id=f'label-{number}')
+                for number, label in enumerate(labels)
+            ]
+    strength = gr.Slider(
+        0,
+        1.5,
+        value=1,
+        step=0.05,
+        label='Strength',
+        info='1 is as trained, 0 leaves the labels out',
+        elem_id='strength',
+    )
+    mode.change(
+        lambda chosen: gr.update(visible=chosen == _TOLD),
+        mode,
+        mixture,
+        api_visibility='private',
+        queue=False,
+        show_progress='hidden',
+    )
+    return [mode, strength, *sliders]
+
+
+def _mixture(labels: list[str], shares: list[float]) -> dict[str | int, float]:
+    """What the network is told.
+
+    Raises:
+        ValueError: nothing.
+    """
+    told: dict[str | int, float] = {
+        int(label) if label.isdecimal() else label: share for label, share in zip(labels, shares, strict=True) if share
+    }
+    if not told:
+        raise ValueError('All labels are at 0. Move the slider of what is wrong with the picture.')
+    return told
+
+
+def _results(work: Path) -> Path:
+    """The folder of restored files, without those of long ago. Below gradio's own, which it serves."""
+    folder = work / 'uploads' / 'restored'
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_older(folder, _KEPT)
+    return folder
+
+
+def _head(restorer: Restorer) -> str:
+    count = sum(parameter.numel() for parameter in restorer.net.parameters())
+    name = html.escape(os.path.basename(restorer.checkpoint.path))
+    where = 'GPU' if restorer.device.type == 'cuda' else 'CPU'
+    kind = type(restorer.net).__name__
+    return (
+        f'# Restore a picture\n\n{kind} with {count / 1e6:.3g} million parameters, weights of <code>{name}</code>, on '
+        f'the {where}. Pictures stay on the machine that serves this page.'
+    )
+
+
+def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        OptionError: the port is taken, or there is no such host.
+    """
+    import gradio as gr
+
+    fonts = ('system-ui', '-apple-system', 'Segoe UI', 'Roboto', 'Noto Sans', 'Liberation Sans', 'sans-serif')
+    theme = gr.themes.Default(
+        primary_hue='blue', neutral_hue='slate', font=fonts, font_mono=('ui-monospace', 'monospace')
+    )
+    megabytes = max(16, round(args.max_megapixels * 16))  # two bytes for each of four channels, and as much again
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        try:
+            page.launch(
+                server_name=args.host,
+                server_port=args.port,
+                inbrowser=not args.no_browser,
+                theme=theme,
+                css=importlib.resources.files(__package__).joinpath('web.css').read_text(encoding='utf-8'),
+                max_file_size=megabytes << 20,
+                prevent_thread_lock=True,
+                share=False,
+                quiet=True,
+                footer_links=[],
+                ssr_mode=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                run_history=False,
+            )
+        except OSError as error:
+            problem = f'--port: {args.port} on {args.host} is taken, or this machine has no such address.'
+            raise OptionError([f'{problem} Give another one.']) from error
+        sys.stdout.write(f'The page is at {page.local_url} - Ctrl-C ends it.\n')
+        sys.stdout.flush()
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        sys.stdout.write('\n')
+    finally:
+        activity.closing.set()
+        server = getattr(page, 'server', None)
+        if server is not None:
+            server.force_exit = True  # do not wait for the visitors to leave, and do not tell of each
+            logging.getLogger('uvicorn.error').setLevel(logging.CRITICAL + 1)
+        page.close(verbose=False)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
