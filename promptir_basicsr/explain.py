@@ -1,0 +1,357 @@
+"""Show what the prompts of a network have learned: figures, tables, one HTML page. `docs/explain.md` tells how to read
+them."""
+
+import argparse
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+from tqdm import tqdm
+
+from promptir_basicsr import __version__
+from promptir_basicsr.checkpoints import build, read_checkpoint
+from promptir_basicsr.data.allinone_dataset import AllInOneDataset, check_dataset
+from promptir_basicsr.data.protocol_util import expand_protocol
+from promptir_basicsr.explaining.network_util import PromptedNet, Sample, choose_samples
+from promptir_basicsr.explaining.probe_util import investigate, passes, untrained_network
+from promptir_basicsr.host.options import read_option_file
+from promptir_basicsr.models.sensor_util import load_sensor
+from promptir_basicsr.option_util import OptionError, check_count
+from promptir_basicsr.report import Report, write_page
+
+EXTRA = ('matplotlib', 'sklearn')
+"""What this needs beside what the package always needs."""
+
+PAGE = 'report.html'
+_LEAST_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is looked at.
+
+    Attributes:
+        images: of each task, at most.
+        size: longest side of an image in pixels; larger ones are cut at their centre.
+        untrained: networks with random weights to compare with. A network that has learned nothing exceeds all of N
+            with a probability of 1 / (N + 1).
+        permutations: of the tasks among the images.
+        seed: of the choice of images, of untrained networks, of permutations and of t-SNE.
+        device: as torch names it; 'auto' for a GPU where there is one.
+        page: write the HTML page.
+
+    Raises:
+        OptionError: what is wrong, a line each.
+    """
+
+    images: int = 8
+    size: int = 256
+    untrained: int = 19
+    permutations: int = 999
+    seed: int = 0
+    device: str = 'auto'
+    page: bool = True
+
+    def __post_init__(self) -> None:
+        least = {'images': 1, 'size': _LEAST_SIZE, 'untrained': 0, 'permutations': 19, 'seed': 0}
+        problems = [line for name, low in least.items() for line in check_count(f'--{name}', getattr(self, name), low)]
+        try:
+            self.torch_device()
+        except (RuntimeError, AssertionError):  # torch asserts that it was built for the device
+            problems.append(f"--device: this machine has no '{self.device}'. Take auto, cpu or, of a GPU, cuda:0.")
+        if problems:
+            raise OptionError(problems)
+
+    def torch_device(self) -> torch.device:
+        """Raises RuntimeError or AssertionError where torch does not know it, or this machine does not have it."""
+        if self.device == 'auto':
+            return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        return torch.empty(0, device=self.device).device
+
+
+def main() -> int:
+    """The verb `basicsr explain`.
+
+    Raises:
+        OptionError: mistakes in the arguments or the options, or weights that do not fit.
+        ImageError: an image cannot be read.
+        SaveError: a file could not be written.
+    """
+    args = argument_parser().parse_args()
+    names = ('images', 'size', 'untrained', 'permutations', 'seed', 'device')
+    settings = Settings(page=not args.no_page, **{name: getattr(args, name) for name in names})
+    report, folder = explain(
+        args.opt, args.weights, args.out, settings, args.force_yml, overwrite=args.overwrite, progress=True
+    )
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for section in report.sections:
+        first = section.text.partition('\n\n')[0]
+        console.print(f'{section.title}\n  {first}\n'.replace('\n', '\n  ').rstrip() + '\n')
+    console.print(f'{folder / PAGE if settings.page else folder}')
+    return 0
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    default = Settings()
+    parser = argparse.ArgumentParser(
+        prog='basicsr explain', description='Show what the prompts of a network have learned.'
+    )
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file of a training or a test')
+    parser.add_argument(
+        '--weights', metavar='FILE', help='weights of the network; default: path.pretrain_network_g of the option file'
+    )
+    parser.add_argument('--out', metavar='DIR', help='folder for the files; default: explain/NAME')
+    parser.add_argument('--overwrite', action='store_true', help='replace what this command has written there before')
+    for name, what in (
+        ('images', 'images of each task, at most'),
+        ('size', 'longest side of an image; larger ones are cut'),
+        ('untrained', 'networks with random weights to compare with'),
+        ('permutations', 'of the tasks among the images'),
+        ('seed', 'of everything random'),
+    ):
+        help_text = f'{what}; default: %(default)s'
+        parser.add_argument(f'--{name}', type=int, metavar='N', default=getattr(default, name), help=help_text)
+    parser.add_argument('--device', default='auto', help='such as cpu or cuda:0; default: a GPU where there is one')
+    parser.add_argument('--no-page', action='store_true', help='no HTML page')
+    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
+    return parser
+
+
+def explain(
+    opt: str,
+    weights: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    settings: Settings = Settings(),
+    force_yml: list[str] | None = None,
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> tuple[Report, Path]:
+    """Look into a network and write figures, tables, `report.json` and a page.
+
+    Args:
+        opt: option file whose data sets of validation or test give images of each task.
+        weights: file of the network. Default: `path.pretrain_network_g` of the option file.
+        out: folder; written beside its place first, so that it is complete or not there. Default: explain/NAME.
+        settings: how much is looked at.
+        force_yml: replacements, as of `basicsr train --force_yml`.
+        overwrite: replace a folder that this has written before.
+        progress: a bar on standard error where that is a terminal.
+
+    Returns:
+        The report, whose figures are files in the folder, and the folder.
+
+    Raises:
+        OptionError: mistakes in the options, or a network without prompts.
+        ImageError: an image cannot be read.
+        SaveError: a file could not be written.
+    """
+    need_extra()
+    options, places = read_option_file(opt, force_yml)
+    if not isinstance(options, Mapping):
+        raise OptionError([f"'{opt}' holds no options."])
+    folder = Path(out or Path('explain') / str(options.get('name') or Path(opt).stem)).expanduser()
+    _check_folder(folder, overwrite)
+    try:
+        datasets = _datasets(options)
+        net, network, path = _load(options, weights)
+        prompted = _prompted(net, settings)
+    except OptionError as error:
+        raise OptionError(map(places.located, error.problems)) from error
+    samples = _samples(datasets, prompted, settings)
+    tasks = list(dict.fromkeys(sample.task for sample in samples))
+    if len(tasks) < 2:
+        raise OptionError(
+            [f"'{opt}': its data sets of validation or test have one task, {tasks[0]}. Give two or more."]
+        )
+    with _complete_folder(folder) as unfinished:
+        report = _report(opt, path, network, prompted, samples, tasks, settings, unfinished, progress)
+    return report, folder
+
+
+def need_extra() -> None:
+    """Raise OptionError where an extra is not installed."""
+    absent = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if absent:
+        names = ' and '.join('scikit-learn' if name == 'sklearn' else name for name in absent)
+        raise OptionError([f"basicsr explain needs {names}: pip install 'promptir_basicsr[explain]'"])
+
+
+def _datasets(options: Mapping[str, Any]) -> list[AllInOneDataset]:
+    """The data sets of a validation or test. Those of a training need not be there.
+
+    Raises:
+        OptionError: what is wrong with them, or there are none of ours.
+    """
+    sets, problems, found = options.get('datasets'), [], {}
+    for key, given in sets.items() if isinstance(sets, Mapping) else ():
+        phase = str(key).partition('_')[0]
+        if phase in ('val', 'test') and isinstance(given, Mapping) and given.get('type') == 'AllInOneDataset':
+            where = f'datasets.{key}'
+            try:
+                found[where] = expand_protocol({**given, 'phase': phase}, where)
+                check_dataset(found[where], where, keep=True)
+            except OptionError as error:
+                problems += error.problems
+    if not problems and not found:
+        problems.append(
+            'datasets: no AllInOneDataset for validation or test (val, val_1, test), which gives the images.'
+        )
+    if problems:
+        raise OptionError(problems)
+    return [AllInOneDataset(given) for given in found.values()]
+
+
+def _load(options: Mapping[str, Any], weights: str | None) -> tuple[nn.Module, dict[str, Any], str]:
+    """The network in evaluation mode, its options, and the file of its weights.
+
+    Raises:
+        OptionError: there are no weights, or they do not fit.
+    """
+    paths = options.get('path') if isinstance(options.get('path'), Mapping) else {}
+    path = weights or (paths or {}).get('pretrain_network_g')
+    if not path:
+        raise OptionError(['--weights: is missing, and so is path.pretrain_network_g of the option file.'])
+    network = options.get('network_g') if isinstance(options.get('network_g'), Mapping) else None
+    sensor = (paths or {}).get('pretrain_network_sensor')
+    if not (network and network.get('sensor') and sensor):
+        checkpoint = read_checkpoint(path, network)
+        return build(checkpoint), checkpoint.network, path
+    try:
+        checkpoint = read_checkpoint(path, network)
+        return build(checkpoint), checkpoint.network, path
+    except OptionError:  # weights without the sensor's, which have a file of their own
+        checkpoint = read_checkpoint(path, {key: value for key, value in network.items() if key != 'sensor'})
+    net: Any = build(checkpoint)
+    net.attach_sensor(network['sensor'], network.get('hard_sensor', False))
+    load_sensor([net], {'pretrain_network_sensor': sensor})
+    return net, dict(network), path
+
+
+def _prompted(net: nn.Module, settings: Settings) -> PromptedNet:
+    try:
+        return PromptedNet(net, settings.torch_device())
+    except ValueError as error:
+        raise OptionError([str(error)]) from error
+
+
+def _samples(datasets: Sequence[AllInOneDataset], prompted: PromptedNet, settings: Settings) -> list[Sample]:
+    """Of all data sets; tasks of the same name in several are told apart by the names of these.
+
+    Raises:
+        OptionError: the network does not know the label of a task.
+        ImageError: an image cannot be read.
+    """
+    names = [task.name for dataset in datasets for task in dataset.tasks]
+    known = len(prompted.degradations)
+    problems = [
+        f"the task '{task.name}' has the label {task.label}; the network knows those from 0 to {known - 1}."
+        for dataset in datasets
+        for task in dataset.tasks
+        if prompted.told and task.label >= known
+    ]
+    if problems:
+        raise OptionError(problems)
+    found = []
+    for dataset in datasets:
+        for sample in choose_samples(dataset, settings.images, settings.seed, settings.size, prompted.multiple):
+            if names.count(sample.task) > 1:
+                sample = replace(sample, task=f'{dataset.opt["name"]}/{sample.task}')
+            found.append(sample)
+    return found
+
+
+def _report(
+    opt: str,
+    path: str,
+    network: Mapping[str, Any],
+    prompted: PromptedNet,
+    samples: Sequence[Sample],
+    tasks: Sequence[str],
+    settings: Settings,
+    folder: Path,
+    progress: bool,
+) -> Report:
+    from promptir_basicsr.explaining.section_util import chapters
+    from promptir_basicsr.explaining.write_util import Study, Writer
+
+    ids = np.array([tasks.index(sample.task) for sample in samples])
+    total = passes(prompted, len(tasks), True) + settings.untrained * passes(prompted, len(tasks), False)
+    with tqdm(
+        total=total * len(samples), desc='Asking the network', unit='pass', disable=None if progress else True
+    ) as bar:
+        found = investigate(prompted, samples, ids, tasks, passed=bar.update)
+        untrained = []
+        for number in range(settings.untrained):
+            other = PromptedNet(untrained_network(network, settings.seed + number), prompted.device)
+            untrained.append(investigate(other, samples, ids, tasks, detailed=False, passed=bar.update))
+    study = Study(prompted, samples, tasks, ids, found, untrained, settings.seed, settings.permutations)
+    writer = Writer(folder)
+    sections = chapters(study, writer)
+    facts = [
+        ('Network', network['type']),
+        ('Parameters', sum(each.numel() for each in prompted.net.parameters())),
+        ('Weights', path),
+        ('Options', opt),
+        ('Images', study.sizes()),
+        ('Longest side', settings.size),
+        ('Untrained networks', settings.untrained),
+        ('Permutations', settings.permutations),
+        ('Seed', settings.seed),
+        ('Device', prompted.device.type),
+        ('Versions', f'promptir_basicsr {__version__}, torch {torch.__version__}'),
+    ]
+    report = Report(f'What the prompts of {Path(path).name} have learned', facts, sections)
+    writer.json(report)
+    if settings.page:
+        write_page(folder / PAGE, report)
+    return report
+
+
+# The folder
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with files that are not ours to replace.
+
+    Raises:
+        OptionError: it is such a folder, or no folder.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OptionError([f"--out: '{folder}' is a file. Give the name of a folder."])
+    if not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise OptionError([f"--out: '{folder}' is not empty. Take another folder, or replace it with --overwrite."])
+    if not (folder / 'report.json').is_file():
+        raise OptionError([f"--out: '{folder}' was not written by this command. Take another folder."])
+
+
+@contextmanager
+def _complete_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside a place, which takes the place at the end, and is removed if there was an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}_', dir=folder.parent) as temporary:
+        new, old = Path(temporary) / 'new', Path(temporary) / 'old'
+        new.mkdir()
+        yield new
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise

@@ -1,0 +1,1 @@
+"""What `basicsr explain` measures, draws and writes."""

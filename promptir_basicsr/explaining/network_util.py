@@ -1,0 +1,295 @@
+"""What `basicsr explain` looks at: images of each task, and what a network's prompts do with them.
+
+Shapes: B batch, C feature channels, H W height and width, K prompts of a level, T degradations, D prompt channels,
+S prompt size.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from promptir_basicsr.archs.pip_util import PromptInPrompt
+from promptir_basicsr.archs.prompt_util import PromptGenBlock
+from promptir_basicsr.data.allinone_dataset import AllInOneDataset
+from promptir_basicsr.explaining.score_util import in_their_span
+from promptir_basicsr.metrics.paper_metric import psnr
+from promptir_basicsr.models.inference_util import Settings, restore_images
+from promptir_basicsr.models.padding_util import pad_to_multiple
+
+Change = Callable[[Tensor], Tensor]
+"""From the weights that a level's prompts would get, (B, K), to those that they are to get."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An image of a task, cut at its centre.
+
+    Attributes:
+        task: name of the task.
+        name: the image's, within its task.
+        label: id of the degradation.
+        lq, gt: (3, H, W), RGB, [0, 1]; degraded and clear.
+    """
+
+    task: str
+    name: str
+    label: int
+    lq: Tensor
+    gt: Tensor
+
+
+def choose_samples(dataset: AllInOneDataset, images: int, seed: int, size: int, multiple: int) -> list[Sample]:
+    """Up to a number of images of each task, in the order of the data set.
+
+    The same images are drawn from tasks that have equally many, so that tasks made of the same photographs differ in
+    nothing but the degradation.
+
+    Args:
+        dataset: of a validation or test.
+        images: of each task, at most.
+        seed: of the draw.
+        size: longest side in pixels; larger images are cut at their centre.
+        multiple: sides are multiples of it, where the image is as large.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    samples, start = [], 0
+    for task in dataset.tasks:
+        drawn = np.random.default_rng(seed).permutation(len(task))[:images]
+        for position in sorted(drawn):
+            data = dataset[start + int(position)]
+            lq, gt = (_cut(data[key], size, multiple) for key in ('lq', 'gt'))
+            samples.append(Sample(task.name, data['name'], task.label, lq, gt))
+        start += len(task)
+    return samples
+
+
+def quality(x: Tensor, target: Tensor) -> float:
+    """PSNR in dB of an image (3, H, W) that is clamped to [0, 1] first, as floats; infinite for the target itself."""
+    return psnr(x.clamp(0, 1).numpy().transpose(1, 2, 0), target.numpy().transpose(1, 2, 0))
+
+
+def _cut(x: Tensor, size: int, multiple: int) -> Tensor:
+    """(3, H, W), at its centre to sides of at most `size`, whole multiples where it has one."""
+    height, width = (min(side, size) for side in x.shape[-2:])
+    height, width = (side // multiple * multiple or side for side in (height, width))
+    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
+    return x[:, top : top + height, left : left + width].contiguous()
+
+
+def prompted_networks() -> list[str]:
+    """Names of the registered networks that have prompts."""
+    return sorted(name for name, network in ARCH_REGISTRY if hasattr(network, 'prompt_weights'))
+
+
+class PromptedNet:
+    """A network's prompts, level by level, and how to look at them and change them.
+
+    Args:
+        net: in evaluation mode.
+        device: where it computes.
+
+    Attributes:
+        levels: names of the levels -> their prompt modules, in the order in which features meet them.
+        told: whether it is told the degradation (PIP) instead of finding weights itself (PromptIR).
+        degradations: names of the T degradations of a network that is told, by id.
+        sensing: whether it has a sensor to ask.
+
+    Raises:
+        ValueError: the network has no prompts; says which networks have.
+    """
+
+    def __init__(self, net: nn.Module, device: torch.device | str = 'cpu') -> None:
+        self.net, self.device = net.to(device).eval(), torch.device(device)
+        self.told = bool(getattr(net, 'takes_degradation', False))
+        self.sensing = self.told and getattr(net, 'sensor', None) is not None
+        self.multiple = int(getattr(net, 'size_multiple', None) or 1)
+        self.levels = self._find()
+        names = getattr(net, 'degradations', None) if self.told else None
+        number = getattr(net, 'num_degradations', 0) if self.told else 0
+        self.degradations = tuple(names or map(str, range(number)))
+
+    def _find(self) -> dict[str, PromptGenBlock | PromptInPrompt]:
+        """Modules are called in the order of the levels; so neither names nor places of them need to be known."""
+        kind = type(self.net).__name__
+        advice = f'Networks with prompts: {", ".join(prompted_networks())}.'
+        if not hasattr(self.net, 'prompt_weights'):
+            raise ValueError(f'{kind} has no prompts, so there is nothing to explain. {advice}')
+        side = -(-64 // self.multiple) * self.multiple
+        x = torch.zeros(1, 3, side, side, device=self.device)
+        called: list[Any] = []
+        with torch.no_grad(), self._listening(lambda module, *_: called.append(module)):
+            try:
+                names = list(self.net.prompt_weights(x, 0 if self.told else None))  # type: ignore[operator]
+            except ValueError as error:
+                raise ValueError(f'{error} {advice}') from error
+            called.clear()
+            self.net(x, 0 if self.told else None)
+        if not names:
+            raise ValueError(f'{kind}: built without prompts, so there is nothing to explain. {advice}')
+        if len(names) != len(called):
+            raise ValueError(f'{kind}: {len(names)} levels of weights and {len(called)} prompt modules. {advice}')
+        return dict(zip(names, called, strict=True))
+
+    @contextmanager
+    def _listening(self, hook: Callable[..., Any]) -> Iterator[None]:
+        """Call hook(module, inputs, output) after each prompt module."""
+        with ExitStack() as stack:
+            for module in self.net.modules():
+                if isinstance(module, PromptGenBlock | PromptInPrompt):
+                    stack.enter_context(module.register_forward_hook(hook))
+            yield
+
+    def vectors(self) -> dict[str, np.ndarray]:
+        """The prompts that tell degradations apart, each as a vector, level by level: (K, length)."""
+        return {level: _array(x) for level, x in self.net.prompt_vectors().items()}  # type: ignore[operator]
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """The prompts that are images: (N, D, S, S), N of PromptIR's and the one basic prompt of PIP's."""
+        return {
+            level: _array(module.prompt_param[0] if isinstance(module, PromptGenBlock) else module.low_prompt_param)
+            for level, module in self.levels.items()
+        }
+
+    def restore(self, x: Tensor, degradation: Any = None, strength: float = 1.0) -> Tensor:
+        """x: (3, H, W) of any size, restored on the CPU; not clamped."""
+        settings = Settings(size_multiple=self.multiple)
+        return restore_images(self.net, x[None], settings, degradation if self.told else None, strength)[0]
+
+    def psnr(self, sample: Sample, degradation: Any = None, strength: float = 1.0) -> float:
+        """In dB, of a sample restored; floats, not rounded."""
+        return quality(self.restore(sample.lq, degradation, strength), sample.gt)
+
+    def sense(self, sample: Sample) -> np.ndarray:
+        """What the sensor says of a sample: (T,) probabilities."""
+        with torch.no_grad():
+            return _array(cast(Any, self.net).sense(sample.lq[None].to(self.device)))[0]
+
+    @contextmanager
+    def changed(self, changes: Mapping[str, Change]) -> Iterator[None]:
+        """Other weights for the prompts of some levels, in either formulation, until the end of the block.
+
+        Args:
+            changes: level -> what becomes of its weights. Only prompts that find their weights themselves.
+        """
+        with ExitStack() as stack:
+            for level, change in changes.items():
+                stack.enter_context(_changed_weights(self.levels[level], change))
+            yield
+
+
+@contextmanager
+def _changed_weights(module: nn.Module, change: Change) -> Iterator[None]:
+    """Both formulations of a PromptGenBlock ask `weights`; one of the instance's own goes before the class's."""
+    assert isinstance(module, PromptGenBlock)
+    own, before = module.weights, module.__dict__.get('weights')
+    module.__dict__['weights'] = lambda x: change(own(x))
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__['weights']
+        else:
+            module.__dict__['weights'] = before
+
+
+def fixed(weights: Sequence[float] | np.ndarray) -> Change:
+    """The same (K,) weights for all images."""
+    row = torch.as_tensor(np.asarray(weights))
+    return lambda x: row.to(x).expand_as(x)
+
+
+def without(prompt: int) -> Change:
+    """The others in their proportion, without one; equal ones where it had everything."""
+
+    def change(x: Tensor) -> Tensor:
+        kept = x.clone()
+        kept[:, prompt] = 0
+        total = kept.sum(dim=1, keepdim=True)
+        equal = torch.ones_like(x) / (x.shape[1] - 1)
+        equal[:, prompt] = 0
+        return torch.where(total > 0, kept / total.where(total > 0, torch.ones_like(total)), equal)
+
+    return change
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the prompts of a network do with n samples, level by level.
+
+    Attributes:
+        weights: (n, K).
+        features: (n, 2 C), mean and deviation over the pixels of the features that meet the prompts.
+        prompts: of PromptIR's the weighted prompt in coordinates of the space of the prompts (n, K); of PIP's mean and
+            deviation over the pixels of the prompt that the features are given, (n, 2 D).
+    """
+
+    weights: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
+    prompts: dict[str, np.ndarray]
+
+
+def observe(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[], Any] = lambda: None) -> Observation:
+    """Look at prompts and features, one image at a time.
+
+    A network that is told the degradation is told the true one for weights and prompts, and the equal mixture of all
+    for the features: what they tell of the task, they have not been told.
+
+    Args:
+        seen: called after each image.
+    """
+    levels = list(prompted.levels)
+    rows: dict[str, dict[str, list[np.ndarray]]] = {
+        kind: {level: [] for level in levels} for kind in ('weights', 'features', 'prompts')
+    }
+    net = cast(Any, prompted.net)
+    names = {module: level for level, module in prompted.levels.items()}
+    equal = torch.full((len(prompted.degradations),), 1.0)
+
+    for sample in samples:
+        x = pad_to_multiple(sample.lq[None].to(prompted.device), prompted.multiple)
+        heard: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def listen(module: nn.Module, inputs: Any, output: Tensor, heard: dict[str, Any] = heard) -> None:
+            heard[names[cast(Any, module)]] = (_moments(inputs[0]), _moments(output))
+
+        with torch.no_grad(), prompted._listening(listen):
+            if prompted.told:
+                weights = net.prompt_weights(x, sample.label)
+                net(x, equal)
+                features = {level: heard[level][0] for level in levels}
+                net(x, sample.label)
+            else:
+                weights = net.prompt_weights(x)
+                if len(heard) < len(levels):  # a network may find its weights without making prompts of them
+                    net(x)
+                features = {level: heard[level][0] for level in levels}
+        for level in levels:
+            rows['weights'][level].append(_array(weights[level])[0])
+            rows['features'][level].append(_array(features[level])[0])
+            if prompted.told:
+                rows['prompts'][level].append(_array(heard[level][1])[0])
+        seen()
+
+    found = {kind: {level: np.array(each) for level, each in rows[kind].items()} for kind in rows}
+    if not prompted.told:
+        vectors = prompted.vectors()
+        found['prompts'] = {level: found['weights'][level] @ in_their_span(vectors[level]) for level in levels}
+    return Observation(**found)
+
+
+def _moments(x: Tensor) -> Tensor:
+    """Mean and deviation over the pixels: (B, C, H, W) -> (B, 2 C)."""
+    variance, mean = torch.var_mean(x.float(), dim=(-2, -1), correction=0)
+    return torch.cat([mean, variance.sqrt()], dim=1)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().double().cpu().numpy()

@@ -1,0 +1,179 @@
+"""What `basicsr explain` asks a network: what its prompts do, and what happens where they are told something else.
+
+Shapes: n images, T tasks, K prompts of a level, C choices of what the prompts can be told.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from promptir_basicsr.explaining.network_util import Change, Observation, PromptedNet, Sample, fixed, observe, without
+from promptir_basicsr.explaining.score_util import ALL_LEVELS, cosine_similarity
+from promptir_basicsr.weights.fit_util import new_network
+
+
+@dataclass(frozen=True)
+class Trials:
+    """PSNR in dB of n samples, restored as the network does it and otherwise.
+
+    Attributes:
+        base: (n,), as it is; of a network that is told, with the true label.
+        choices: (n, C). Of a network that is told, with each label; of others, with the mean weights of each task in
+            all levels, where an image itself does not count for its own task.
+        truth: (n,), which of the choices is the true one.
+        levels: level or ALL_LEVELS -> name of other weights -> (n,).
+        others: of a network that is told, further things to tell -> (n,).
+    """
+
+    base: np.ndarray
+    choices: np.ndarray
+    truth: np.ndarray
+    levels: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is found out about a network.
+
+    Attributes:
+        similarity: level -> (K, K) cosines of its prompts.
+        sensed: (n, T) probabilities of the sensor, where there is one.
+    """
+
+    seen: Observation
+    trials: Trials
+    similarity: Mapping[str, np.ndarray]
+    sensed: np.ndarray | None = None
+
+
+Passed = Callable[[int], Any]
+"""Called with the number of images that the network has just been run on."""
+
+
+def investigate(
+    prompted: PromptedNet,
+    samples: Sequence[Sample],
+    ids: np.ndarray,
+    tasks: Sequence[str],
+    *,
+    detailed: bool = True,
+    passed: Passed = lambda _: None,
+) -> Findings:
+    """Look at a network, and try what happens where its prompts are told something else.
+
+    Args:
+        ids: (n,), the task of each sample.
+        tasks: names of the T tasks.
+        detailed: try everything; otherwise only what scores need.
+    """
+    seen = observe(prompted, samples, lambda: passed(1))
+    trials = (_told_trials if prompted.told else _blind_trials)(prompted, samples, ids, tasks, seen, detailed, passed)
+    similarity = {level: cosine_similarity(each) for level, each in prompted.vectors().items()}
+    sensed = np.array([prompted.sense(sample) for sample in samples]) if prompted.sensing else None
+    return Findings(seen, trials, similarity, sensed)
+
+
+def passes(prompted: PromptedNet, tasks: int, detailed: bool) -> int:
+    """How often `investigate` runs the network on each sample, as `passed` counts it."""
+    if prompted.told:
+        return 2 + len(prompted.degradations) + detailed * (2 + prompted.sensing)
+    counts = [len(vectors) for vectors in prompted.vectors().values()]
+    more = sum(count + (count if count > 1 else 0) + 1 + tasks for count in counts) + 1
+    return 2 + tasks + detailed * more
+
+
+def untrained_network(options: Mapping[str, Any], seed: int) -> nn.Module:
+    """A network of `type` and arguments with random weights; other random numbers stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return new_network(options).eval()
+
+
+def _told_trials(
+    prompted: PromptedNet,
+    samples: Sequence[Sample],
+    ids: np.ndarray,
+    tasks: Sequence[str],
+    seen: Observation,
+    detailed: bool,
+    passed: Passed,
+) -> Trials:
+    count = len(prompted.degradations)
+    truth = np.array([sample.label for sample in samples])
+    choices = np.empty((len(samples), count))
+    equal = torch.full((count,), 1 / count)
+    tell: dict[str, dict[str, Any]] = {
+        'equal mixture': {'degradation': equal},
+        'strength 0': {'degradation': 0, 'strength': 0.0},
+    }
+    if prompted.sensing:
+        tell['the sensor'] = {'degradation': None}
+    others = {name: np.empty(len(samples)) for name in (tell if detailed else ())}
+    for i, sample in enumerate(samples):
+        for label in range(count):
+            choices[i, label] = prompted.psnr(sample, label)
+        for name, values in others.items():
+            values[i] = prompted.psnr(sample, **tell[name])
+        passed(1 + count + len(others))
+    base = choices[np.arange(len(samples)), truth]
+    return Trials(base, choices, truth, others=others)
+
+
+def _blind_trials(
+    prompted: PromptedNet,
+    samples: Sequence[Sample],
+    ids: np.ndarray,
+    tasks: Sequence[str],
+    seen: Observation,
+    detailed: bool,
+    passed: Passed,
+) -> Trials:
+    base, choices = np.empty(len(samples)), np.empty((len(samples), len(tasks)))
+    levels: dict[str, dict[str, np.ndarray]] = {}
+    for i, sample in enumerate(samples):
+        base[i] = prompted.psnr(sample)
+        means = {level: _means_without(each, ids, i) for level, each in seen.weights.items()}
+        for task in range(len(tasks)):
+            with prompted.changed({level: fixed(each[task]) for level, each in means.items()}):
+                choices[i, task] = prompted.psnr(sample)
+        done = 1 + len(tasks)
+        for level, changes in _changes(means, tasks).items() if detailed else ():
+            for name, change in changes.items():
+                with prompted.changed(change):
+                    found = prompted.psnr(sample)
+                levels.setdefault(level, {}).setdefault(name, np.empty(len(samples)))[i] = found
+                done += 1
+        passed(done)
+    if detailed:
+        levels[ALL_LEVELS].update({f'as for {name}': choices[:, task] for task, name in enumerate(tasks)})
+    return Trials(base, choices, ids.copy(), levels)
+
+
+def _changes(means: Mapping[str, np.ndarray], tasks: Sequence[str]) -> dict[str, dict[str, dict[str, Change]]]:
+    """Level -> name -> what becomes of the weights of which levels."""
+    found: dict[str, dict[str, dict[str, Change]]] = {}
+    for level, mean in means.items():
+        count = mean.shape[1]
+        each: dict[str, Change] = {f'only {k + 1}': fixed(np.eye(count)[k]) for k in range(count)}
+        if count > 1:
+            each |= {f'without {k + 1}': without(k) for k in range(count)}
+        each['equal'] = fixed(np.full(count, 1 / count))
+        each |= {f'as for {name}': fixed(mean[task]) for task, name in enumerate(tasks)}
+        found[level] = {name: {level: change} for name, change in each.items()}
+    equal = {level: fixed(np.full(mean.shape[1], 1 / mean.shape[1])) for level, mean in means.items()}
+    return {**found, ALL_LEVELS: {'equal': equal}}
+
+
+def _means_without(weights: np.ndarray, ids: np.ndarray, image: int) -> np.ndarray:
+    """Mean weights (T, K) of the tasks; an image counts for its own task only where that has no other."""
+    rows = []
+    for task in range(ids.max() + 1):
+        members = np.flatnonzero(ids == task)
+        others = members[members != image]
+        rows.append(weights[others if len(others) else members].mean(axis=0))
+    return np.array(rows)

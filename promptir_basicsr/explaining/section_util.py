@@ -1,0 +1,353 @@
+"""The chapters of `basicsr explain`: numbers, figures and honest words about them.
+
+Shapes: n images, T tasks, K prompts of a level.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from promptir_basicsr.explaining import figure_util as figures
+from promptir_basicsr.explaining import score_util as numbers
+from promptir_basicsr.explaining.effect_util import ablation_section, label_section, sensor_section
+from promptir_basicsr.explaining.network_util import quality
+from promptir_basicsr.explaining.score_util import Score
+from promptir_basicsr.explaining.style_util import style, words
+from promptir_basicsr.explaining.write_util import (
+    CHANCE_CAPTION,
+    SCORE_COLUMNS,
+    SCORE_WORDS,
+    Study,
+    Writer,
+    score_cells,
+    told,
+    verdict,
+)
+from promptir_basicsr.report.model import Comparison, Section
+
+
+def chapters(study: Study, writer: Writer) -> list[Section]:
+    """All chapters, with their files written."""
+    with style():
+        found = [restored_section(study, writer)]
+        found.append(label_section(study, writer) if study.prompted.told else weights_section(study, writer))
+        if study.prompted.sensing:
+            found.append(sensor_section(study, writer))
+        found.append(embedding_section(study, writer))
+        found.append(pictures_section(study, writer))
+        found.append(similarity_section(study, writer))
+        if not study.prompted.told:
+            found.append(ablation_section(study, writer))
+    return found
+
+
+# Restored images
+
+
+def restored_section(study: Study, writer: Writer) -> Section:
+    """A picture of each task before and after, and what restoring gains."""
+    comparisons: list[Comparison] = []
+    rows: list[list[Any]] = []
+    before = np.array([quality(each.lq, each.gt) for each in study.samples])
+    for task, name in enumerate(study.tasks):
+        mine = study.ids == task
+        sample = study.samples[int(np.flatnonzero(mine)[0])]
+        after = study.prompted.restore(sample.lq, sample.label)
+        degraded, restored, clear = (_picture(x) for x in (sample.lq, after, sample.gt))
+        caption = f'{quality(sample.lq, sample.gt):.2f} dB before, {quality(after, sample.gt):.2f} dB after (PSNR).'
+        comparisons.append(Comparison(f'{words(name)}: {sample.name}', degraded, restored, clear, caption))
+        means = [float(values[mine].mean()) for values in (before, study.found.trials.base)]
+        rows.append([name, int(mine.sum()), *means, means[1] - means[0]])
+    caption = 'Mean PSNR in dB of RGB floats, not rounded.'
+    if study.prompted.told:
+        caption += ' The network is told the true degradation.'
+    columns = ('task', 'images', 'degraded', 'restored', 'gain')
+    table = writer.table('restored', 'What the network restores', columns, rows, caption)
+    gains = [row[-1] for row in rows]
+    text = f'{study.sizes()}, cut at their centres. Restoring gains {min(gains):+.2f} to {max(gains):+.2f} dB a task.'
+    least = numbers.least_p(study.ids)
+    if least > numbers.ALPHA:
+        text += (
+            f'\n\nSo few images can be grouped in so few ways that no p is below {least:.2f}: nothing here can be told '
+            'from chance. Take more images of each task.'
+        )
+    return Section('Restored images', text, tables=[table], comparisons=comparisons)
+
+
+def _picture(x: Any) -> np.ndarray:
+    return x.clamp(0, 1).numpy().transpose(1, 2, 0)
+
+
+# Which prompt answers which degradation
+
+
+def weights_section(study: Study, writer: Writer) -> Section:
+    """Prompts that find their weights themselves: which answers what."""
+    weights, ids, tasks = study.found.seen.weights, study.ids, study.tasks
+    theirs = {level: [each.seen.weights[level] for each in study.untrained] for level in weights}
+    rows = [
+        [level, sample.task, sample.name, k + 1, weight]
+        for level, each in weights.items()
+        for sample, row in zip(study.samples, each, strict=True)
+        for k, weight in enumerate(row)
+    ]
+    writer.table('prompt_weights', 'Prompt weights', ('level', 'task', 'image', 'prompt', 'weight'), rows, '')
+    means = {level: numbers.mean_weights(each, ids) for level, each in weights.items()}
+    rows = [
+        [level, name, k + 1, means[level][task, k]]
+        for level in weights
+        for task, name in enumerate(tasks)
+        for k in range(weights[level].shape[1])
+    ]
+    writer.table('mean_weights', 'Mean weights', ('level', 'task', 'prompt', 'weight'), rows, '')
+
+    def information(levels: Sequence[str], name: str) -> Score:
+        def bits(of: Mapping[str, np.ndarray], tasks: np.ndarray) -> float:
+            return sum(numbers.mutual_information(of[level], tasks) for level in levels)
+
+        untrained = [bits(each.seen.weights, ids) for each in study.untrained]
+        return numbers.scored(name, lambda shuffled: bits(weights, shuffled), ids, untrained, **study.chance)
+
+    scores = {words(level): information([level], level) for level in weights}
+    total = information(list(weights), numbers.ALL_LEVELS)
+    answers = {level: numbers.answers(each, ids, theirs[level], **study.chance) for level, each in weights.items()}
+    most = {level: math.log2(min(len(tasks), each.shape[1])) for level, each in weights.items()}
+    used = {level: float(numbers.effective_prompts(each).mean()) for level, each in weights.items()}
+
+    rows = [
+        [score.name, most.get(score.name, sum(most.values())), used.get(score.name), *score_cells(score)]
+        for score in (*scores.values(), total)
+    ]
+    columns = ('level', 'most possible', 'prompts used', *SCORE_COLUMNS)
+    caption = (
+        "Mutual information in bits of the task and a prompt drawn with an image's weights; every task is equally "
+        'likely. "Prompts used": 2 to the power of the weights\' entropy, mean over the images. ' + SCORE_WORDS
+    )
+    table = writer.table('information', 'What the weights tell of the task', columns, rows, caption)
+    cells = [
+        [level, a.prompt + 1, tasks[a.task], a.share, 1 / len(tasks), a.mean, *score_cells(a.score)]
+        for level in weights
+        for a in answers[level]
+    ]
+    heads = ('level', 'prompt', 'task', 'share', 'share by chance', 'mean weight', *SCORE_COLUMNS)
+    caption = (
+        "For each prompt the task that gives it the largest mean weight, and that task's share of the prompt. "
+        '"Value": the bits that the prompt adds to its level. '
+        'The text says that a prompt answers a task where this was learned and the share is at least '
+        f'{numbers.CLEAR:g} times that by chance. Chance is that of the most telling prompt of the level.'
+    )
+    answered = writer.table('answers', 'Which prompt answers which task', heads, cells, caption)
+    drawn = [
+        writer.figure(
+            'prompt_weights',
+            'Prompt weights of each image',
+            figures.weights_figure(weights, ids, tasks),
+            'An image a row, grouped by task; the weights of a row and level add up to 1.',
+        ),
+        writer.figure(
+            'mean_weights', 'Mean weights of each task', figures.mean_weights_figure(means, tasks), _mean_caption(study)
+        ),
+        writer.figure(
+            'information',
+            'What the weights tell of the task',
+            figures.scores_figure(scores, 'Mutual information of prompt and task, bits'),
+            CHANCE_CAPTION,
+        ),
+    ]
+    return Section(
+        'Which prompt answers which degradation',
+        _weights_text(study, total, scores, list(most.values()), answers),
+        drawn,
+        [table, answered],
+    )
+
+
+def _mean_caption(study: Study) -> str:
+    return f'Means over {study.sizes()}.'
+
+
+def _weights_text(
+    study: Study,
+    total: Score,
+    scores: Mapping[str, Score],
+    most: Sequence[float],
+    answers: Mapping[str, Sequence[numbers.Answer]],
+) -> str:
+    lines = [
+        f'{level}: {told(score, f"of {bits:.2f} bits")}.'
+        for (level, score), bits in zip(scores.items(), most, strict=True)
+    ]
+    named = [
+        f'{words(level)}: '
+        + ', '.join(f'prompt {a.prompt + 1} answers {words(study.tasks[a.task])} ({a.share:.0%} of it)' for a in clear)
+        + '.'
+        for level, each in answers.items()
+        if (clear := [a for a in each if a.clear])
+    ]
+    chance = f'By chance a task has {1 / len(study.tasks):.0%} of a prompt.'
+    part = total.value / sum(most) if sum(most) else 0.0  # one prompt has nothing to tell
+    paragraphs = [
+        f'{verdict("The weights", total)} All levels together: {part:.1%} of what is possible, '
+        f'{told(total, f"of {sum(most):.2f} bits")}.',
+        '\n\n'.join(lines),
+        '\n\n'.join([*named, chance] if named else ['No single prompt stands for a task clearly more than by chance.']),
+    ]
+    return '\n\n'.join(paragraphs)
+
+
+# Embeddings
+
+
+def embedding_section(study: Study, writer: Writer) -> Section:
+    """Where the images lie by their features and by the prompts they are given."""
+    ids, tasks, seen = study.ids, study.tasks, study.found.seen
+    kinds = {'features': 'Features', 'prompts': 'Prompts'}
+    scores: dict[str, list[Score]] = {}
+    maps: dict[str, dict[str, tuple[np.ndarray, str, str]]] = {'pca': {}, 'tsne': {}}
+    perplexity = 0.0
+    rows: list[list[Any]] = []
+    for kind, title in kinds.items():
+        for level in study.prompted.levels:
+            x = numbers.embedded(getattr(seen, kind)[level], kind == 'features')
+            theirs = [numbers.embedded(getattr(each.seen, kind)[level], kind == 'features') for each in study.untrained]
+            if not (study.prompted.told and kind == 'prompts'):
+                scores[f'{title}, {words(level).lower()}'] = numbers.separations(x, ids, theirs, **study.chance)
+            points, shares = numbers.principal_components(x)
+            across, up = (f'PC {axis + 1} ({share:.0%})' for axis, share in enumerate(shares))
+            maps['pca'][f'{title}, {words(level).lower()}'] = (points, across, up)
+            rows += _map_rows(study, 'pca', kind, level, points)
+            near = numbers.tsne(x, study.seed)
+            if near is not None:
+                perplexity = near[1]
+                maps['tsne'][f'{title}, {words(level).lower()}'] = (near[0], '', '')
+                rows += _map_rows(study, 'tsne', kind, level, near[0])
+    columns = ('map', 'of', 'level', 'task', 'image', 'x', 'y')
+    writer.table('embeddings', 'Coordinates of the maps', columns, rows, '')
+    panels = len(study.prompted.levels) if len(study.prompted.levels) <= 4 else 3
+    drawn = [
+        writer.figure(
+            'pca',
+            'Main components',
+            figures.embedding_figure(maps['pca'], ids, tasks, panels),
+            f'Main components, with their shares of the variance; {study.sizes()}. {_EMBEDDED[study.prompted.told]}',
+        )
+    ]
+    if maps['tsne']:
+        drawn.append(
+            writer.figure(
+                'tsne',
+                't-SNE',
+                figures.embedding_figure(maps['tsne'], ids, tasks, panels),
+                f't-SNE, perplexity {perplexity:.1f}. Distances between groups and the sizes of groups mean nothing.',
+            )
+        )
+    rows = [[place, score.name, *score_cells(score)] for place, each in scores.items() for score in each]
+    caption = (
+        'Silhouette: -1 to 1, above 0 where tasks lie apart. 1-NN: share of the images whose nearest other image is of '
+        'the same task. Linear probe: a ridge regression on the tasks, asked about images that it has not seen '
+        '(leave-one-out). ' + SCORE_WORDS
+    )
+    table = writer.table(
+        'separation', 'How far apart the tasks lie', ('embedding', 'score', *SCORE_COLUMNS), rows, caption
+    )
+    lines = [f'{place}: silhouette {told(each[0])}.\n\nLinear probe {told(each[2])}.' for place, each in scores.items()]
+    text = _EMBEDDED[study.prompted.told]
+    if not maps['tsne']:
+        text += f' There is no t-SNE of fewer than {numbers.LEAST_FOR_TSNE} images.'
+    return Section('Embeddings', '\n\n'.join([_probed(scores), text, *lines]), drawn, [table])
+
+
+def _probed(scores: Mapping[str, Sequence[Score]]) -> str:
+    """The linear probes of all embeddings in one sentence."""
+    probes = {place: each[2] for place, each in scores.items()}
+    learned = [f'{place.lower()} ({score.value:.0%})' for place, score in probes.items() if score.learned]
+    best = max(score.value for score in probes.values())
+    chance = max(score.chance for score in probes.values())
+    if learned:
+        return f'A linear probe tells the tasks apart better than in any untrained network by: {", ".join(learned)}.'
+    if any(score.depends for score in probes.values()):
+        compared = 'no better than in untrained networks' if any(score.untrained for score in probes.values()) else ''
+        also = f', {compared}' if compared else '; untrained networks were not asked'
+        return f'A linear probe tells the tasks of up to {best:.0%} of the images, by chance {chance:.0%}{also}.'
+    return f'A linear probe tells the tasks no better than chance: of up to {best:.0%} of the images, {chance:.0%}.'
+
+
+_FEATURES = 'Features: mean and deviation over the pixels of the features that meet the prompts'
+_EMBEDDED = {
+    False: f'{_FEATURES}. Prompts: what each image is given, the prompts times its weights.',
+    True: f'{_FEATURES}, with an equal mixture of all labels given, so that they tell only what the network sees. '
+    'Prompts: mean and deviation of the prompt that each image is given with its true label; they lie apart because '
+    'the network is told so, and have no score.',
+}
+
+
+def _map_rows(study: Study, name: str, kind: str, level: str, points: np.ndarray) -> list[list[Any]]:
+    return [
+        [name, kind, level, sample.task, sample.name, *point]
+        for sample, point in zip(study.samples, points, strict=True)
+    ]
+
+
+# The prompts themselves
+
+
+def pictures_section(study: Study, writer: Writer) -> Section:
+    """The prompts drawn as images."""
+    told = study.prompted.told
+    what = 'The basic prompt of each level' if told else 'The prompts of each level'
+    drawn = [
+        writer.figure(
+            'prompts',
+            'The prompts as images',
+            figures.prompts_figure(study.prompted.pictures()),
+            f'{what}, two rows each: the three main components of the channels as red, green and blue, and the mean of '
+            'the channels. Ranges are those of the level, so a strong pattern may be a small one.',
+        )
+    ]
+    if told:
+        drawn.append(
+            writer.figure(
+                'vectors',
+                'The degradation prompts',
+                figures.vectors_figure(study.prompted.vectors(), study.prompted.degradations),
+                'The vector of each degradation, a channel a column.',
+            )
+        )
+    text = (
+        'The prompts are learned as images of a fixed size and resized to that of the features. An untrained prompt is '
+    )
+    return Section('The prompts', text + 'noise: a visible pattern has been learned.', drawn)
+
+
+def similarity_section(study: Study, writer: Writer) -> Section:
+    """How alike the prompts of a level are."""
+    names = study.prompted.degradations if study.prompted.told else None
+    matrices = study.found.similarity
+    rows, summary, lines = [], [], []
+    for level, matrix in matrices.items():
+        labels = names or [str(k + 1) for k in range(len(matrix))]
+        rows += [[level, a, b, matrix[i, j]] for i, a in enumerate(labels) for j, b in enumerate(labels)]
+        if len(matrix) == 1:
+            lines.append(f'{words(level)} has one prompt.')
+            continue
+        value = numbers.off_diagonal_mean(matrix)
+        theirs = [numbers.off_diagonal_mean(each.similarity[level]) for each in study.untrained]
+        low, high = (min(theirs), max(theirs)) if theirs else (None, None)
+        summary.append([level, len(matrix), value, len(theirs), low, high])
+        compared = f'; in {len(theirs)} untrained {low:.3f} to {high:.3f}' if theirs else ''
+        lines.append(f'{words(level)}: mean similarity of two prompts {value:.3f}{compared}.')
+    writer.table('similarity', 'Cosine similarity', ('level', 'prompt', 'other prompt', 'cosine'), rows, '')
+    columns = ('level', 'prompts', 'mean', 'untrained networks', 'untrained least', 'untrained most')
+    caption = (
+        'Mean cosine of two different prompts. PromptIR starts with values from 0 to 1, so untrained ones are alike.'
+    )
+    table = writer.table('similarity_mean', 'Mean similarity', columns, summary, caption)
+    drawn = writer.figure(
+        'similarity',
+        'How alike the prompts are',
+        figures.similarity_figure(matrices, names),
+        'Cosine of the angle between the prompts of a level, each as one vector.',
+    )
+    return Section('How alike the prompts are', '\n\n'.join(lines), [drawn], [table])

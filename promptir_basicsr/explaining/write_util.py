@@ -1,0 +1,165 @@
+"""How `basicsr explain` writes what it finds: figures, tables, `report.json`, and scores in words."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+
+from promptir_basicsr.explaining.network_util import PromptedNet, Sample
+from promptir_basicsr.explaining.probe_util import Findings
+from promptir_basicsr.explaining.score_util import Score
+from promptir_basicsr.explaining.style_util import save
+from promptir_basicsr.models.checkpoint_util import atomic_write
+from promptir_basicsr.report.model import Figure, Report, Table
+
+SCORE_COLUMNS = ('value', 'images', 'shuffled', 'p', 'untrained networks', 'untrained mean', 'untrained most', 'found')
+
+
+@dataclass
+class Writer:
+    """Writes figures and tables into a folder as they are made.
+
+    Attributes:
+        files: name of a CSV file -> its table, for `report.json`.
+    """
+
+    folder: Path
+    files: dict[str, Table] = field(default_factory=dict)
+
+    def figure(self, name: str, title: str, drawing: Drawing, caption: str) -> Figure:
+        """NAME.png and NAME.svg; made within `style`."""
+        return Figure(title, *save(drawing, self.folder, name), caption)
+
+    def table(
+        self, name: str, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str
+    ) -> Table:
+        """NAME.csv with all digits."""
+        table = Table(title, list(columns), [[_plain(value) for value in row] for row in rows], caption)
+        text = StringIO()
+        writer = csv.writer(text, lineterminator='\n')
+        writer.writerow(table.columns)
+        writer.writerows([['' if value is None else value for value in row] for row in table.rows])
+        _write(text.getvalue(), str(self.folder / f'{name}.csv'))
+        self.files[f'{name}.csv'] = table
+        return table
+
+    def json(self, report: Report) -> None:
+        """Everything as `report.json`; numbers that are not finite are null."""
+        content = {
+            'title': report.title,
+            'facts': {name: _finite(value) for name, value in report.facts},
+            'sections': [
+                {
+                    'title': section.title,
+                    'text': section.text,
+                    'figures': [
+                        {'title': each.title, 'png': each.png.name, 'svg': each.svg.name, 'caption': each.caption}
+                        for each in section.figures
+                    ],
+                    'comparisons': [each.title for each in section.comparisons],
+                }
+                for section in report.sections
+            ],
+            'tables': {
+                name: {
+                    'title': table.title,
+                    'caption': table.caption,
+                    'columns': list(table.columns),
+                    'rows': [list(map(_finite, row)) for row in table.rows],
+                }
+                for name, table in self.files.items()
+            },
+        }
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
+        _write(text, str(self.folder / 'report.json'))
+
+
+def _write(text: str, path: str) -> None:
+    """Names of files may hold what is no text; it is written as escapes."""
+    atomic_write(text.encode('utf-8', 'backslashreplace').decode('utf-8'), path)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the chapters are written from.
+
+    Attributes:
+        tasks: names of the T tasks.
+        ids: (n,), the task of each sample.
+    """
+
+    prompted: PromptedNet
+    samples: Sequence[Sample]
+    tasks: Sequence[str]
+    ids: np.ndarray
+    found: Findings
+    untrained: Sequence[Findings]
+    seed: int
+    permutations: int
+
+    @property
+    def chance(self) -> dict[str, int]:
+        return {'seed': self.seed, 'permutations': self.permutations}
+
+    def sizes(self) -> str:
+        """`10 images, 2 of each of 5 tasks`."""
+        counts = sorted(set(np.bincount(self.ids).tolist()))
+        each = f'{counts[0]}' if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'
+        return f'{len(self.ids)} images, {each} of each of {len(self.tasks)} tasks'
+
+
+SCORE_WORDS = (
+    '"Shuffled": mean with the tasks shuffled among the images; p: how often that reaches the value. "Untrained": '
+    'networks of the same options with random weights.'
+)
+CHANCE_CAPTION = (
+    'Diamonds: this network. Circles: mean with the tasks shuffled among the images. Lines: each untrained network.'
+)
+
+
+def score_cells(score: Score) -> list[Any]:
+    theirs = score.untrained
+    mean, most = (sum(theirs) / len(theirs), max(theirs)) if theirs else (None, None)
+    return [score.value, score.n, score.chance, score.p, len(theirs), mean, most, score.verdict]
+
+
+def shown(value: float) -> str:
+    """Three decimals, or two digits of what is smaller; what is left of rounding is 0."""
+    size = abs(value)
+    return f'{value:.2g}' if 1e-9 < size < 0.01 else f'{value if size >= 0.01 else 0:.3f}'
+
+
+def told(score: Score, unit: str = '') -> str:
+    """`0.812 bits (shuffled 0.031, p = 0.001; 19 untrained networks 0.002 to 0.144; N = 50): learned`."""
+    unit = f' {unit}' if unit else ''
+    chance = f'shuffled {shown(score.chance)}, p = {score.p:.3f}'
+    if score.untrained:
+        count = len(score.untrained)
+        many = f'{count} untrained network{"s" * (count > 1)}'
+        chance += f'; {many} {shown(min(score.untrained))} to {shown(max(score.untrained))}'
+    return f'{shown(score.value)}{unit} ({chance}; N = {score.n}): {score.verdict}'
+
+
+def verdict(what: str, score: Score) -> str:
+    if score.learned:
+        return f'{what} tell the tasks apart, and more than in any untrained network.'
+    if score.depends and not score.untrained:
+        return f'{what} depend on the task. Whether that was learned is not known without untrained networks.'
+    if score.depends:
+        return f'{what} depend on the task no more than in an untrained network: that is no sign of learning.'
+    return f'{what} tell of the task no more than chance.'
