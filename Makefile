@@ -1,6 +1,7 @@
 # make demo   set everything up, train a small PromptIR on five degradations, leave a table and a picture
 # make test   set everything up, check style and types, run the tests
 # make slow   the tests that take longer
+# make docs   the pages of docs/ as a site in build/docs, to be opened without a server; a warning is an error
 # make master the tests on a build of BasicSR's git master
 # Python 3.10 to 3.12; another one: make PYTHON=python3.12 test
 
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 # the cores.
 demo test slow master: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test slow master lint env clean
+.PHONY: demo test slow docs master lint env clean
 
 env: $(READY)
 
@@ -38,6 +39,9 @@ test: lint
 
 slow: env
 	$(BIN)/python -m pytest -m slow
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 master: env
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/master basicsr-fixed==1.4.2

@@ -16,6 +16,7 @@ from promptir_basicsr.data.allinone_dataset import HOST_KEYS
 from promptir_basicsr.losses import FrequencyLoss, LossScaler, PromptDecorrelationLoss, SmoothL1Loss
 from promptir_basicsr.metrics import paper_metric
 from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS
+from promptir_basicsr.yaml_util import load_yaml
 
 NETWORKS = (DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR)
 LOSSES = (FrequencyLoss, PromptDecorrelationLoss, SmoothL1Loss)
@@ -45,11 +46,43 @@ def test_the_loaders_keys_are_documented():
     assert [key for key in HOST_KEYS if f'`{key}`' not in OPTIONS + data and key not in told_elsewhere] == []
 
 
-@pytest.mark.parametrize('page', ['README.md', *(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))])
+PAGES = ['README.md', *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / 'docs').rglob('*.md')))]
+
+
+@pytest.mark.parametrize('page', PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     links = [link for link in re.findall(r'\]\(([^)#]+)[^)]*\)', text) if '://' not in link]
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_to_headings_lead_to_them(page):
+    """As GitHub makes anchors of headings; mkdocs, which does it a little differently, checks its own."""
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r'\]\(([^)]*#[^)]*)\)', text) if '://' not in link]
+    wrong = []
+    for path, anchor in (link.split('#') for link in links):
+        target = (ROOT / page).parent / path if path else ROOT / page
+        headings = re.findall(r'^#+ (.+)$', re.sub(r'^```.*?^```', '', target.read_text(), flags=re.M | re.S), re.M)
+        if anchor not in [re.sub(r'[^\w -]', '', heading).lower().replace(' ', '-') for heading in headings]:
+            wrong.append(f'{path}#{anchor}')
+    assert wrong == []
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_examples_in_yaml_are_yaml(page, tmp_path):
+    examples = re.findall(r'^```yaml\n(.*?)^```', (ROOT / page).read_text(), re.M | re.S)
+    for number, text in enumerate(examples):
+        path = tmp_path / f'{number}.yml'
+        path.write_text(text if re.search('^[^#]', text, re.M) else f'{text}a comment: alone')
+        assert load_yaml(str(path))
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_nothing_is_left_to_be_filled_in(page):
+    text = re.sub(r'^```.*?^```', '', (ROOT / page).read_text(), flags=re.M | re.S)
+    assert re.findall(r'^@@.*|^[A-Z_]{4,}$|\bTODO\b|\bTBD\b|\bXXX\b', text, re.M) == []
 
 
 def test_the_readme_names_files_that_exist():

@@ -1,0 +1,84 @@
+"""What the site has beyond the pages in docs/: the changelog, the notes for contributors, the option files.
+
+Links are written as they work where the repository's files are shown. In the site, links to files outside docs/ lead to
+the pages that are added here, and pages that are called by their file name are called by their title.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+PAGES = {'README.md': 'index.md', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
+OPTIONS = 'option_files.md'
+
+_LINK = re.compile(r'\[(?P<text>[^\]]*)\]\((?![a-z]+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)')
+_OPTION_FILE = re.compile(r'(?<!\[)`options/(\w+\.yml)`')
+_PAGE_NAME = re.compile(r'(?<!">)<code>docs/(\w+\.md)</code>')
+_ROW = re.compile(r'^\|.*$', re.M)
+_CODE = re.compile(r'`[^`]*`')
+_TITLE = re.compile(r'^# (.+)$', re.M)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add pages that are made of files outside docs/."""
+    root = Path(config.config_file_path).parent
+    for source in ('CHANGELOG.md', 'CONTRIBUTING.md'):
+        files.append(File.generated(config, PAGES[source], content=(root / source).read_text()))
+    files.append(File.generated(config, OPTIONS, content=_option_files(root / 'options')))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead links, and names of option files, to pages of the site; write tables as Python-Markdown reads them."""
+    own = page.file.src_uri
+    sources = {added: source for source, added in PAGES.items()}
+    source = sources[own] if page.file.generated_by and own in sources else f'docs/{own}'
+
+    def lead(match: re.Match) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match['path']))
+        if target.startswith('options/'):
+            return f'[{match["text"]}]({_relative(OPTIONS, own)}#{_anchor(posixpath.basename(target))})'
+        uri = PAGES.get(target, target.removeprefix('docs/'))
+        text = match['text']
+        file = files.get_file_from_path(uri)
+        if file and text == posixpath.basename(uri) and (title := _TITLE.search(file.content_string)):
+            text = title[1]
+        return f'[{text}]({_relative(uri, own)}{match["anchor"] or ""})'
+
+    def name(match: re.Match) -> str:
+        return f'[{match[0]}]({_relative(OPTIONS, own)}#{_anchor(match[1])})'
+
+    if own == OPTIONS:
+        return markdown
+    # A bar in code within a table: GitHub wants it escaped, Python-Markdown does not and shows the backslash.
+    markdown = _ROW.sub(lambda row: _CODE.sub(lambda code: code[0].replace(r'\|', '|'), row[0]), markdown)
+    return _LINK.sub(lead, _OPTION_FILE.sub(name, markdown))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead names of pages in docstrings to the pages."""
+
+    def name(match: re.Match) -> str:
+        file = files.get_file_from_path(match[1])
+        return f'<a href="{_relative(file.dest_uri, page.file.dest_uri)}">{match[0]}</a>' if file else match[0]
+
+    return _PAGE_NAME.sub(name, html)
+
+
+def _option_files(folder: Path) -> str:
+    """A page of all option files, left out of the search."""
+    page = ['---\nsearch: {exclude: true}\n---\n\n# Option files\n\nThe files in `options/`, ready to be copied.\n']
+    page += [f'## {path.name}\n\n```yaml\n{path.read_text().rstrip()}\n```\n' for path in sorted(folder.glob('*.yml'))]
+    return '\n'.join(page)
+
+
+def _anchor(name: str) -> str:
+    return name.replace('.', '')
+
+
+def _relative(uri: str, page: str) -> str:
+    return posixpath.relpath(uri, posixpath.dirname(page) or '.')
