@@ -17,6 +17,7 @@ _READ = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 _MARGIN = 16  # rows below a crop that colour upsampling of a JPEG may look at
 _WORTHWHILE = 0.85  # of the rows; above, OpenCV's whole decoding is as fast
 _LARGE = 1 << 25  # pixels; Pillow warns about larger images
+_MOST_A_BYTE = (1024, 8256)  # pixels of a JPEG and of a PNG; deflate makes a byte of at most 1032
 
 
 class ImageError(RuntimeError):
@@ -104,6 +105,10 @@ class Header:
         self.height, self.width, self.place, self.png = height, width, place, png
         self.partial = partial and height * width < _LARGE
 
+    def exceeds(self, length: int) -> bool:
+        """Whether there are more pixels than a file of so many bytes can hold; decoders would fill them in."""
+        return self.height * self.width > max(_LARGE / 2, _MOST_A_BYTE[self.png] * length)
+
     def cut(self, content: bytes, rows: int) -> bytes:
         """The same file, said to have fewer rows."""
         changed = bytearray(content)
@@ -158,8 +163,12 @@ def decode(content: bytes, where: str) -> np.ndarray:
     Raises:
         ImageError: not an image, or one beyond OpenCV's limits; names `where`.
     """
+    header = read_header(content)
+    if header is not None and header.exceeds(len(content)):
+        raise _unreadable(content, where)
+    whole = _still(content) if header is not None and header.png else content
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), _READ) if content else None
+        image = cv2.imdecode(np.frombuffer(whole, np.uint8), _READ) if whole else None
     except cv2.error as error:  # more pixels than OpenCV allows
         raise ImageError(f'{where}: OpenCV refuses the image ({error.err}).') from error
     if image is None:
@@ -167,6 +176,24 @@ def decode(content: bytes, where: str) -> np.ndarray:
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f'{where}: pixels of type {image.dtype}; 8-bit and 16-bit integers can be read.')
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _still(content: bytes) -> bytes:
+    """An animated PNG without its animation; other PNGs as they are.
+
+    Where such a file is damaged, OpenCV's reader of animations gives rows that it has never written to.
+    """
+    parts, place, animated = [content[:8]], 8, False
+    while place + 8 <= len(content):
+        length, kind = struct.unpack_from('>I4s', content, place)
+        animated |= kind == b'acTL'
+        if kind == b'IDAT' and not animated:
+            return content
+        stop = place + 12 + length
+        if kind not in (b'acTL', b'fcTL', b'fdAT'):
+            parts.append(content[place:stop])
+        place = stop
+    return b''.join(parts) if animated else content
 
 
 def _unreadable(content: bytes, where: str) -> ImageError:
