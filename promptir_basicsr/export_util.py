@@ -1,0 +1,252 @@
+"""Networks as graphs: traced for images of any size, as bytes of a file, read back and run.
+
+Shapes: B batch, H W height and width, T degradations.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from promptir_basicsr.archs.formulation_util import set_formulation
+from promptir_basicsr.models.inference_util import size_multiple_of
+from promptir_basicsr.option_util import OptionError
+
+METADATA_FILE = 'metadata.json'
+"""What is told about the network, inside a file of torch.export."""
+
+_TRACED = (2, 3, 43, 59)  # with no two sides alike, and none that a network wants
+_AXES = ('batch', '', 'height', 'width')  # of an image, by their names in ONNX
+_SHORT = 300  # letters of an error of PyTorch
+
+Run = Callable[[Tensor, Tensor | None], Tensor]
+"""Called with images (B, 3, H, W) and weights of degradations (B, T) or None."""
+
+
+class AnySize(nn.Module):
+    """A network that takes images of any size, written so that it can be traced once for all of them.
+
+    Images are continued to the right and below as `pad_to_multiple` does it, by reflection as far as they go and by
+    their last row or column from there, and the output is cut back. Padding proper would branch on the size; here
+    rows and columns are looked up, and the number of them is told to the tracer as a number it cannot know.
+
+    Args:
+        net: keeps the size of its images, or classifies them.
+        multiple: what it wants sides to be multiples of.
+        takes_degradation: whether it is told the weights of the degradations, or has a sensor find them.
+        fixed: whether it will be traced for one size only.
+    """
+
+    def __init__(self, net: nn.Module, multiple: int, takes_degradation: bool, fixed: bool = False) -> None:
+        super().__init__()
+        self.net, self.multiple, self.takes_degradation, self.fixed = net, multiple, takes_degradation, fixed
+
+    def forward(self, image: Tensor, degradation: Tensor | None = None) -> Tensor:
+        """image: (B, 3, H, W), RGB, [0, 1]; degradation: (B, T), >= 0. Returns (B, 3, H, W), not clamped."""
+        if self.takes_degradation and degradation is None:  # the sensor sees the image as it is
+            degradation = self.net.degradation_weights(self._continued(image, 1))  # type: ignore[operator]
+        x = self._continued(image, self.multiple)
+        y = self.net(x, degradation) if self.takes_degradation else self.net(x)
+        if y.ndim != 4:
+            return y
+        rows, columns = (torch.arange(side, device=image.device) for side in image.shape[-2:])
+        return y.index_select(2, rows).index_select(3, columns)
+
+    def _continued(self, image: Tensor, multiple: int) -> Tensor:
+        """The image with sides that are multiples."""
+        for axis in (2, 3):
+            last = image.shape[axis] - 1
+            count: Any = last // multiple + 1
+            if not self.fixed:
+                count = torch.scalar_tensor(count, dtype=torch.int64, device='cpu').item()
+                torch._check(count >= 1)
+            places = torch.arange(count * multiple, device=image.device)
+            image = image.index_select(axis, (last - (places - last).abs()).clamp_min(0))
+        return image
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced network.
+
+    Attributes:
+        program: its graph.
+        inputs, output: their names.
+    """
+
+    program: ExportedProgram
+    inputs: tuple[str, ...]
+    output: str
+
+
+def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None) -> Traced:
+    """The graph of a network, in the plain formulation.
+
+    Args:
+        net: stays as it is.
+        labels: whether it is told the degradation, as a second input.
+        size: the only height and width; None for any, of any number of images.
+
+    Raises:
+        OptionError: the network cannot be traced; says what can be done.
+    """
+    kind, plain = type(net).__name__, copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
+    set_formulation(plain, 'plain')
+    shape = _TRACED if size is None else (1, 3, *size)
+    inputs: dict[str, Tensor] = {'image': torch.linspace(0, 1, shape[2] * shape[3]).view(shape[2:]).expand(shape)}
+    free: dict[str, Any] = {'image': {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+    if labels:
+        count = int(plain.num_degradations)  # type: ignore[arg-type]
+        inputs['degradation'] = torch.full((shape[0], count), 1 / count)
+        free['degradation'] = {0: Dim.DYNAMIC}
+    takes = bool(getattr(plain, 'takes_degradation', False))
+    module = AnySize(plain, size_multiple_of(plain), takes, size is not None).eval()
+    try:
+        with torch.no_grad(), quietly():
+            program = torch.export.export(
+                module, tuple(inputs.values()), dynamic_shapes=free if size is None else None, strict=False
+            )
+    except Exception as error:  # whatever a network does that a tracer cannot follow
+        advice = (
+            'What it does depends on the size of the image. Give one: `--fixed HEIGHTxWIDTH`.'
+            if size is None
+            else 'Its code cannot be made a graph.'
+        )
+        raise OptionError([f'{kind} cannot be exported: {_reason(error)} {advice}']) from error
+    for node in program.graph.nodes:
+        node.meta.pop('stack_trace', None)  # names of files on this machine
+    classifies = len(_output_shape(program)) == 2
+    return Traced(program, tuple(inputs), 'logits' if classifies else 'restored')
+
+
+def onnx_bytes(traced: Traced, metadata: Mapping[str, Any], opset: int | None) -> bytes:
+    """An ONNX file.
+
+    Raises:
+        OptionError: a part of the network has no counterpart in ONNX, or not in this opset.
+    """
+    import onnx
+    import onnx_ir.passes.common as passes
+    from onnxscript.optimizer import fold_constants_ir
+
+    try:
+        with quietly():
+            # The optimizer of torch.onnx drops small numbers that are added, such as the 1e-8 within a logarithm.
+            exported: Any = torch.onnx.export(
+                traced.program,
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                opset_version=opset,
+                input_names=list(traced.inputs),
+                output_names=[traced.output],
+            )
+            graph = exported.model
+            passes.InlinePass()(graph)
+            fold_constants_ir(graph)
+            passes.RemoveUnusedNodesPass()(graph)
+            passes.CommonSubexpressionEliminationPass()(graph)
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+            passes.DeduplicateInitializersPass()(graph)
+            model = exported.model_proto
+            onnx.checker.check_model(model)
+    except Exception as error:  # the converter has one class of error a stage, and wraps those of all libraries below
+        raise OptionError([f'The network cannot be written as ONNX: {_reason(error)}']) from error
+    _tidy(model)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    onnx.helper.set_model_props(model, texts)
+    return model.SerializeToString()
+
+
+def program_bytes(traced: Traced, metadata: Mapping[str, Any]) -> bytes:
+    """A file of torch.export; `METADATA_FILE` in it is JSON."""
+    buffer = io.BytesIO()
+    with quietly():
+        torch.export.save(traced.program, buffer, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
+    return buffer.getvalue()
+
+
+def run_onnx(content: bytes) -> Run:
+    """An ONNX file as a function, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is an exception
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
+
+    def run(image: Tensor, degradation: Tensor | None) -> Tensor:
+        inputs = {'image': image.numpy()} | ({} if degradation is None else {'degradation': degradation.numpy()})
+        try:
+            return torch.from_numpy(session.run(None, inputs)[0])
+        except Exception as error:  # it has a class of errors of its own for each status
+            raise OptionError(
+                [f'onnxruntime cannot run the network on {tuple(image.shape)}: {_reason(error)}']
+            ) from error
+
+    return run
+
+
+def run_program(content: bytes) -> Run:
+    """A file of torch.export as a function."""
+    with quietly():
+        module = torch.export.load(io.BytesIO(content)).module()
+
+    def run(image: Tensor, degradation: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            try:
+                return module(image) if degradation is None else module(image, degradation)
+            except (AssertionError, RuntimeError) as error:
+                raise OptionError([f'The graph cannot be run on {tuple(image.shape)}: {_reason(error)}']) from error
+
+    return run
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without what PyTorch says on the way; what goes wrong is an exception anyway."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    silent = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _tidy(model: Any) -> None:
+    """Axes get names that people know, and what only PyTorch understands is left out."""
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, dimension in zip(_AXES, value.type.tensor_type.shape.dim, strict=False):
+            if dimension.dim_param:
+                dimension.dim_param = axis or dimension.dim_param
+    del model.graph.value_info[:]
+    for part in (*model.graph.input, *model.graph.output, *model.graph.initializer, *model.graph.node, model.graph):
+        del part.metadata_props[:]
+        part.doc_string = ''
+
+
+def _output_shape(program: ExportedProgram) -> Sequence[Any]:
+    (output,) = next(node for node in program.graph.nodes if node.op == 'output').args[0]
+    return output.meta['val'].shape
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, as a sentence."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    line = (str(cause).strip() or type(cause).__name__).partition('\n')[0].strip()
+    line = line if len(line) <= _SHORT else f'{line[:_SHORT]}...'
+    return line if line.endswith(('.', '...')) else f'{line}.'
