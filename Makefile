@@ -1,12 +1,14 @@
 # make demo   set everything up, train a small PromptIR on five degradations, leave a table and a picture
-# make test   set everything up, check style and types, run the tests
+# make test   set everything up, check style and types, run the tests in two processes (WORKERS=8 for more)
 # make slow   the tests that take longer
+# make docs   the documentation as a site in build/docs
 # make docs   the pages of docs/ as a site in build/docs, to be opened without a server; a warning is an error
 # make master the tests on a build of BasicSR's git master
 # Python 3.10 to 3.12; another one: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -35,7 +37,7 @@ lint: env
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 slow: env
 	$(BIN)/python -m pytest -m slow
@@ -45,7 +47,7 @@ docs: env
 
 master: env
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/master basicsr-fixed==1.4.2
-	PYTHONPATH=$(abspath $(VENV)/master) $(BIN)/python -m pytest
+	PYTHONPATH=$(abspath $(VENV)/master) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 clean:
 	rm -rf $(VENV) build *.egg-info
