@@ -1,7 +1,6 @@
 # make demo   set everything up, train a small PromptIR on five degradations, leave a table and a picture
 # make test   set everything up, check style and types, run the tests in two processes (WORKERS=8 for more)
 # make slow   the tests that take longer
-# make docs   the documentation as a site in build/docs
 # make docs   the pages of docs/ as a site in build/docs, to be opened without a server; a warning is an error
 # make master the tests on a build of BasicSR's git master
 # Python 3.10 to 3.12; another one: make PYTHON=python3.12 test
