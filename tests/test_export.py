@@ -297,7 +297,7 @@ def test_full_size(network: type[nn.Module], kind: str, tmp_path: Path) -> None:
     net = seeded_fill(net.to_empty(device='cpu')).eval()
     export_it = export_onnx if kind == 'onnx' else export_program
     differences = export_it(net, tmp_path / f'out.{kind}')
-    assert max(each.largest for each in differences) < 1e-4
+    assert max(each.largest / each.reach for each in differences) < 2e-5  # random weights reach further than images
     assert 0.5 < max(each.reach for each in differences) < 20
     sys.stdout.write(f'| {network.__name__}, full size | {kind} | {max(each.largest for each in differences):.1e} |\n')
 

@@ -15,7 +15,7 @@ STOPPED = 3
 ALWAYS = ('SIGTERM', 'SIGINT')
 FURTHER = ('SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
 """What `logger.stop_signals` may name: Slurm sends the one that `--signal` asks for before it takes the machine."""
-_REPEAT = 1.0  # seconds in which torchrun passes on what the terminal has sent to all processes already
+_REPEAT = 5.0  # seconds, on a busy machine, in which torchrun passes on what the terminal has sent to all already
 
 _host_worker_init: Callable[..., None] = basicsr.data.worker_init_fn
 
