@@ -2,7 +2,6 @@
 them."""
 
 import argparse
-import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from promptir_basicsr.explaining.network_util import PromptedNet, Sample, choose
 from promptir_basicsr.explaining.probe_util import investigate, passes, untrained_network
 from promptir_basicsr.host.options import read_option_file
 from promptir_basicsr.models.sensor_util import load_sensor
-from promptir_basicsr.option_util import OptionError, check_count
+from promptir_basicsr.option_util import OptionError, check_count, need_extra
 from promptir_basicsr.report import Report, write_page
 
 EXTRA = ('matplotlib', 'sklearn')
@@ -156,7 +155,7 @@ def explain(
         ImageError: an image cannot be read.
         SaveError: a file could not be written.
     """
-    need_extra()
+    need_extra('basicsr explain', EXTRA, 'explain')
     options, places = read_option_file(opt, force_yml)
     if not isinstance(options, Mapping):
         raise OptionError([f"'{opt}' holds no options."])
@@ -177,14 +176,6 @@ def explain(
     with _complete_folder(folder) as unfinished:
         report = _report(opt, path, network, prompted, samples, tasks, settings, unfinished, progress)
     return report, folder
-
-
-def need_extra() -> None:
-    """Raise OptionError where an extra is not installed."""
-    absent = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    if absent:
-        names = ' and '.join('scikit-learn' if name == 'sklearn' else name for name in absent)
-        raise OptionError([f"basicsr explain needs {names}: pip install 'promptir_basicsr[explain]'"])
 
 
 def _datasets(options: Mapping[str, Any]) -> list[AllInOneDataset]:

@@ -7,7 +7,6 @@ Shapes: B batch, H W height and width, T degradations.
 
 import argparse
 import copy
-import importlib.util
 import os
 import re
 import sys
@@ -28,7 +27,7 @@ from promptir_basicsr.checkpoints import Checkpoint, build, plain, read_checkpoi
 from promptir_basicsr.export_util import Run, Traced, onnx_bytes, program_bytes, run_onnx, run_program, trace
 from promptir_basicsr.models.checkpoint_util import atomic_write, megabytes
 from promptir_basicsr.models.inference_util import restore_images, size_multiple_of
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.option_util import OptionError, need_extra
 
 FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
 """What can be written, and how the files are called."""
@@ -118,7 +117,7 @@ def export_onnx(
         ExportMismatch: the file would compute something else.
         SaveError: the file could not be written.
     """
-    _check_packages()
+    need_extra('ONNX', PACKAGES, 'export')
     return _export(net, path, sizes, labels, fixed, metadata, partial(onnx_bytes, opset=opset), run_onnx)
 
 
@@ -149,7 +148,7 @@ def main() -> int:
     path, kind = _target(args)
     sizes, fixed = _sizes(args)
     if kind == 'onnx':
-        _check_packages()
+        need_extra('ONNX', PACKAGES, 'export')
     checkpoint = read_checkpoint(args.weights, args.opt, args.key)
     net = build(checkpoint)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -259,12 +258,6 @@ def _pictures(shape: tuple[int, int, int, int], draw: torch.Generator) -> Tensor
 def _bears_flat(run: Run, image: Tensor, degradation: Tensor | None) -> bool:
     """Whether pictures of one colour, whose variances are 0, give numbers. They are too sensitive to be compared."""
     return bool(run(image[:, :, :1, :1].expand_as(image).contiguous(), degradation).isfinite().all())
-
-
-def _check_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise OptionError([f"ONNX needs {', '.join(missing)}: pip install 'promptir_basicsr[export]'"])
 
 
 def _told(checkpoint: Checkpoint) -> dict[str, Any]:

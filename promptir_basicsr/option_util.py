@@ -1,5 +1,6 @@
 """Say what is wrong with an option: where, what was found, what is allowed, how to mend it."""
 
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -7,6 +8,9 @@ from difflib import get_close_matches
 from typing import Any, TypeGuard
 
 _NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
+
+
+_INSTALLED_AS = {'sklearn': 'scikit-learn'}
 
 
 class OptionError(ValueError):
@@ -126,6 +130,13 @@ def _open_ended(function: Callable[..., Any]) -> bool:
     swallows = getattr(function, '__module__', '').startswith(('basicsr.metrics', 'basicsr.losses'))
     parameters = inspect.signature(function).parameters.values()
     return any(p.kind is p.VAR_KEYWORD for p in parameters) and not swallows
+
+
+def need_extra(what: str, modules: Iterable[str], extra: str) -> None:
+    """Raise OptionError where modules of one of this package's extras are not installed; says how to get them."""
+    absent = [_INSTALLED_AS.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
+    if absent:
+        raise OptionError([f"{what} needs {' and '.join(absent)}: pip install 'promptir_basicsr[{extra}]'"])
 
 
 def error_lines(where: str, error: Exception) -> list[str]:
