@@ -13,23 +13,48 @@ _LARGEST = 2**63 - 1  # what torch and numpy take
 
 
 class OptionLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's floats, without dates, sets and bytes, and without silent duplicates."""
+    """PyYAML's safe loader with YAML 1.2's floats, without dates, sets and bytes, and without silent duplicates.
+
+    Merge keys are resolved here, so that an option file means the same with every release of PyYAML.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Here and not where the mapping is made: by then PyYAML has put merged keys (<<) among its own.
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == f'{_TAG}merge':
+            if not isinstance(key, yaml.ScalarNode):
                 continue
             line = key.start_mark.line + 1
             if (key.tag, key.value) in lines:
                 first = lines[key.tag, key.value]
+                hint = '; merge several mappings with <<: [*a, *b]' if key.tag == f'{_TAG}merge' else ''
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' stands in lines {first} and {line}", key.start_mark
+                    None, None, f"the key '{key.value}' stands in lines {first} and {line}{hint}", key.start_mark
                 )
             lines[key.tag, key.value] = line
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put merged keys (`<<`) before the mapping's own, which override them; of a list the first mapping wins.
+
+        That is what YAML's merge key specifies. PyYAML's own method is not used: which mapping of a list wins and what
+        remains of a chain of merges has changed between its releases.
+        """
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
+        own = []
+        for key, value in node.value:
+            if key.tag != f'{_TAG}merge':
+                own.append((key, value))
+                continue
+            for source in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):
+                if not isinstance(source, yaml.MappingNode):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, 'expected a mapping or a list of mappings after <<', source.start_mark
+                    )
+                self.flatten_mapping(source)
+                merged.extend(source.value)
+        node.value = merged + own
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:

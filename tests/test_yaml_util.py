@@ -103,6 +103,37 @@ def test_a_merged_mapping_that_itself_merges_and_overrides(read: Any) -> None:
     assert options['later'] == {'a': 3, 'b': 4}
 
 
+# Keys of several letters: a PyYAML release once merged lists with the last mapping winning, and lost keys of chains.
+LAYERS = """
+network: &network {type: PromptIR, dim: 48, heads: [1, 2, 4, 8]}
+small: &small {<<: *network, dim: 24}
+smaller: &smaller {<<: *small, dim: 16, bias: false}
+"""
+
+
+def test_a_chain_of_merges(read: Any) -> None:
+    options = read(LAYERS)
+    assert options['small'] == {'type': 'PromptIR', 'dim': 24, 'heads': [1, 2, 4, 8]}
+    assert options['smaller'] == {'type': 'PromptIR', 'dim': 16, 'heads': [1, 2, 4, 8], 'bias': False}
+
+
+def test_of_a_list_of_merges_the_first_wins(read: Any) -> None:
+    options = read(f'{LAYERS}other: &other {{type: PIP, dim: 32, sensor: null}}\nmixed: {{<<: [*smaller, *other]}}\n')
+    assert options['mixed'] == {'type': 'PromptIR', 'dim': 16, 'heads': [1, 2, 4, 8], 'bias': False, 'sensor': None}
+    options = read(f'{LAYERS}other: &other {{type: PIP, dim: 32}}\nmixed: {{bias: true, <<: [*other, *smaller]}}\n')
+    assert options['mixed'] == {'type': 'PIP', 'dim': 32, 'heads': [1, 2, 4, 8], 'bias': True}
+
+
+@pytest.mark.parametrize('merged', ['5', '[*network, 5]', '[[*network]]'])
+def test_only_mappings_can_be_merged(read: Any, merged: str) -> None:
+    assert 'expected a mapping or a list of mappings after <<' in problem(read, f'{LAYERS}wrong: {{<<: {merged}}}\n')
+
+
+def test_two_merges_beside_each_other_are_refused(read: Any) -> None:
+    message = problem(read, f'{LAYERS}both:\n  <<: *small\n  <<: *network\n')
+    assert "the key '<<' stands in lines 6 and 7; merge several mappings with <<: [*a, *b]" in message
+
+
 def test_what_an_alias_stands_for_can_be_changed_by_itself(read: Any) -> None:
     options = read('a: &files [x.png]\nb: *files\nc: {<<: {files: *files}}\n')
     options['a'][0] = 'y.png'
