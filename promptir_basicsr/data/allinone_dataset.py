@@ -148,8 +148,8 @@ class AllInOneDataset(Dataset):
         small = min(height, width) < size
         if small:
             self._warn_enlarged(number, lq_name, (height, width))
-        top += rng.integers(max(height, size) - size + 1)
-        left += rng.integers(max(width, size) - size + 1)
+        top += int(rng.integers(max(height, size) - size + 1))
+        left += int(rng.integers(max(width, size) - size + 1))
         if small:
             whole = (reflect_to(centre_crop(image.pixels(), self.crop_multiple), size) for image in stored)
             top, left = top - (stored[0].size[0] - height) // 2, left - (stored[0].size[1] - width) // 2

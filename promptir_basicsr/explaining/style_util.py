@@ -114,7 +114,7 @@ def heat_map(
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 colour = _ink(mesh.cmap(mesh.norm(value)))
-                text = in_digits(value if numbers is None else numbers[row, column], form)
+                text = in_digits(float(value if numbers is None else numbers[row, column]), form)
                 axes.text(column + 0.5, row + 0.5, text, ha='center', va='center', color=colour, fontsize=size)
     return mesh
 

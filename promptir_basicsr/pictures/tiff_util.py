@@ -19,7 +19,7 @@ _WORDS = (270, 271, 272, 305, 306, 315, 33432)  # what it shows, camera, program
 def read_tiff(content: bytes, where: str) -> Picture:
     """A TIFF with one picture; further pages may be reduced ones of it."""
     with tifffile.TiffFile(io.BytesIO(content)) as file:
-        pages = [page.keyframe for page in file.pages]
+        pages: list[Any] = [page.keyframe for page in file.pages]
         page: Any = file.pages[0]
         if sum(not page.subfiletype & 1 for page in pages) > 1:  # the others are previews
             raise PictureError(f'{where} has {len(pages):,} pages. Give single pictures.')
