@@ -145,13 +145,13 @@ def test_lq_and_gt_stay_aligned(derain) -> None:
 @pytest.mark.parametrize(
     ('options', 'expected'),
     [
-        ({}, {(0, False)}),
-        ({'augment_identity': False}, {(0, False)}),
-        ({'use_hflip': True}, {(0, False), (0, True)}),
-        ({'use_hflip': True, 'augment_identity': False}, {(0, True)}),
-        ({'use_rot': True}, {(0, False), (2, True), (1, False), (3, True)}),
-        ({'use_hflip': True, 'use_rot': True}, set(EIGHT)),
-        ({'use_hflip': True, 'use_rot': True, 'augment_identity': False}, set(EIGHT) - {(0, False)}),
+        ({}, [(0, False)]),
+        ({'augment_identity': False}, [(0, False)]),
+        ({'use_hflip': True}, [(0, False), (0, True)]),
+        ({'use_hflip': True, 'augment_identity': False}, [(0, True)]),
+        ({'use_rot': True}, [(0, False), (2, True), (1, False), (3, True)]),
+        ({'use_hflip': True, 'use_rot': True}, EIGHT),
+        ({'use_hflip': True, 'use_rot': True, 'augment_identity': False}, [one for one in EIGHT if one != (0, False)]),
     ],
     ids=str,
 )
@@ -159,7 +159,7 @@ def test_flips_and_rotations_are_equally_frequent(options, expected, write, phot
     image = photographs[0][:16, :16]
     dataset = training(pair_task(write, image, copies=240), gt_size=16, **options)
     counts = Counter(symmetry(levels(sample['gt']), image) for sample in dataset)
-    assert counts.keys() == expected
+    assert counts.keys() == set(expected)
     assert min(counts.values()) > 0.5 * 240 / len(expected)
 
 
