@@ -1,20 +1,49 @@
 """All-in-one image restoration for BasicSR.
 
 Importing this package prepares BasicSR for the installed torch and registers the networks, the dataset, the losses, the
-metrics and the model with BasicSR's registries. It prints nothing, creates no logger and draws no random number.
+metrics and the model with BasicSR's registries. It prints nothing, creates no logger and draws no random number. In the
+package's own commands it does so once a verb needs it: `basicsr --help` does not wait for torch.
 """
 
+import importlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
-
-from promptir_basicsr import host
+from pathlib import PurePath
 
 try:
     __version__ = version('promptir_basicsr')
 except PackageNotFoundError:  # a source tree on the path that was never installed
     __version__ = '0+source'
 
-host.prepare()
 
-from promptir_basicsr import archs, data, losses, metrics, models  # noqa: E402  (BasicSR must be prepared first)
+def activate() -> None:
+    """Prepare BasicSR and register what this package adds to it. Harmless when called again.
 
-__all__ = ['__version__', 'archs', 'data', 'host', 'losses', 'metrics', 'models']
+    Raises:
+        HostError: BasicSR cannot be imported; the message says what to type.
+    """
+    importlib.import_module('promptir_basicsr.host').prepare()
+    for room in ('archs', 'data', 'losses', 'metrics', 'models'):
+        importlib.import_module(f'promptir_basicsr.{room}')
+
+
+_COMMANDS = {'promptir_basicsr', 'promptir_basicsr.cli', 'promptir_basicsr.install_basicsr'}
+
+
+def _is_command(words: list[str]) -> bool:
+    """Whether an interpreter that was started with these words runs `basicsr`, `python -m promptir_basicsr` or such."""
+    words = words[1:]
+    while words:
+        word = words.pop(0)
+        if word in ('-m', '-c'):
+            return word == '-m' and words[:1] != [] and words[0] in _COMMANDS
+        if word in ('-W', '-X'):
+            words = words[1:]
+        elif not word.startswith('-'):
+            program = PurePath(word.replace('\\', '/'))
+            return program.stem == 'basicsr' and program.suffix in ('', '.exe')
+    return False
+
+
+if not _is_command(sys.orig_argv):
+    activate()

@@ -3,9 +3,12 @@
 import importlib
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+from promptir_basicsr import activate
 
 PLUGIN_GROUP = 'basicsr.plugins'
 USAGE = """usage: basicsr VERB ...
@@ -20,7 +23,7 @@ USAGE = """usage: basicsr VERB ...
   explain -opt FILE --weights FILE    show what the prompts have learned: figures, tables, one HTML page
   demo    --weights FILE    a page in the browser to try a network
 
-basicsr VERB --help tells the arguments of a verb.
+basicsr VERB --help tells the arguments of a verb; basicsr --version the versions of what is installed.
 """
 
 
@@ -40,14 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb in ('-h', '--help'):
         sys.stdout.write(USAGE)
         return 0
+    if verb == '--version':
+        sys.stdout.write(f'{versions()}\n')
+        return 0
     if verb not in VERBS:
         from promptir_basicsr.option_util import unknown
 
         return _fail(unknown('basicsr', 'verb', verb, VERBS))
     try:
-        load_plugins()
+        activate()
     except ImportError as error:
         return _fail(str(error))
+    load_plugins()
     from promptir_basicsr.data.image_util import ImageError
     from promptir_basicsr.host.signals import STOPPED, Stopped
     from promptir_basicsr.models.checkpoint_util import NOT_SAVED, SaveError
@@ -71,13 +78,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_plugins() -> None:
-    """Import what registers itself in the entry-point group `basicsr.plugins`, this package first."""
-    importlib.import_module('promptir_basicsr')
+    """Import what registers itself in the entry-point group `basicsr.plugins`.
+
+    A plugin that cannot be imported is reported on standard error; what it would have registered is missing, and an
+    option file that names it is refused.
+    """
     for plugin in entry_points(group=PLUGIN_GROUP):
         try:
             plugin.load()
-        except ImportError as error:
-            raise ImportError(f"the plugin '{plugin.name}' ({plugin.value}) cannot be imported: {error}") from error
+        except Exception as error:  # whatever a third party's module raises
+            sys.stderr.write(
+                f"basicsr: the plugin '{plugin.name}' ({plugin.value}) was skipped, because it cannot be imported: "
+                f'{type(error).__name__}: {error}\n'
+            )
+
+
+def versions() -> str:
+    """The installed versions of this package, BasicSR, torch and Python."""
+    found = []
+    for shown, name in (('promptir_basicsr', 'promptir_basicsr'), ('BasicSR', 'basicsr'), ('torch', 'torch')):
+        try:
+            found.append(f'{shown} {version(name)}')
+        except PackageNotFoundError:
+            found.append(f'{shown} not installed')
+    return ', '.join([*found, f'Python {platform.python_version()}'])
 
 
 def train() -> None:

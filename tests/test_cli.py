@@ -1,10 +1,12 @@
 """The `basicsr` command: its verbs, its exit status, and what it says to mistakes."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,29 @@ def test_a_misspelt_verb_in_a_process_of_its_own() -> None:
     assert process.stdout == ''
 
 
+def test_the_version_names_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(['--version']) == 0
+    said = capsys.readouterr()
+    assert said.out == (
+        f'promptir_basicsr {version("promptir_basicsr")}, BasicSR {version("basicsr")}, torch {version("torch")}, '
+        f'Python {platform.python_version()}\n'
+    )
+    assert said.err == ''
+
+
+@pytest.mark.parametrize('words', [[], ['--help'], ['--version'], ['trian']], ids=str)
+def test_what_needs_no_torch_does_not_import_it(words: list[str]) -> None:
+    program = f"""
+import sys
+sys.orig_argv = ['python', 'basicsr', *{words}]
+from promptir_basicsr import cli
+cli.main({words})
+assert not {{'torch', 'basicsr', 'numpy'}} & sys.modules.keys()
+"""
+    process = run([sys.executable, '-c', program])
+    assert process.returncode == 0, process.stderr
+
+
 # mistakes in the options
 
 
@@ -176,6 +201,18 @@ def test_a_file_that_is_not_there(verb: str, folder: Path, capsys: pytest.Captur
     assert cli.main([verb, '-opt', 'no.yml']) == 2
     assert capsys.readouterr().err == "the option file 'no.yml' does not exist. Paths start at the current folder.\n"
     assert os.listdir() == []
+
+
+def test_files_that_the_package_ships_are_found_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(['check', '-opt', 'demo.yml']) == 0, capsys.readouterr()
+    (folder / 'demo.yml').write_text('name: mine', encoding='utf-8')  # one's own file comes first
+    assert cli.main(['check', '-opt', 'demo.yml']) == 1
+    capsys.readouterr()
+    assert cli.main(['train', '-opt', 'options/dmo.yml']) == 2
+    assert capsys.readouterr().err == (
+        "the option file 'options/dmo.yml' does not exist. Paths start at the current folder. 'demo.yml' comes "
+        'with promptir_basicsr and is found by that name.\n'
+    )
 
 
 # damaged data
@@ -263,14 +300,30 @@ def test_plugins_of_others_join(
         sys.modules.pop('another_plugin')
 
 
+def test_a_plugin_that_is_broken_stops_no_verb(folder: Path) -> None:
+    install(folder, 'broken_plugin', 'raise RuntimeError("written for another BasicSR")\n')
+    (folder / 'tiny.yml').write_text(TRAINING, encoding='utf-8')
+    environment = {**os.environ, 'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1'}
+    process = subprocess.run(
+        [*CONSOLE, 'check', '-opt', 'tiny.yml'], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.startswith(
+        "basicsr: the plugin 'broken_plugin' (broken_plugin) was skipped, because it cannot be imported: "
+        'RuntimeError: written for another BasicSR\n'
+    )
+
+
 def test_a_plugin_that_is_broken_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(folder, 'broken_plugin', 'import a_module_that_is_nowhere\n')
     monkeypatch.syspath_prepend(folder)
-    assert cli.main(['train', '-opt', 'tiny.yml']) == 2
+    assert cli.main(['train', '-opt', 'no.yml']) == 2
     assert capsys.readouterr().err == (
-        "the plugin 'broken_plugin' (broken_plugin) cannot be imported: No module named 'a_module_that_is_nowhere'\n"
+        "basicsr: the plugin 'broken_plugin' (broken_plugin) was skipped, because it cannot be imported: "
+        "ModuleNotFoundError: No module named 'a_module_that_is_nowhere'\n"
+        "the option file 'no.yml' does not exist. Paths start at the current folder.\n"
     )
 
 

@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 def test_the_page_has_these_commands():
     assert COMMANDS[INSTALL - 2 : INSTALL] == [
         'python -m pip install -e .',
-        'python -m pip install --no-deps --no-build-isolation basicsr==1.4.2',
+        'python -m promptir_basicsr.install_basicsr',
     ]
     assert 'type `python pictures.py`' in PAGE
     assert [command.split(' -o ')[0].removeprefix('OMP_NUM_THREADS=1 ') for command in COMMANDS[INSTALL:]] == [

@@ -5,9 +5,8 @@ One small adaptation a function, each with its reason and a test, so that the in
 """
 
 import importlib
-import sys
 
-from promptir_basicsr.host.compat import HostError, import_host, started_as_command
+from promptir_basicsr.host.compat import HostError, import_host
 from promptir_basicsr.host.registry import register
 
 __all__ = ['HostError', 'prepare', 'register']
@@ -20,14 +19,7 @@ def prepare() -> None:
 
     Raises:
         HostError: BasicSR cannot be imported; the message says what to type.
-        SystemExit: the same, told without a traceback, where the package is imported by its own command.
     """
-    try:
-        import_host()
-    except HostError as error:
-        if not started_as_command():
-            raise
-        sys.stderr.write(f'{error}\n')
-        raise SystemExit(2) from error
+    import_host()
     for name in _ADAPTATIONS:
         importlib.import_module(f'promptir_basicsr.host.{name}').adapt()

@@ -2,10 +2,10 @@
 
 import importlib
 import importlib.util
-import os
 import sys
 
-INSTALL_BASICSR = 'python -m pip install --no-deps --no-build-isolation basicsr==1.4.2'
+from promptir_basicsr.install_basicsr import COMMAND
+
 PACKAGES = {'cv2': 'opencv-python', 'skimage': 'scikit-image', 'yaml': 'pyyaml', 'PIL': 'Pillow'}
 
 
@@ -33,13 +33,6 @@ def import_host() -> None:
         raise HostError(_torchvision_advice(error)) from error
 
 
-def started_as_command() -> bool:
-    """Whether this process is `basicsr ...` or `python -m promptir_basicsr ...`."""
-    name = os.path.splitext(os.path.basename(sys.argv[0]))[0] if sys.argv else ''
-    # Python sets '-m' while it imports the package of any module that it is to run, so the command line decides.
-    return name == 'basicsr' or (name == '-m' and any('promptir_basicsr' in word for word in sys.orig_argv))
-
-
 def _alias_functional_tensor() -> None:
     """torchvision 0.17 dropped the module that the index release imports `rgb_to_grayscale` from (BasicSR#533 #663)."""
     name = 'torchvision.transforms.functional_tensor'
@@ -50,8 +43,8 @@ def _alias_functional_tensor() -> None:
 def _advice(module: str) -> str:
     if module == 'basicsr':
         return (
-            f'BasicSR is not installed. Type:\n  {INSTALL_BASICSR}\n'
-            'Its own list of dependencies cannot be resolved any more; what it imports came with promptir_basicsr.'
+            f'BasicSR is not installed. Type:\n  {COMMAND}\n'
+            'It installs BasicSR 1.4.2 without running its setup.py, which fails on Python 3.13 and later.'
         )
     if module == 'basicsr.version':
         return (

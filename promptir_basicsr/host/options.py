@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     problems = launch_problems(args.launcher)
     if problems:
         raise OptionError(problems)
+    args.opt = find_option_file(args.opt)
     options = checked_options(args.opt, args.force_yml, is_train, processes_of(args.launcher))
     where = relative_roots(root_path, options)
     start_processes(args.launcher, options['num_gpu'], options.get('dist_params'))
@@ -105,14 +107,32 @@ def read_options(path: str, force_yml: list[str] | None = None) -> dict[str, Any
 
 def read_option_file(path: str, force_yml: list[str] | None = None) -> tuple[dict[str, Any], Places]:
     """`read_options`, and where the options stand."""
-    if not os.path.isfile(path):
-        raise OptionError([f"the option file '{path}' does not exist. Paths start at the current folder."])
+    path = find_option_file(path)
     options, node = load_yaml_with_places(path)
     places = Places(path, node)
     for entry in force_yml or []:
         where = f'--force_yml {printable(entry[:_LONGEST])}{"..." * (len(entry) > _LONGEST)}'
         places.replace(_replace(options, entry, where), where)
     return options, places
+
+
+def find_option_file(path: str) -> str:
+    """The path of an option file: of an existing one, or by its bare name of one that this package ships.
+
+    Raises:
+        OptionError: there is no such file.
+    """
+    if os.path.isfile(path):
+        return path
+    package = Path(__file__).parents[1]
+    installed, source_tree = package / 'option_files', package.parent / 'options'
+    folder = source_tree if (package.parent / 'pyproject.toml').is_file() else installed
+    shipped = [file.name for file in sorted(folder.glob('*.yml'))]
+    if path in shipped:
+        return str(folder / path)
+    close = get_close_matches(os.path.basename(path), shipped, n=1, cutoff=0.8)
+    hint = f" '{close[0]}' comes with promptir_basicsr and is found by that name." if close else ''
+    raise OptionError([f"the option file '{path}' does not exist. Paths start at the current folder.{hint}"])
 
 
 def _replace(options: Any, entry: str, where: str) -> list[str]:
