@@ -239,6 +239,25 @@ def test_a_damaged_image_ends_a_training_with_one_sentence(workers: int, folder:
     assert said in next(folder.glob('experiments/tiny/*.log')).read_text()
 
 
+# Python 3.14
+
+FORKSERVER = """
+import multiprocessing
+multiprocessing.set_start_method('forkserver', force=True)
+"""
+
+
+def test_a_training_whose_workers_come_from_a_forkserver(folder: Path) -> None:
+    """Its default on Linux."""
+    (folder / 'sitecustomize.py').write_text(FORKSERVER, encoding='utf-8')
+    (folder / 'tiny.yml').write_text(TRAINING.replace('worker_per_gpu: 0', 'worker_per_gpu: 1'), encoding='utf-8')
+    environment = {**os.environ, 'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1'}
+    command = [*CONSOLE, 'train', '-opt', 'tiny.yml']
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert process.returncode == 0, process.stderr
+    assert (folder / 'experiments' / 'tiny' / 'models' / 'net_g_latest.pth').exists()
+
+
 # the test verb
 
 

@@ -6,6 +6,11 @@ import sys
 
 from promptir_basicsr.install_basicsr import COMMAND
 
+# Modules that the index release of BasicSR imports from, and where the same functions are now.
+_MOVED = {
+    'torchvision.transforms.functional_tensor': 'torchvision.transforms.functional',  # gone since 0.17 (BasicSR#533)
+    'scipy.ndimage.filters': 'scipy.ndimage',  # deprecated, to be gone in SciPy 2
+}
 PACKAGES = {'cv2': 'opencv-python', 'skimage': 'scikit-image', 'yaml': 'pyyaml', 'PIL': 'Pillow'}
 
 
@@ -23,7 +28,8 @@ def import_host() -> None:
     try:
         if importlib.util.find_spec('basicsr') is None:  # told before the seconds that torch takes
             raise ModuleNotFoundError(name='basicsr')
-        _alias_functional_tensor()
+        for name, successor in _MOVED.items():
+            _alias(name, successor)
         importlib.import_module('basicsr')
     except ModuleNotFoundError as error:
         raise HostError(_advice(error.name or str(error))) from error
@@ -33,11 +39,10 @@ def import_host() -> None:
         raise HostError(_torchvision_advice(error)) from error
 
 
-def _alias_functional_tensor() -> None:
-    """torchvision 0.17 dropped the module that the index release imports `rgb_to_grayscale` from (BasicSR#533 #663)."""
-    name = 'torchvision.transforms.functional_tensor'
+def _alias(name: str, successor: str) -> None:
+    """Where a module is gone, let its successor, which has the same functions, be found under the old name."""
     if name not in sys.modules and importlib.util.find_spec(name) is None:
-        sys.modules[name] = importlib.import_module('torchvision.transforms.functional')
+        sys.modules[name] = importlib.import_module(successor)
 
 
 def _advice(module: str) -> str:

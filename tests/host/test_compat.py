@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -180,6 +181,17 @@ def test_a_module_that_torchvision_has_is_left_alone(tmp_path: Path, monkeypatch
     compat.import_host()
     assert ALIAS not in sys.modules
     assert importlib.import_module(ALIAS).its_own
+
+
+@pytest.mark.parametrize(('name', 'successor'), compat._MOVED.items())
+def test_successors_have_what_basicsr_imports(name: str, successor: str) -> None:
+    """Of each module that BasicSR imports from and that a library has dropped or will drop."""
+    imported = set()
+    for path in Path(basicsr.__file__).parent.rglob('*.py'):
+        imported.update(re.findall(rf'^from {re.escape(name)} import (.+)$', path.read_text(encoding='utf-8'), re.M))
+    assert imported
+    for names in imported:
+        assert all(hasattr(importlib.import_module(successor), part.strip()) for part in names.split(',')), names
 
 
 # who is asked
