@@ -75,6 +75,22 @@ assert basicsr.train.parse_options is basicsr.test.parse_options is options.pars
 """)
 
 
+def test_an_import_leaves_out_what_hardly_a_run_uses() -> None:
+    python("""
+import sys
+import promptir_basicsr
+assert not {'torch._dynamo', 'torch._inductor', 'scipy.stats', 'skimage', 'matplotlib'} & sys.modules.keys()
+
+import torch, torchvision, basicsr.data.degradations, scipy.stats
+assert basicsr.data.degradations.multivariate_normal.pdf(0.0, 0, 1) == scipy.stats.multivariate_normal.pdf(0.0, 0, 1)
+boxes = torch.tensor([[0, 0, 0, 8.0, 8.0]])
+assert torchvision.ops.roi_align(torch.ones(1, 3, 16, 16), boxes, 4).eq(1).all()
+assert sys.modules['scipy.stats'].__file__
+import torch._dynamo.utils
+assert torch._dynamo.utils.__file__
+""")
+
+
 def test_loading_again_is_harmless() -> None:
     """The package, then each of its modules; registries hold the newest classes, patches are not stacked."""
     python("""

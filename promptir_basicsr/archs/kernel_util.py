@@ -70,9 +70,15 @@ def _suits(x: Tensor) -> bool:
     return _capability(x.device) >= (8 if x.dtype == torch.bfloat16 else 7)
 
 
-@torch.compiler.assume_constant_result
+def prepare_to_compile() -> None:
+    """Keep what is asked of the device out of the graph of torch.compile.
+
+    Not a decorator: it imports torch.compile's machinery, which takes longer than the rest of this package together.
+    """
+    torch.compiler.assume_constant_result(_capability)
+
+
 def _capability(device: torch.device) -> int:
-    """Kept out of the graph of torch.compile."""
     return torch.cuda.get_device_capability(device)[0]
 
 

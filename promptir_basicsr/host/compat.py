@@ -1,8 +1,13 @@
 """Make `import basicsr` work, or say what to type."""
 
+import contextlib
+import functools
 import importlib
 import importlib.util
 import sys
+import types
+from collections.abc import Iterator
+from typing import Any
 
 from promptir_basicsr.install_basicsr import COMMAND
 
@@ -11,6 +16,9 @@ _MOVED = {
     'torchvision.transforms.functional_tensor': 'torchvision.transforms.functional',  # gone since 0.17 (BasicSR#533)
     'scipy.ndimage.filters': 'scipy.ndimage',  # deprecated, to be gone in SciPy 2
 }
+# Modules that BasicSR and torchvision import at the start for a function that hardly a run calls: nearly half of what
+# `import promptir_basicsr` would take (benchmarks/start_time.py).
+_LATE = ('torch._dynamo.utils', 'scipy.stats')
 PACKAGES = {'cv2': 'opencv-python', 'skimage': 'scikit-image', 'yaml': 'pyyaml', 'PIL': 'Pillow'}
 
 
@@ -28,9 +36,10 @@ def import_host() -> None:
     try:
         if importlib.util.find_spec('basicsr') is None:  # told before the seconds that torch takes
             raise ModuleNotFoundError(name='basicsr')
-        for name, successor in _MOVED.items():
-            _alias(name, successor)
-        importlib.import_module('basicsr')
+        with _deferred(*_LATE):
+            for name, successor in _MOVED.items():
+                _alias(name, successor)
+            importlib.import_module('basicsr')
     except ModuleNotFoundError as error:
         raise HostError(_advice(error.name or str(error))) from error
     except RuntimeError as error:
@@ -43,6 +52,43 @@ def _alias(name: str, successor: str) -> None:
     """Where a module is gone, let its successor, which has the same functions, be found under the old name."""
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         sys.modules[name] = importlib.import_module(successor)
+
+
+class _Late:
+    """An object of a module that is imported when the object is first used."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._found()(*args, **kwargs)
+
+    def __getattr__(self, key: str) -> Any:
+        return getattr(self._found(), key)
+
+    def _found(self) -> Any:
+        return getattr(importlib.import_module(self._module), self._name)
+
+
+@contextlib.contextmanager
+def _deferred(*names: str) -> Iterator[None]:
+    """Let imports from these modules, `from module import name`, wait until the name is used."""
+    placeholders = {name: types.ModuleType(name) for name in names if name not in sys.modules}
+    for name, placeholder in placeholders.items():
+        placeholder.__getattr__ = functools.partial(_late, name)  # type: ignore[method-assign]
+    sys.modules.update(placeholders)
+    try:
+        yield
+    finally:
+        for name, placeholder in placeholders.items():
+            if sys.modules.get(name) is placeholder:
+                del sys.modules[name]
+
+
+def _late(module: str, name: str) -> _Late:
+    if name.startswith('__'):  # what the import system asks every module
+        raise AttributeError(name)
+    return _Late(module, name)
 
 
 def _advice(module: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from promptir_basicsr.archs.kernel_util import prepare_to_compile
 from promptir_basicsr.option_util import OptionError
 
 
@@ -17,12 +18,14 @@ def compile_in_place(net: nn.Module, how: bool | str) -> None:
         how: True or 'max-autotune'; False for no compilation.
     """
     if how:
+        prepare_to_compile()
         # CUDA graphs would overwrite the output of one micro-batch with that of the next.
         net.compile(dynamic=False, mode='max-autotune-no-cudagraphs' if how == 'max-autotune' else 'default')
 
 
 def compiled_for_any_size(net: nn.Module) -> nn.Module:
     """A module that runs a network compiled for images of any size, with its weights."""
+    prepare_to_compile()
     return torch.compile(net, dynamic=True)  # type: ignore[return-value]
 
 
