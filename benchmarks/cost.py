@@ -21,9 +21,9 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from promptir_basicsr.archs.formulation_util import set_formulation
-from promptir_basicsr.archs.restormer_util import Upsample
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.archs.layers.formulation import set_formulation
+from promptir_basicsr.archs.layers.restormer import Upsample
+from promptir_basicsr.core.yaml_loader import load_yaml
 from tests.test_extending import ROOT
 
 SIDES = (128, 256)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import skimage.data
 
-from promptir_basicsr.data.degradation_util import DEGRADATIONS, Degrade
+from promptir_basicsr.degradations.spec import DEGRADATIONS, Degrade
 from promptir_basicsr.metrics.paper_metric import psnr
 
 PHOTOGRAPHS = ('astronaut', 'chelsea', 'coffee', 'rocket')

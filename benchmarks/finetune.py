@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from benchmarks.hardware import hardware
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.core.yaml_loader import load_yaml
 from tests.test_extending import ROOT, blocks, merged
 
 DEMO = ROOT / 'options' / 'demo.yml'

@@ -18,7 +18,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from benchmarks.finetune import DEMO, run
 from benchmarks.hardware import hardware
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.core.yaml_loader import load_yaml
 from tests.test_extending import merged
 
 ITERATIONS = 1000

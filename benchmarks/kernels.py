@@ -1,11 +1,11 @@
-"""The Triton kernels of promptir_basicsr.archs.kernel_util against plain torch, at the four levels of PromptIR.
+"""The Triton kernels of promptir_basicsr.archs.fast.kernels against plain torch, at the four levels of PromptIR.
 
     python -m benchmarks.kernels [--batch 32] [--side 128] [--dtype bfloat16] [--tiles]
 
 On a GPU: time of each operator forward, and forward and backward, beside torch in channels_last, eager and compiled;
 the runs of the three take turns. The gain is over the faster of these two. The share is what of the memory's speed is
 reached: the time that a copy of as many bytes as the operator must move would take, over the kernels' time. `--tiles`
-times other tiles instead, to choose those of kernel_conv_util.py by.
+times other tiles instead, to choose those of triton_kernels.py by.
 
 Without a GPU there is nothing to time: the errors of the kernels against float64 are shown, in Triton's interpreter.
 Writes a Markdown table.
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.hardware import hardware
-from promptir_basicsr.archs import kernel_util
+from promptir_basicsr.archs.fast import kernels
 
 DIMS = (48, 96, 192, 384)
 EXPANSION = 2.66
@@ -45,7 +45,7 @@ class Operator(NamedTuple):
     """An operator on one batch of features.
 
     Attributes:
-        name: as in kernel_util.
+        name: as in kernels.
         kernel, plain: the same function of inputs.
         inputs: x: (B, C, H, W), then parameters.
         forward, backward: how many times as much as x has they read and write.
@@ -96,12 +96,12 @@ def operators(batch: int, side: int, dtype: torch.dtype, device: str) -> Iterato
     for level, dim in enumerate(DIMS):
         size = side // 2**level
         hidden = -(-int(EXPANSION * dim) // 16) * 16
-        normalize = partial(kernel_util.normalize_channels, subtract_mean=True, eps=1e-5)
+        normalize = partial(kernels.normalize_channels, subtract_mean=True, eps=1e-5)
         yield Operator('normalize_channels', normalize, normed, [features(dim, size)], 2, 3)
-        convolve = partial(kernel_util.depthwise3x3, bias=None)
+        convolve = partial(kernels.depthwise3x3, bias=None)
         inputs = [features(3 * dim, size), weight(3 * dim)]
         yield Operator('depthwise3x3', convolve, convolved, inputs, 2, 3)
-        gate = partial(kernel_util.depthwise3x3_gate, bias=None, dual=False)
+        gate = partial(kernels.depthwise3x3_gate, bias=None, dual=False)
         inputs = [features(2 * hidden, size), weight(2 * hidden)]
         yield Operator('depthwise3x3_gate', gate, gated, inputs, 1.5, 5.5)
 
@@ -167,21 +167,21 @@ def timings(cases: Iterator[Operator], rounds: int = ROUNDS) -> list[str]:
 
 def tiles(cases: Iterator[Operator], rounds: int = ROUNDS) -> list[str]:
     """The lines of a table of tiles: the fastest three of each operator that has any."""
-    from promptir_basicsr.archs import kernel_conv_util
+    from promptir_basicsr.archs.fast import triton_kernels
 
     lines = ['| operator | x | | rows, columns, channels, warps: ms |', '|:--|:--|:--|:--|']
     for case in cases:
         for group, training in zip(GROUPS.get(case.name, ()), (False, True), strict=False):
-            chosen = getattr(kernel_conv_util, group)
-            candidates = {chosen} | {kernel_conv_util.Tile(*each) for each in CANDIDATES}
+            chosen = getattr(triton_kernels, group)
+            candidates = {chosen} | {triton_kernels.Tile(*each) for each in CANDIDATES}
             found = {}
             for tile in candidates:
                 try:
-                    setattr(kernel_conv_util, group, tile)
+                    setattr(triton_kernels, group, tile)
                     action = partial(run_once, case.kernel, case.inputs, training)
                     found[tile] = seconds({'kernel': action}, rounds)['kernel']
                 finally:
-                    setattr(kernel_conv_util, group, chosen)
+                    setattr(triton_kernels, group, chosen)
             best = sorted(found, key=found.__getitem__)[:3]
             told = '; '.join(f'{", ".join(map(str, tile))}: {1e3 * found[tile]:.3f}' for tile in [*best, chosen])
             lines.append(f'| {case.name} | {case.shape} | {group} | {told} (chosen) |')
@@ -208,7 +208,7 @@ def errors(dtypes: dict[str, torch.dtype]) -> list[str]:
 def table(batch: int, side: int, dtype: str, sweep: bool) -> list[str]:
     """The lines of the Markdown table that this machine can fill."""
     packages = ['torch', 'triton']
-    if kernel_util.interpreted:
+    if kernels.interpreted:
         note = "No GPU is used: errors in Triton's interpreter, which cuts off to bfloat16 where a GPU rounds. "
         return [*errors(DTYPES), '', note + hardware(packages, torch.device('cpu'))]
     cases = operators(batch, side, DTYPES[dtype], 'cuda')
@@ -222,9 +222,9 @@ def main() -> None:
     parser.add_argument('--dtype', choices=DTYPES, default='bfloat16')
     parser.add_argument('--tiles', action='store_true', help='time other tiles instead')
     arguments = parser.parse_args()
-    if not kernel_util.available:
+    if not kernels.available:
         raise SystemExit('benchmarks.kernels: needs Triton 3.3 or newer, which torch 2.7 and newer bring on Linux.')
-    if not (torch.cuda.is_available() or kernel_util.interpreted):
+    if not (torch.cuda.is_available() or kernels.interpreted):
         environment = {**os.environ, 'TRITON_INTERPRET': '1'}
         raise SystemExit(subprocess.run([sys.executable, '-m', 'benchmarks.kernels'], env=environment).returncode)
     lines = table(arguments.batch, arguments.side, arguments.dtype, arguments.tiles)

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from benchmarks.hardware import hardware
-from promptir_basicsr.data.task_util import DEGRADATION_TYPES
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
+from promptir_basicsr.core.yaml_loader import load_yaml
 from tests.test_extending import ROOT, merged
 
 PIP = load_yaml(str(ROOT / 'options' / 'pip_demo.yml'))

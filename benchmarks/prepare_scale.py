@@ -24,10 +24,10 @@ import yaml
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.hardware import hardware
-from promptir_basicsr.check import check_file
+from promptir_basicsr.checks.check import check_file
 from promptir_basicsr.data import AllInOneDataset
-from promptir_basicsr.data.prepare_util import plan_preparation
-from promptir_basicsr.prepare import prepare_databases
+from promptir_basicsr.data.lmdb.plan import plan_preparation
+from promptir_basicsr.data.lmdb.prepare import prepare_databases
 
 COUNTS = (1000, 10000, 72135)
 SIZE = 40  # pixels of a side

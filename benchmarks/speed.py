@@ -46,7 +46,7 @@ from benchmarks.variants import (
     parse_variant,
     weights_of,
 )
-from promptir_basicsr.models.precision_util import PRECISIONS
+from promptir_basicsr.runtime.precision import PRECISIONS
 
 VARIANTS = {
     'inference': ('reference', 'fast'),

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from benchmarks.hardware import hardware
 from promptir_basicsr.archs import PIPRestormer, PromptIR
-from promptir_basicsr.checkpoints import build, read_checkpoint
-from promptir_basicsr.data.degradation_util import Degrade
-from promptir_basicsr.models.inference_util import Settings, restore_images
-from promptir_basicsr.models.tile_util import Grid, Line
+from promptir_basicsr.checkpoints.checkpoint import build, read_checkpoint
+from promptir_basicsr.degradations.spec import Degrade
+from promptir_basicsr.inference.restoring import Settings, restore_images
+from promptir_basicsr.inference.tiles import Grid, Line
 
 CASES = {
     'denoise': ('coffee', {'type': 'gaussian_noise', 'sigma': 25}),

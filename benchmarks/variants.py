@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.reference import ReferencePIP, ReferencePromptIR
-from promptir_basicsr.archs import PIPRestormer, PromptIR, kernel_util
-from promptir_basicsr.archs.formulation_util import CHECKPOINTING, FORMULATIONS, set_checkpointing, set_formulation
-from promptir_basicsr.models.precision_util import autocast, set_float32
+from promptir_basicsr.archs import PIPRestormer, PromptIR
+from promptir_basicsr.archs.fast import kernels
+from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, FORMULATIONS, set_checkpointing, set_formulation
+from promptir_basicsr.runtime.precision import autocast, set_float32
 from tests.golden.seeded import seeded_fill, seeded_image
 
 NETWORKS = {'promptir': (PromptIR, ReferencePromptIR), 'pip': (PIPRestormer, ReferencePIP)}
@@ -73,7 +74,7 @@ class Variant:
 
     Attributes:
         name: words of WORDS joined by '+', e.g. 'fast+block+compiled': 'reference' or one of FORMULATIONS first.
-        precision: one of `precision_util.PRECISIONS`. fp32 allows no TF32 anywhere; PyTorch itself allows it in
+        precision: one of `precision.PRECISIONS`. fp32 allows no TF32 anywhere; PyTorch itself allows it in
             convolutions, so a released program on a GPU runs between fp32 and tf32.
     """
 
@@ -177,13 +178,13 @@ class Run:
         input = self.input
         if 'channels_last' in self.variant.words:
             input = (input[0].contiguous(memory_format=torch.channels_last), *input[1:])
-        before = kernel_util.enabled
-        kernel_util.enabled = before and 'no-kernels' not in self.variant.words
+        before = kernels.enabled
+        kernels.enabled = before and 'no-kernels' not in self.variant.words
         try:
             with torch.set_grad_enabled(self.workload.training), computing(self.variant.precision, self.device):
                 return self.net(*input)
         finally:
-            kernel_util.enabled = before
+            kernels.enabled = before
 
     def step(self) -> Tensor:
         """One inference, or forward, loss and backward; gradients are left in the parameters."""

@@ -7,13 +7,11 @@ package's own commands it does so once a verb needs it: `basicsr --help` does no
 
 import importlib
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 
-try:
-    __version__ = version('promptir_basicsr')
-except PackageNotFoundError:  # a source tree on the path that was never installed
-    __version__ = '0+source'
+from promptir_basicsr.core.version import __version__
+
+__all__ = ['__version__', 'activate']
 
 
 def activate() -> None:
@@ -22,9 +20,10 @@ def activate() -> None:
     Raises:
         HostError: BasicSR cannot be imported; the message says what to type.
     """
-    importlib.import_module('promptir_basicsr.host').prepare()
+    importlib.import_module('promptir_basicsr.core.compat').import_host()
     for room in ('archs', 'data', 'losses', 'metrics', 'models'):
         importlib.import_module(f'promptir_basicsr.{room}')
+    importlib.import_module('promptir_basicsr.host').adapt()
 
 
 _COMMANDS = {'promptir_basicsr', 'promptir_basicsr.cli', 'promptir_basicsr.install_basicsr'}

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f'{versions()}\n')
         return 0
     if verb not in VERBS:
-        from promptir_basicsr.option_util import unknown
+        from promptir_basicsr.core.messages import unknown
 
         return _fail(unknown('basicsr', 'verb', verb, VERBS))
     try:
@@ -55,11 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return _fail(str(error))
     load_plugins()
-    from promptir_basicsr.data.image_util import ImageError
-    from promptir_basicsr.host.signals import STOPPED, Stopped
-    from promptir_basicsr.models.checkpoint_util import NOT_SAVED, SaveError
-    from promptir_basicsr.models.sick_util import SICK, SickTraining
-    from promptir_basicsr.option_util import OptionError
+    from promptir_basicsr.core.errors import (
+        NOT_SAVED,
+        SICK,
+        STOPPED,
+        ImageError,
+        OptionError,
+        SaveError,
+        SickTraining,
+        Stopped,
+    )
 
     sys.argv = [f'basicsr {verb}', *arguments[1:]]
     try:
@@ -117,7 +122,7 @@ def test() -> None:
 
 
 def _end_processes() -> None:
-    from promptir_basicsr.host.dist import end_processes
+    from promptir_basicsr.host.distributed import end_processes
 
     end_processes()
 
@@ -130,13 +135,13 @@ def _verb(module: str) -> Callable[[], int | None]:
 VERBS: dict[str, Callable[[], int | None]] = {
     'train': train,
     'test': test,
-    'check': _verb('promptir_basicsr.check'),
-    'prepare': _verb('promptir_basicsr.prepare'),
-    'restore': _verb('promptir_basicsr.restore'),
-    'convert': _verb('promptir_basicsr.checkpoints'),
-    'export': _verb('promptir_basicsr.export'),
-    'explain': _verb('promptir_basicsr.explain'),
-    'demo': _verb('promptir_basicsr.web'),
+    'check': _verb('promptir_basicsr.commands.check'),
+    'prepare': _verb('promptir_basicsr.commands.prepare'),
+    'restore': _verb('promptir_basicsr.commands.restore'),
+    'convert': _verb('promptir_basicsr.commands.convert'),
+    'export': _verb('promptir_basicsr.export.exporter'),
+    'explain': _verb('promptir_basicsr.commands.explain'),
+    'demo': _verb('promptir_basicsr.demo.app'),
 }
 
 

@@ -19,6 +19,8 @@ from promptir_basicsr import cli
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
 
+from tests.tiny_training import TINY_TRAINING
+
 CONSOLE = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable)))]
 MODULE = [sys.executable, '-m', 'promptir_basicsr']
 NETWORK = """
@@ -30,28 +32,7 @@ network_g:
   heads: [1, 1, 1, 1]
   prompt_sizes: [4, 4, 4]
 """
-TRAINING = f"""
-name: tiny
-model_type: PromptModel
-num_gpu: 0
-manual_seed: 0
-datasets:
-  train:
-    name: tiny_train
-    type: AllInOneDataset
-    gt_size: 16
-    tasks: [{{type: derain, clean: 'skimage://', files: [astronaut.png], degrade: {{type: rain}}, copies: 8}}]
-    batch_size_per_gpu: 2
-    num_worker_per_gpu: 0
-{NETWORK}
-path: {{}}
-train:
-  total_iter: 4
-  optim_g: {{type: AdamW, lr: 1e-3}}
-  scheduler: {{type: FixedLR}}
-  pixel_opt: {{type: L1Loss}}
-logger: {{print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: true}}
-"""
+TRAINING = TINY_TRAINING.replace('use_tb_logger: false', 'use_tb_logger: true')
 TEST = f"""
 name: tiny_test
 model_type: PromptModel
@@ -178,7 +159,7 @@ def test_mistakes_end_with_status_2_and_create_nothing(folder: Path) -> None:
         (TRAINING.replace('\npath: {}', ''), 'wrong.yml: path: is missing.'),
         (TRAINING.replace('  total_iter: 4', '\ttotal_iter: 4'), "found character '\\t' that cannot start any token"),
         (TRAINING + 'name: again\n', "the key 'name' stands in lines 2 and "),
-        (TRAINING.replace('{type: FixedLR}', 'FixedLR'), 'wrong.yml:27: train.scheduler: give options with a type'),
+        (TRAINING.replace('{type: FixedLR}', 'FixedLR'), 'wrong.yml:26: train.scheduler: give options with a type'),
         (TRAINING.replace('{type: FixedLR}', '!!python/name:os.system'), 'could not determine a constructor'),
         (TRAINING.replace('path: {}', 'path: {resume_state: no.state}'), "path.resume_state: the file 'no.state' does"),
         (TRAINING.replace('type: PromptModel', 'type: PromtModel'), "unknown model 'PromtModel'. Did you mean"),

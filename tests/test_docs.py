@@ -12,11 +12,11 @@ import inspect
 
 from promptir_basicsr.archs import DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
 from promptir_basicsr.archs.prompted_arch import TAP_KEYS
+from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.allinone_dataset import HOST_KEYS
 from promptir_basicsr.losses import FrequencyLoss, LossScaler, PromptDecorrelationLoss, SmoothL1Loss
 from promptir_basicsr.metrics import paper_metric
-from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.optim.schedules import SCHEDULERS
 
 NETWORKS = (DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR)
 LOSSES = (FrequencyLoss, PromptDecorrelationLoss, SmoothL1Loss)

@@ -21,7 +21,7 @@ import promptir_basicsr  # noqa: F401  (registers)
 from basicsr.utils import logger as host_logger
 
 from promptir_basicsr import cli
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.core.yaml_loader import load_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8')
@@ -191,7 +191,7 @@ def test_a_new_degradation_in_python(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_the_degradation_in_python_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    from promptir_basicsr.data.degradation_util import DEGRADATIONS, Degrade
+    from promptir_basicsr.degradations.spec import DEGRADATIONS, Degrade
 
     (code,) = blocks('A new degradation in Python', 'python')
     try:
@@ -234,7 +234,7 @@ def test_more_prompts_from_a_checkpoint(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_class_that_grows_is_shown_as_it_is() -> None:
-    from promptir_basicsr.archs.prompt_util import PromptGenBlock
+    from promptir_basicsr.archs.layers.prompts import PromptGenBlock
 
     (code,) = blocks('More prompts or labels from a checkpoint', 'python')
     names: dict[str, Any] = {'nn': torch.nn}

@@ -12,8 +12,8 @@ import promptir_basicsr  # noqa: F401  (registers)
 
 # isort: split
 from promptir_basicsr.cli import main
-from promptir_basicsr.data.protocol_util import expand_protocol, load_protocol
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.core.yaml_loader import load_yaml
+from promptir_basicsr.data.protocol import expand_protocol, load_protocol
 
 OPTIONS = Path(__file__).parents[1] / 'options'
 TRAINING = sorted(path.name for path in OPTIONS.glob('*.yml') if not path.name.startswith('test_'))

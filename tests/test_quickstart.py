@@ -20,7 +20,7 @@ from basicsr.utils import logger as host_logger
 
 from promptir_basicsr import cli
 from promptir_basicsr.archs import PromptIR
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.core.yaml_loader import load_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / 'docs' / 'quickstart.md').read_text(encoding='utf-8')

@@ -1,9 +1,34 @@
 """The networks. Importing this registers them with BasicSR under their class names."""
 
+from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, weights_of
+from promptir_basicsr.archs.layers.formulation import set_checkpointing, set_formulation
+from promptir_basicsr.archs.layers.prompts import PromptGenBlock, PromptInPrompt, PromptToFeature, PromptToPrompt
+from promptir_basicsr.archs.layers.restormer import GDFN, MDTA, TransformerBlock
+from promptir_basicsr.archs.layers.taps import PromptTap, survey
 from promptir_basicsr.archs.pip_arch import PIPRestormer
-from promptir_basicsr.archs.pip_nafnet_arch import PIPNAFNet
+from promptir_basicsr.archs.pip_nafnet_arch import NAFBlock, PIPNAFNet
 from promptir_basicsr.archs.prompted_arch import PromptedNetwork
 from promptir_basicsr.archs.promptir_arch import PromptIR
 from promptir_basicsr.archs.sensor_arch import DegradationSensor
 
-__all__ = ['DegradationSensor', 'PIPNAFNet', 'PIPRestormer', 'PromptIR', 'PromptedNetwork']
+__all__ = [
+    'GDFN',
+    'MDTA',
+    'ConditionedNetwork',
+    'DegradationSensor',
+    'NAFBlock',
+    'PIPNAFNet',
+    'PIPRestormer',
+    'PromptGenBlock',
+    'PromptIR',
+    'PromptInPrompt',
+    'PromptTap',
+    'PromptToFeature',
+    'PromptToPrompt',
+    'PromptedNetwork',
+    'TransformerBlock',
+    'set_checkpointing',
+    'set_formulation',
+    'survey',
+    'weights_of',
+]

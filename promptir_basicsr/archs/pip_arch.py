@@ -15,19 +15,11 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.condition_util import SENSOR_PREFIX, ConditionedNetwork, PromptContext
-from promptir_basicsr.archs.pip_util import PromptInPrompt, PromptToFeature, check_interaction
-from promptir_basicsr.archs.restormer_util import (
-    Downsample,
-    OverlapPatchEmbed,
-    TransformerBlock,
-    Upsample,
-    check_backbone,
-    check_ends,
-    check_image,
-    check_whole_numbers,
-)
-from promptir_basicsr.host import register
+from promptir_basicsr.archs.layers.arguments import check_backbone, check_ends, check_image, check_whole_numbers
+from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX, ConditionedNetwork, PromptContext
+from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
+from promptir_basicsr.archs.layers.restormer import Downsample, OverlapPatchEmbed, TransformerBlock, Upsample
+from promptir_basicsr.core.registry import register
 
 PROMPT_HEADS = 2  # of the attention between the two prompts, at every level
 INTERACTION_HEADS = 4  # of the attention of features to their prompt, at every level

@@ -16,11 +16,12 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.condition_util import ConditionedNetwork, PromptContext
-from promptir_basicsr.archs.pip_util import PromptInPrompt, PromptToFeature, check_interaction
-from promptir_basicsr.archs.restormer_util import WithBiasNorm, check_image, check_whole_numbers, is_whole
-from promptir_basicsr.archs.tap_util import HEADS, check_prompt, default_width
-from promptir_basicsr.host import register
+from promptir_basicsr.archs.layers.arguments import check_image, check_whole_numbers, is_whole
+from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, PromptContext
+from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
+from promptir_basicsr.archs.layers.restormer import WithBiasNorm
+from promptir_basicsr.archs.layers.taps import HEADS, check_prompt, default_width
+from promptir_basicsr.core.registry import register
 
 LEVELS = 4
 PROMPT_NAMES = ('prompt', 'low_prompt_interaction_level')

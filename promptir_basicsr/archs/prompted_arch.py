@@ -15,9 +15,9 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.condition_util import ConditionedNetwork, PromptContext
-from promptir_basicsr.archs.restormer_util import is_whole
-from promptir_basicsr.archs.tap_util import (
+from promptir_basicsr.archs.layers.arguments import is_whole
+from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, PromptContext
+from promptir_basicsr.archs.layers.taps import (
     PromptTap,
     Survey,
     TapPoint,
@@ -28,8 +28,8 @@ from promptir_basicsr.archs.tap_util import (
     to_image,
     to_tokens,
 )
-from promptir_basicsr.host import register
-from promptir_basicsr.option_util import check_arguments, check_registered, find_registered, unknown_keys
+from promptir_basicsr.core.messages import unknown_keys
+from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered, register
 
 IMAGE_CHANNELS = 3
 PROMPT_REACH = 64  # sides of the image over the stride: the default size of a prompt, as the released programs have it

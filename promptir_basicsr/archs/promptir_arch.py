@@ -14,19 +14,16 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.prompt_util import PromptGenBlock
-from promptir_basicsr.archs.restormer_util import (
-    Downsample,
-    OverlapPatchEmbed,
-    TransformerBlock,
-    Upsample,
+from promptir_basicsr.archs.layers.arguments import (
     check_backbone,
     check_ends,
     check_image,
     check_whole_numbers,
     is_whole,
 )
-from promptir_basicsr.host import register
+from promptir_basicsr.archs.layers.prompts import PromptGenBlock
+from promptir_basicsr.archs.layers.restormer import Downsample, OverlapPatchEmbed, TransformerBlock, Upsample
+from promptir_basicsr.core.registry import register
 
 INTERACTION_HEADS = 4  # of the block that mixes features and prompt, at every level
 

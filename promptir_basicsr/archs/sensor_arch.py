@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.condition_util import check_names
-from promptir_basicsr.archs.restormer_util import LayerNorm2d, check_image, is_whole
-from promptir_basicsr.host import register
+from promptir_basicsr.archs.layers.arguments import check_image, is_whole
+from promptir_basicsr.archs.layers.conditioning import check_names
+from promptir_basicsr.archs.layers.restormer import LayerNorm2d
+from promptir_basicsr.core.registry import register
 
 _LEAST_SIDE = 16  # smaller images are continued by their border up to it
 _FINE_SCALES = 3

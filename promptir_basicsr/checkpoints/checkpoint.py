@@ -3,7 +3,6 @@
 `docs/weights.md` says which files there are, and what is in them.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -13,19 +12,25 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from promptir_basicsr import __version__
-from promptir_basicsr.archs.condition_util import SENSOR_PREFIX
-from promptir_basicsr.host.options import read_options
-from promptir_basicsr.models.checkpoint_util import SaveError, atomic_save, atomic_write
-from promptir_basicsr.models.metadata_util import FORMAT, METADATA, plain
-from promptir_basicsr.option_util import OptionError, first_few
-from promptir_basicsr.weights.file_util import HEADER_KEY, LAYOUTS, WeightFile, read_weight_file
-from promptir_basicsr.weights.fit_util import Fit, fit, network_problems, new_network, shapes_of, without_prefix
-from promptir_basicsr.weights.recognize_util import RECOGNIZED, recognize
-from promptir_basicsr.weights.report_util import line, metadata_lines, network_line, tensor_lines, weights_lines
+from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
+from promptir_basicsr.checkpoints.matching import Fit, fit, network_problems, new_network, shapes_of, without_prefix
+from promptir_basicsr.checkpoints.reading import (
+    FORMAT,
+    HEADER_KEY,
+    LAYOUTS,
+    METADATA,
+    WeightFile,
+    plain,
+    read_weight_file,
+)
+from promptir_basicsr.checkpoints.recognition import RECOGNIZED, recognize
+from promptir_basicsr.core.errors import OptionError, SaveError
+from promptir_basicsr.core.files import atomic_save, atomic_write
+from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.version import __version__
+from promptir_basicsr.options.file import read_options
 
 TARGETS = {'basicsr': ('.pth', '.pt'), 'official': ('.ckpt', '.pkl'), 'safetensors': ('.safetensors',)}
 """Layouts that can be written, and the endings of their files."""
@@ -45,7 +50,7 @@ class Checkpoint:
         metadata: what the training has told about them; see `docs/weights.md`. Empty in files of others, except for
             `epoch` and `iteration`.
         notes: what was found in the file, in words.
-        layout: one of `weights.file_util.LAYOUTS`.
+        layout: one of `checkpoints.reading.LAYOUTS`.
         key: what the weights stand under in the file; '' where they have no name.
         dropped: names of the file that nothing in the network uses, as released checkpoints have them.
         outside: names of the file that are not the network's.
@@ -241,90 +246,6 @@ def halved(checkpoint: Checkpoint) -> Checkpoint:
 
     others = {key: half(weights) for key, weights in checkpoint.others.items()}
     return replace(checkpoint, weights=half(checkpoint.weights), others=others)
-
-
-def main() -> int:
-    """The verb `basicsr convert`.
-
-    Raises:
-        OptionError: mistakes in the arguments, or a file that cannot be read.
-        SaveError: the file could not be written.
-    """
-    args = argument_parser().parse_args()
-    target = _target(args)
-    checkpoint = read_checkpoint(args.input, args.opt, args.key)
-    if args.key is not None:
-        checkpoint = replace(checkpoint, others={})
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-    def say(*lines: str) -> None:
-        for each in lines:
-            console.print(each)
-
-    say(line('file', checkpoint.path), *(line('', note) for note in checkpoint.notes))
-    say(network_line(checkpoint.network), *weights_lines(checkpoint.weights))
-    say(*tensor_lines(checkpoint.dropped, checkpoint.outside, []), line('SHA-256', digest(checkpoint.weights)))
-    say(*metadata_lines(checkpoint.metadata))
-    if target is None:
-        return 0
-    checkpoint = halved(checkpoint) if args.half else checkpoint
-    folder = os.path.dirname(os.path.abspath(args.output))
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise OptionError([f"the folder '{folder}' cannot be made: {error.strerror}."]) from error
-    written = write_checkpoint(checkpoint, args.output, target)
-    lost = [name for name in checkpoint.weights if name not in written.weights]
-    say('', line('written', args.output), line('', f'Layout: {LAYOUTS[written.layout]}.'))
-    say(*weights_lines(written.weights), *tensor_lines(lost, [], written.dropped))
-    say(line('SHA-256', digest(written.weights)))
-    return 0
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line of `basicsr convert`."""
-    parser = argparse.ArgumentParser(
-        prog='basicsr convert',
-        description='Bring weights into another layout. Without OUT: tell what a file holds, write nothing.',
-    )
-    endings = ', '.join(f'{layout} {" ".join(endings)}' for layout, endings in TARGETS.items())
-    parser.add_argument('input', metavar='IN', help='.pth, .pt, .ckpt or .safetensors')
-    parser.add_argument('output', metavar='OUT', nargs='?', help='the file to write')
-    parser.add_argument('--to', choices=TARGETS, help=f'layout; default: by the ending of OUT ({endings})')
-    parser.add_argument('--key', metavar='NAME', help='which weights of IN, and these alone; default: params_ema first')
-    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from IN')
-    parser.add_argument('--half', action='store_true', help='write float16: half the size, rounded')
-    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
-    return parser
-
-
-def _target(args: argparse.Namespace) -> str | None:
-    """The layout to write; None for nothing.
-
-    Raises:
-        OptionError: OUT is missing, is there already, or its ending says something else.
-    """
-    if args.output is None:
-        wanted = [flag for flag, given in (('--to', args.to), ('--half', args.half)) if given]
-        if wanted:
-            raise OptionError([f'{" and ".join(wanted)}: OUT is missing, the file to write.'])
-        return None
-    args.output = os.path.expanduser(args.output)
-    ending = os.path.splitext(args.output)[1].lower()
-    by_ending = next((layout for layout, usual in TARGETS.items() if ending in usual), None)
-    target = args.to or by_ending
-    problems = []
-    if target is None:
-        problems.append(f"'{args.output}': its ending tells no layout. Give `--to {'|'.join(TARGETS)}`.")
-    elif (target == 'safetensors') != (ending == '.safetensors'):  # readers go by it
-        problems.append(f"'{args.output}': a file in the layout {target} ends in {' or '.join(TARGETS[target])}.")
-    if os.path.isdir(args.output):
-        problems.append(f"'{args.output}' is a folder. Give the name of a file.")
-    elif os.path.exists(args.output) and not args.overwrite:
-        problems.append(f"'{args.output}' is there already. Take another name, or replace it with `--overwrite`.")
-    if problems:
-        raise OptionError(problems)
-    return target
 
 
 def _fitted(file: WeightFile, key: str, options: Mapping[str, Any]) -> Fit:

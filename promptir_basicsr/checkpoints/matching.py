@@ -8,14 +8,9 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.option_util import (
-    OptionError,
-    check_arguments,
-    check_registered,
-    error_lines,
-    find_registered,
-    first_few,
-)
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import error_lines, first_few
+from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
 
 PREFIXES = ('module.', 'net.', 'model.', 'net_g.', '_orig_mod.')
 """What wrappers put before the names of a network's parameters."""

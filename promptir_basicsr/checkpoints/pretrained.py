@@ -1,10 +1,15 @@
-"""Weights of a network with fewer prompts or labels as the start of one with more.
+"""Weights as the start of a training, and of the sensor inside a network.
+
+Weights of a network with fewer prompts or labels as the start of one with more.
 
 A module says which axes of its parameters count something by a class attribute `growable_axes`:
 what is counted -> {parameter: axis}, e.g. `{'prompts': {'prompt_param': 1, 'linear_layer.weight': 0}}`.
 """
 
+import logging
 import os
+import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +18,17 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.models.checkpoint_util import read_weights
-from promptir_basicsr.option_util import OptionError, first_few
+from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import first_few
 
 # States of an optimizer that have the size of their parameter, one for each family.
 _MOMENTS = ('exp_avg', 'momentum_buffer', 'square_avg', 'sum')
+
+logger = logging.getLogger('basicsr')
+
+SENSOR_PATH = 'path.pretrain_network_sensor'
+NO_SENSOR = 'network_g has no sensor. Give it one, `sensor: {type: DegradationSensor, ...}`'
 
 
 @dataclass(frozen=True)
@@ -250,3 +261,158 @@ def _misfits(
 
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
+
+
+def read_weights(
+    path: str, keys: Sequence[str | None], device: str = 'cpu', where: str = 'path.pretrain_network_g'
+) -> tuple[dict[str, Tensor], str]:
+    """The weights of a checkpoint by name, without the prefix `module.` of a parallel wrapper; the file stays as it is.
+
+    Args:
+        path: the file.
+        keys: which weights of it, such as `params_ema`: the first of them that is there, then `params`. A bare state
+            dict is taken whatever the keys.
+        device: where the tensors are wanted; on `meta` they have names, sizes and types alone.
+        where: the option that names the file, for messages.
+
+    Returns:
+        The weights, and the key they were found under; empty for a bare state dict.
+
+    Raises:
+        OptionError: the file cannot be read, or holds no such weights.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        first_line = str(error).partition('\n')[0]
+        foreign = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path)
+        hint = f' {_convert(path)}' if foreign else ''
+        raise OptionError([f"{where}: '{path}' cannot be read ({first_line}).{hint}"]) from error
+    content = content if isinstance(content, Mapping) else {}
+    for name in (*keys, 'params'):
+        if _are_weights(content.get(name)):
+            return _without_prefix(content[name]), str(name)
+    if _are_weights(content):
+        return _without_prefix(content), ''
+    held = [str(name) for name, value in content.items() if _are_weights(value)]
+    advice = f'Take `param_key_g: {held[0]}`.' if held else 'It is no checkpoint of a network.'
+    if 'state_dict' in held:
+        advice += f' {_convert(path)}'
+    where = where.replace('pretrain_network_g', 'param_key_g')
+    raise OptionError([f"{where}: '{path}' holds no weights under '{keys[0]}'. {advice}"])
+
+
+def _convert(path: str) -> str:
+    return f"If it is of a released program: `basicsr convert '{path}' NEW.pth` makes a file that is read here."
+
+
+def _are_weights(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
+
+
+def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix('module.'): value for name, value in weights.items()}
+
+
+def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
+    """Read the weights of the sensors inside networks, where they have not come with those of the networks.
+
+    Args:
+        nets: the network and its averaged copy; each gets the same weights.
+        paths: the `path` options. Of a run that is continued, the sensor is the one that its checkpoint holds.
+
+    Raises:
+        OptionError: the weights are nowhere, or do not fit.
+    """
+    found = [getattr(net, 'sensor', None) for net in nets]
+    sensors = [sensor for sensor in found if isinstance(sensor, nn.Module)]
+    if not sensors:
+        return
+    path, came_along = _source(paths)
+    if not path:
+        raise OptionError([_nowhere(paths)])
+    logger.info(f'Sensor: {type(sensors[0]).__name__}, weights of {path}; they are not trained here.')
+    if came_along:
+        return
+    weights = _read(path, 'cpu')
+    for sensor in sensors:
+        problems = _sensor_misfits(weights, sensor, path)
+        if problems:
+            raise OptionError(problems)
+        sensor.load_state_dict(weights)
+
+
+def sensor_problems(options: Mapping[str, Any]) -> list[str]:
+    """Why the sensor of `network_g` cannot work, found before anything is created.
+
+    Args:
+        options: the options of a run; `network_g` was found to be right. Files that are not there are told elsewhere.
+    """
+    network, paths, val = options['network_g'], options['path'], options.get('val') or {}
+    if not network.get('sensor'):
+        problems = [f'{SENSOR_PATH}: {NO_SENSOR}.'] if paths.get('pretrain_network_sensor') else []
+        return problems + ([f'val.labels: {NO_SENSOR}, or take true ones.'] if val.get('labels') == 'sensor' else [])
+    files = [paths.get(key) for key in ('pretrain_network_sensor', 'pretrain_network_g', 'resume_state')]
+    if not all(isinstance(file, str) and os.path.isfile(os.path.expanduser(file)) for file in files if file):
+        return []
+    if paths.get('resume_state'):
+        return []
+    try:
+        path, came_along = _source(paths)
+        if not path:
+            return [_nowhere(paths)]
+        if came_along:
+            return []
+        with torch.device('meta'):
+            net = ARCH_REGISTRY.get(network['type'])(
+                **{name: value for name, value in network.items() if name != 'type'}
+            )
+        return _sensor_misfits(_read(path, 'meta'), net.sensor, path)
+    except OptionError as error:
+        return error.problems
+    except RuntimeError:  # not every constructor can do without memory
+        return []
+
+
+def _source(paths: Mapping[str, Any]) -> tuple[str, bool]:
+    """The file of the sensor's weights, '' for none; and whether it is that of the whole network."""
+    own, whole = paths.get('pretrain_network_sensor'), paths.get('pretrain_network_g')
+    if whole and (paths.get('resume_state') or not own):
+        keys = (paths.get('param_key_g', 'params'),)
+        weights, _ = read_weights(os.path.expanduser(whole), keys, 'meta')
+        if any(name.startswith(SENSOR_PREFIX) for name in weights):
+            return whole, True
+    return (os.path.expanduser(own), False) if own else ('', False)
+
+
+def _read(path: str, device: str) -> dict[str, Tensor]:
+    """The weights of a sensor from a checkpoint of SensorModel, averaged ones first, or of a network that has one."""
+    weights, _ = read_weights(path, ('params_ema', 'params'), device, SENSOR_PATH)
+    inside = {
+        name.removeprefix(SENSOR_PREFIX): part for name, part in weights.items() if name.startswith(SENSOR_PREFIX)
+    }
+    return inside or weights
+
+
+def _sensor_misfits(weights: Mapping[str, Tensor], sensor: nn.Module, path: str) -> list[str]:
+    state = sensor.state_dict()
+    shapes = {
+        name: [tuple(part[name].shape) if name in part else 'none' for part in (weights, state)]
+        for name in {**state, **weights}
+    }
+    differ = [f'{name} {found} -> {wanted}' for name, (found, wanted) in shapes.items() if found != wanted]
+    if not differ:
+        return []
+    return [
+        f"{SENSOR_PATH}: the weights in '{path}' are those of another {type(sensor).__name__}; they differ in "
+        f'{first_few(differ)}. Give network_g.sensor the options that the file was trained with, or take another file.'
+    ]
+
+
+def _nowhere(paths: Mapping[str, Any]) -> str:
+    whole = paths.get('pretrain_network_g')
+    found = f" '{whole}' holds none." if whole else ''
+    return (
+        f'{SENSOR_PATH}: is missing, and network_g has a sensor that needs weights.{found} Name a checkpoint that '
+        'SensorModel has written (options/sensor.yml trains one), or leave `sensor` out of network_g.'
+    )

@@ -22,9 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from promptir_basicsr.models.checkpoint_util import damage, megabytes
-from promptir_basicsr.models.metadata_util import METADATA
-from promptir_basicsr.option_util import OptionError, did_you_mean, first_few
+from promptir_basicsr.checkpoints.folder import damage
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.files import megabytes
+from promptir_basicsr.core.messages import did_you_mean, first_few
 
 LAYOUTS = {
     'basicsr': "BasicSR's, {'params': ...}",
@@ -56,6 +57,12 @@ _WRONG_FILES = (
 )
 _HEAD = 1024
 _LONGEST_HEADER = 100_000_000  # of safetensors
+
+METADATA = 'metadata'
+"""The key under which it stands beside `params`."""
+
+FORMAT = 1
+"""Of the metadata; another number where the meaning of a key changes."""
 
 
 @dataclass(frozen=True)
@@ -355,3 +362,8 @@ def _read_safetensors(path: str, size: int) -> WeightFile:
     except ValueError:
         metadata = {}
     return WeightFile(path, 'safetensors', {'': weights}, metadata if isinstance(metadata, dict) else {})
+
+
+def plain(value: Any) -> Any:
+    """Options as mappings, lists, numbers and texts; equal ones are saved as equal bytes."""
+    return json.loads(json.dumps(value, default=str))

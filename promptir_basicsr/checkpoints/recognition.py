@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from promptir_basicsr.archs.condition_util import SENSOR_PREFIX
+from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -1,15 +1,9 @@
 """Tell whether a training, or a test, would be right before it starts; `docs/check.md` says what is looked at."""
 
-import argparse
-import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-
-from promptir_basicsr.check_data import (
+from promptir_basicsr.checks.data import (
     CheckedDataset,
     Images,
     count_findings,
@@ -18,92 +12,14 @@ from promptir_basicsr.check_data import (
     extra_findings,
     image_findings,
 )
-from promptir_basicsr.check_report import (
-    ERROR,
-    NOTE,
-    DatasetReport,
-    EpochReport,
-    Finding,
-    Report,
-    print_report,
-)
-from promptir_basicsr.data.image_util import ImageError
-from promptir_basicsr.data.task_util import TaskSurvey
-from promptir_basicsr.epoch_util import plan_epochs
-from promptir_basicsr.host.options import read_option_file
-from promptir_basicsr.models.lr_curve_util import rate_curve
-from promptir_basicsr.option_check import check_options
-from promptir_basicsr.option_place_util import Places
-from promptir_basicsr.option_util import MachineProblem, check_count, is_number
-
-
-def main() -> int:
-    """The verb `basicsr check`."""
-    args = argument_parser().parse_args()
-    for stream in (sys.stdout, sys.stderr):  # names of files may be anything
-        getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
-    try:
-        report = check_file(
-            args.opt,
-            args.force_yml,
-            decode=not args.fast,
-            workers=args.workers,
-            processes=args.processes,
-            allow_counts=args.allow_counts,
-            progress=True,
-        )
-    except ImageError as error:
-        sys.stderr.write(f'{error}\n')
-        return 1
-    try:
-        if args.json:
-            sys.stdout.write(json.dumps(report.as_json(), indent=2) + '\n')
-        else:
-            print_report(report, Console(highlight=False, markup=False, emoji=False))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0 if report.right else 1
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line of `basicsr check`."""
-    parser = argparse.ArgumentParser(
-        prog='basicsr check', description='Tell whether training would be right. Nothing is written to disk.'
-    )
-    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML) of a training or a test')
-    parser.add_argument(
-        '--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options, e.g. train:total_iter=1000 name=trial'
-    )
-    parser.add_argument('--fast', action='store_true', help='read the beginnings of the images, do not decode them')
-    parser.add_argument(
-        '--workers',
-        type=_count(0),
-        metavar='N',
-        default=_cores(),
-        help='processes that read images; default: %(default)s',
-    )
-    parser.add_argument(
-        '--processes', type=_count(1), metavar='N', default=1, help='processes that will train together; default: 1'
-    )
-    parser.add_argument(
-        '--allow-counts', action='store_true', help='another number of images than expected_images is no error'
-    )
-    parser.add_argument('--json', action='store_true', help='print one JSON document')
-    return parser
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def _count(least: int) -> Any:
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least {least}')
-        return int(text)
-
-    return count
+from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
+from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.core.errors import MachineProblem
+from promptir_basicsr.core.messages import check_count, is_number
+from promptir_basicsr.data.sampler import plan_epochs
+from promptir_basicsr.data.tasks import TaskSurvey
+from promptir_basicsr.optim.rates import rate_curve
+from promptir_basicsr.options.file import Places, read_option_file
 
 
 def check_file(

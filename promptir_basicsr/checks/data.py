@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from promptir_basicsr.check_report import ERROR, NOTE, DatasetReport, Duplicates, Finding, TaskReport
-from promptir_basicsr.data.duplicate_util import find_duplicates
-from promptir_basicsr.data.inspect_util import ImageFacts, Wanted, inspect_images
-from promptir_basicsr.data.lmdb_util import whole_name
-from promptir_basicsr.data.protocol_util import expand_protocol
-from promptir_basicsr.data.sampling_util import check_sampling, epoch_shares
-from promptir_basicsr.data.storage_util import Source
-from promptir_basicsr.data.task_util import Task, TaskSurvey, known_count
-from promptir_basicsr.data.transform_util import centre_area
-from promptir_basicsr.option_util import check_count
+from promptir_basicsr.checks.images import ImageFacts, Wanted, find_duplicates, inspect_images
+from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, Duplicates, Finding, TaskReport
+from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.data.images import centre_area
+from promptir_basicsr.data.lmdb.reader import whole_name
+from promptir_basicsr.data.protocol import expand_protocol
+from promptir_basicsr.data.sampling import check_sampling, epoch_shares
+from promptir_basicsr.data.sources import Source
+from promptir_basicsr.data.tasks import Task, TaskSurvey, known_count
 
 
 @dataclass

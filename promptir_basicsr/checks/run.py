@@ -6,34 +6,28 @@ Options of networks, datasets, losses and models that are not ours are held only
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from promptir_basicsr.epoch_util import plan_epochs
-from promptir_basicsr.option_speed_check import check_speed
-from promptir_basicsr.option_train_check import check_train
-from promptir_basicsr.option_util import (
-    MachineProblem,
-    OptionError,
-    check_arguments,
-    check_count,
-    check_registered,
-    error_lines,
-    find_registered,
-    first_few,
-    missing,
-    shown,
-    unknown,
-)
-from promptir_basicsr.schema.data_schema import LoadedDataset, LoadedTraining
-from promptir_basicsr.schema.registered_util import type_problems
-from promptir_basicsr.schema.run_schema import OWN_RUNS, PathOptions, run_schema
-
-if TYPE_CHECKING:
-    from promptir_basicsr.data.task_util import Task, TaskSurvey
+from promptir_basicsr.archs.layers.conditioning import check_names, weights_of
+from promptir_basicsr.checkpoints.pretrained import sensor_problems, start_problems
+from promptir_basicsr.checks.speed import check_speed
+from promptir_basicsr.checks.train import check_train
+from promptir_basicsr.core.errors import MachineProblem, OptionError
+from promptir_basicsr.core.messages import check_count, error_lines, first_few, missing, shown, unknown
+from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
+from promptir_basicsr.data.allinone_dataset import check_dataset
+from promptir_basicsr.data.protocol import expand_protocol
+from promptir_basicsr.data.sampler import plan_epochs
+from promptir_basicsr.data.sampling import epoch_shares
+from promptir_basicsr.data.tasks import Task, TaskSurvey
+from promptir_basicsr.inference.restoring import Settings
+from promptir_basicsr.options.data import LoadedDataset, LoadedTraining
+from promptir_basicsr.options.registered import type_problems
+from promptir_basicsr.options.run import OWN_RUNS, PathOptions, run_schema
 
 _MOST_MODULES = 20_000  # PromptIR has 660
 _IMPOSSIBLE = ('negative dimension', 'overflow')  # said by torch of tensors of such sizes
@@ -174,9 +168,6 @@ def _check_kind(network: Mapping[str, Any], model: str) -> list[str]:
 
 
 def _check_start(options: Mapping[str, Any], sections: Mapping[str, Any], is_train: bool) -> list[str]:
-    from promptir_basicsr.models.grow_util import start_problems
-    from promptir_basicsr.models.sensor_util import label_problems, sensor_problems
-
     complete = {'name': options.get('name'), 'path': {}, **sections}
     return label_problems(complete) + (start_problems(complete, is_train) or sensor_problems(complete))
 
@@ -184,10 +175,6 @@ def _check_start(options: Mapping[str, Any], sections: Mapping[str, Any], is_tra
 def _check_datasets(
     options: Mapping[str, Any], is_train: bool, processes: int, surveys: 'dict[str, list[TaskSurvey]] | None'
 ) -> list[str]:
-    from promptir_basicsr.data.allinone_dataset import check_dataset
-    from promptir_basicsr.data.protocol_util import expand_protocol
-    from promptir_basicsr.data.sampling_util import epoch_shares
-
     problems: list[str] = []
     datasets = options['datasets']
     allowed = ('train', 'val') if is_train else ('test', 'val')
@@ -313,8 +300,6 @@ def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> l
 
 def _check_val(options: Mapping[str, Any]) -> list[str]:
     """What is measured, by what the best weights are known, and in which tiles images are restored."""
-    from promptir_basicsr.models.inference_util import Settings
-
     metrics, problems = options.get('metrics') or {}, []
     if not isinstance(metrics, Mapping):  # told by the schema
         return []
@@ -349,3 +334,20 @@ def check_metric(where: str, options: object) -> list[str]:
     problems += check_arguments(where, metric, arguments, given=('img', 'img2'))
     told = {_place_of(problem) for problem in problems}
     return problems + [line for line in type_problems(where, metric, arguments) if _place_of(line) not in told]
+
+
+def label_problems(options: Mapping[str, Any]) -> list[str]:
+    """Why a mixture in `val.labels` cannot be given to `network_g`, whose options were found to be right."""
+    labels, network = (options.get('val') or {}).get('labels'), options['network_g']
+    if not isinstance(labels, Mapping):
+        return []
+    kind = ARCH_REGISTRY.get(network['type'])
+    if not getattr(kind, 'takes_degradation', False) or 'num_degradations' not in inspect.signature(kind).parameters:
+        return [f'val.labels: {network["type"]} takes no labels. Leave the key out.']
+    number = network.get('num_degradations', inspect.signature(kind).parameters['num_degradations'].default)
+    names = check_names(network['type'], number, network.get('degradations'))
+    try:
+        weights_of(labels, torch.zeros(1), number, names, 'val.labels')
+    except ValueError as error:
+        return str(error).splitlines()
+    return []

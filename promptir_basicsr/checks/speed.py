@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from promptir_basicsr.archs.formulation_util import CHECKPOINTING, FORMULATIONS
-from promptir_basicsr.option_util import MachineProblem, check_count, find_registered
+from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, FORMULATIONS
+from promptir_basicsr.core.errors import MachineProblem
+from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.core.registry import find_registered
+from promptir_basicsr.runtime.precision import PRECISIONS, device_problems
+from promptir_basicsr.runtime.recompute import set_blocks
 
 
 def check_speed(
@@ -45,8 +49,6 @@ def check_speed(
 
 def check_device(where: str, precision: object, gpus: object) -> list[str]:
     """Whether the device has a precision; `gpus` is `num_gpu`."""
-    from promptir_basicsr.models.precision_util import PRECISIONS, device_problems
-
     if not isinstance(precision, str) or precision not in PRECISIONS:
         return []
     on_cpu = gpus == 0 or not torch.cuda.is_available()
@@ -91,8 +93,6 @@ def check_accumulate(train: Mapping[str, Any], batch: object) -> list[str]:
 
 def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: Any) -> list[str]:
     """Whether a network has the blocks that it is asked for. It is built without memory, if that is possible."""
-    from promptir_basicsr.models.recompute_util import set_blocks
-
     if formulation not in (None, *FORMULATIONS) or checkpointing not in (None, *CHECKPOINTING):
         return []
     if formulation is None and checkpointing in (None, 'none'):

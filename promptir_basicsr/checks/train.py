@@ -6,16 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from basicsr.models import lr_scheduler as host_schedulers
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
-from promptir_basicsr.option_util import (
-    OptionError,
-    check_arguments,
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import (
     check_count,
-    check_registered,
     error_lines,
-    find_registered,
     first_few,
     is_number,
     missing,
@@ -23,14 +19,13 @@ from promptir_basicsr.option_util import (
     shown,
     unknown,
 )
-from promptir_basicsr.schema.registered_util import type_problems
+from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
+from promptir_basicsr.losses.loss_scaler import LossScaler
+from promptir_basicsr.losses.prompt_loss import no_prompts, prompts_of
+from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, scheduler_arguments
+from promptir_basicsr.options.registered import type_problems
 
 IMAGE_LOSSES = ('pixel_opt', 'frequency_opt', 'perceptual_opt')
-HOST_SCHEDULERS = {
-    'MultiStepLR': host_schedulers.MultiStepRestartLR,
-    'MultiStepRestartLR': host_schedulers.MultiStepRestartLR,
-    'CosineAnnealingRestartLR': host_schedulers.CosineAnnealingRestartLR,
-}
 
 
 def check_train(
@@ -114,8 +109,6 @@ def _check_optimizer(options: Mapping[str, Any]) -> list[str]:
 
 
 def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> list[str]:
-    from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS, scheduler_arguments
-
     where, kind, total = 'train.scheduler', options.get('type'), train.get('total_iter', 0)
     known_total = not check_count('', total)
     if 'type' not in options:
@@ -177,8 +170,6 @@ def _misplaced(where: str, kind: str) -> str:
 
 def _check_prompts(network: Mapping[str, Any]) -> list[str]:
     """Whether a network has prompts that a loss can act on. It is built without memory."""
-    from promptir_basicsr.losses.prompt_loss import no_prompts, prompts_of
-
     where, kind = 'train.prompt_opt', find_registered(ARCH_REGISTRY, network['type'])
     if not hasattr(kind, 'prompt_vectors'):
         return [f'{where}: {no_prompts(network["type"])}']
@@ -193,8 +184,6 @@ def _check_prompts(network: Mapping[str, Any]) -> list[str]:
 
 
 def _check_scaler(options: Mapping[str, Any]) -> list[str]:
-    from promptir_basicsr.losses.scaler_util import LossScaler
-
     where = 'train.loss_scaler'
     problems = check_arguments(where, LossScaler, options)
     known = inspect.signature(LossScaler).parameters

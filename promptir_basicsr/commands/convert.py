@@ -1,14 +1,105 @@
-"""What `basicsr convert` tells of a file of weights."""
+"""The verb `basicsr convert`, and what it tells of a file of weights."""
 
+import argparse
+import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from rich.console import Console
 from torch import Tensor
 
-from promptir_basicsr.models.checkpoint_util import bytes_of, megabytes
-from promptir_basicsr.option_util import first_few
+from promptir_basicsr.checkpoints.checkpoint import TARGETS, digest, halved, read_checkpoint, write_checkpoint
+from promptir_basicsr.checkpoints.reading import LAYOUTS
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.files import bytes_of, megabytes
+from promptir_basicsr.core.messages import first_few
 
 _MARGIN = 14
+
+
+def main() -> int:
+    """The verb `basicsr convert`.
+
+    Raises:
+        OptionError: mistakes in the arguments, or a file that cannot be read.
+        SaveError: the file could not be written.
+    """
+    args = argument_parser().parse_args()
+    target = _target(args)
+    checkpoint = read_checkpoint(args.input, args.opt, args.key)
+    if args.key is not None:
+        checkpoint = replace(checkpoint, others={})
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def say(*lines: str) -> None:
+        for each in lines:
+            console.print(each)
+
+    say(line('file', checkpoint.path), *(line('', note) for note in checkpoint.notes))
+    say(network_line(checkpoint.network), *weights_lines(checkpoint.weights))
+    say(*tensor_lines(checkpoint.dropped, checkpoint.outside, []), line('SHA-256', digest(checkpoint.weights)))
+    say(*metadata_lines(checkpoint.metadata))
+    if target is None:
+        return 0
+    checkpoint = halved(checkpoint) if args.half else checkpoint
+    folder = os.path.dirname(os.path.abspath(args.output))
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OptionError([f"the folder '{folder}' cannot be made: {error.strerror}."]) from error
+    written = write_checkpoint(checkpoint, args.output, target)
+    lost = [name for name in checkpoint.weights if name not in written.weights]
+    say('', line('written', args.output), line('', f'Layout: {LAYOUTS[written.layout]}.'))
+    say(*weights_lines(written.weights), *tensor_lines(lost, [], written.dropped))
+    say(line('SHA-256', digest(written.weights)))
+    return 0
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line of `basicsr convert`."""
+    parser = argparse.ArgumentParser(
+        prog='basicsr convert',
+        description='Bring weights into another layout. Without OUT: tell what a file holds, write nothing.',
+    )
+    endings = ', '.join(f'{layout} {" ".join(endings)}' for layout, endings in TARGETS.items())
+    parser.add_argument('input', metavar='IN', help='.pth, .pt, .ckpt or .safetensors')
+    parser.add_argument('output', metavar='OUT', nargs='?', help='the file to write')
+    parser.add_argument('--to', choices=TARGETS, help=f'layout; default: by the ending of OUT ({endings})')
+    parser.add_argument('--key', metavar='NAME', help='which weights of IN, and these alone; default: params_ema first')
+    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from IN')
+    parser.add_argument('--half', action='store_true', help='write float16: half the size, rounded')
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
+    return parser
+
+
+def _target(args: argparse.Namespace) -> str | None:
+    """The layout to write; None for nothing.
+
+    Raises:
+        OptionError: OUT is missing, is there already, or its ending says something else.
+    """
+    if args.output is None:
+        wanted = [flag for flag, given in (('--to', args.to), ('--half', args.half)) if given]
+        if wanted:
+            raise OptionError([f'{" and ".join(wanted)}: OUT is missing, the file to write.'])
+        return None
+    args.output = os.path.expanduser(args.output)
+    ending = os.path.splitext(args.output)[1].lower()
+    by_ending = next((layout for layout, usual in TARGETS.items() if ending in usual), None)
+    target = args.to or by_ending
+    problems = []
+    if target is None:
+        problems.append(f"'{args.output}': its ending tells no layout. Give `--to {'|'.join(TARGETS)}`.")
+    elif (target == 'safetensors') != (ending == '.safetensors'):  # readers go by it
+        problems.append(f"'{args.output}': a file in the layout {target} ends in {' or '.join(TARGETS[target])}.")
+    if os.path.isdir(args.output):
+        problems.append(f"'{args.output}' is a folder. Give the name of a file.")
+    elif os.path.exists(args.output) and not args.overwrite:
+        problems.append(f"'{args.output}' is there already. Take another name, or replace it with `--overwrite`.")
+    if problems:
+        raise OptionError(problems)
+    return target
 
 
 def line(name: str, text: str) -> str:

@@ -1,7 +1,42 @@
-"""Any input size for networks that want multiples."""
+"""Between arrays, tensors, bytes and files of images."""
 
+from pathlib import Path
+
+import cv2
+import numpy as np
 import torch
 from torch.nn import functional as F
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 -> float32 in [0, 1]."""
+    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) -> (3, H, W) float32; uint8 and uint16 are scaled to [0, 1]."""
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    if planes.dtype != np.float32:
+        planes = np.divide(planes, np.float32(np.iinfo(planes.dtype).max), dtype=np.float32)
+    return torch.from_numpy(planes)
+
+
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float [0, 1] -> uint8, rounded."""
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+
+
+def save_picture(image: np.ndarray, path: str | Path) -> None:
+    """Write an (H, W, 3) RGB uint8 picture as PNG; makes the folder.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done, content = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert done
+    path.write_bytes(content.tobytes())
 
 
 def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -1,28 +1,11 @@
-"""Say what is wrong with an option: where, what was found, what is allowed, how to mend it."""
+"""Wording: where, what was found, what is allowed, how to mend it."""
 
-import importlib.util
-import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeGuard
 
 _NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
-
-
-_INSTALLED_AS = {'sklearn': 'scikit-learn'}
-
-
-class OptionError(ValueError):
-    """One or more mistakes in the options, a line each."""
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(problems)
-        super().__init__('\n'.join(self.problems))
-
-
-class MachineProblem(str):
-    """A problem that this machine has with the options; they may be right for the one that trains."""
 
 
 def did_you_mean(found: object, allowed: Iterable[str]) -> str:
@@ -92,51 +75,6 @@ def meant_by(key: str, options: Iterable[object], known: Iterable[str] = ()) -> 
     """
     close = get_close_matches(key, [str(other) for other in options if other not in set(known)], n=1, cutoff=0.7)
     return f" Did you write it as '{close[0]}'?" if close else ''
-
-
-def check_registered(where: str, kind: str, name: object, registry: Any) -> list[str]:
-    """A name of something that is registered with BasicSR."""
-    # BasicSR's registry also tries the name with its own suffix.
-    if not isinstance(name, str):
-        return [f'{where}: {name!r} is not the name of a {kind}.']
-    if name in registry or f'{name}_basicsr' in registry:
-        return []
-    return [unknown(where, kind, name, registry.keys())]
-
-
-def find_registered(registry: Any, name: str) -> Callable[..., Any]:
-    """What `check_registered` found to be there."""
-    return registry.get(name if name in registry else f'{name}_basicsr')
-
-
-def check_arguments(
-    where: str, function: Callable[..., Any], arguments: Mapping[str, Any], given: Iterable[str] = ()
-) -> list[str]:
-    """Arguments a function does not know, or misses.
-
-    Args:
-        given: names that the caller supplies besides `arguments`.
-    """
-    parameters = inspect.signature(function).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    allowed = [p.name for p in named if p.name not in given]
-    problems = unknown_keys(where, arguments, allowed) if not _open_ended(function) else []
-    needed = [p.name for p in named if p.default is p.empty and p.name not in arguments and p.name not in given]
-    return problems + missing(where, {}, needed)
-
-
-def _open_ended(function: Callable[..., Any]) -> bool:
-    """Takes **kwargs and means it. BasicSR's losses and metrics have them only to swallow what they do not know."""
-    swallows = getattr(function, '__module__', '').startswith(('basicsr.metrics', 'basicsr.losses'))
-    parameters = inspect.signature(function).parameters.values()
-    return any(p.kind is p.VAR_KEYWORD for p in parameters) and not swallows
-
-
-def need_extra(what: str, modules: Iterable[str], extra: str) -> None:
-    """Raise OptionError where modules of one of this package's extras are not installed; says how to get them."""
-    absent = [_INSTALLED_AS.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
-    if absent:
-        raise OptionError([f"{what} needs {' and '.join(absent)}: pip install 'promptir_basicsr[{extra}]'"])
 
 
 def error_lines(where: str, error: Exception) -> list[str]:

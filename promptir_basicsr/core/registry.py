@@ -1,7 +1,10 @@
-"""Registration that may run twice."""
+"""Names that are registered with BasicSR: registered, looked up, and the arguments they take."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
+
+from promptir_basicsr.core.messages import missing, unknown, unknown_keys
 
 T = TypeVar('T', bound=Callable[..., Any])
 
@@ -22,3 +25,41 @@ def register(registry: Any) -> Callable[[T], T]:
         return obj
 
     return add
+
+
+def check_registered(where: str, kind: str, name: object, registry: Any) -> list[str]:
+    """A name of something that is registered with BasicSR."""
+    # BasicSR's registry also tries the name with its own suffix.
+    if not isinstance(name, str):
+        return [f'{where}: {name!r} is not the name of a {kind}.']
+    if name in registry or f'{name}_basicsr' in registry:
+        return []
+    return [unknown(where, kind, name, registry.keys())]
+
+
+def find_registered(registry: Any, name: str) -> Callable[..., Any]:
+    """What `check_registered` found to be there."""
+    return registry.get(name if name in registry else f'{name}_basicsr')
+
+
+def check_arguments(
+    where: str, function: Callable[..., Any], arguments: Mapping[str, Any], given: Iterable[str] = ()
+) -> list[str]:
+    """Arguments a function does not know, or misses.
+
+    Args:
+        given: names that the caller supplies besides `arguments`.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    allowed = [p.name for p in named if p.name not in given]
+    problems = unknown_keys(where, arguments, allowed) if not _open_ended(function) else []
+    needed = [p.name for p in named if p.default is p.empty and p.name not in arguments and p.name not in given]
+    return problems + missing(where, {}, needed)
+
+
+def _open_ended(function: Callable[..., Any]) -> bool:
+    """Takes **kwargs and means it. BasicSR's losses and metrics have them only to swallow what they do not know."""
+    swallows = getattr(function, '__module__', '').startswith(('basicsr.metrics', 'basicsr.losses'))
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD for p in parameters) and not swallows

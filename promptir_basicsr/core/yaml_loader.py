@@ -5,7 +5,8 @@ from typing import Any, TextIO
 
 import yaml
 
-from promptir_basicsr.option_util import OptionError, printable, shown
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import printable, shown
 
 _TAG = 'tag:yaml.org,2002:'
 _MOST_VALUES = 1_000_000  # of a file with its aliases written out

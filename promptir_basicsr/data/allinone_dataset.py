@@ -6,30 +6,66 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from basicsr.utils.registry import DATASET_REGISTRY
+from scipy.special import ndtri
 from torch.utils.data import Dataset
 
-from promptir_basicsr.data.image_util import ImageError, to_float
-from promptir_basicsr.data.protocol_util import expand_protocol
-from promptir_basicsr.data.random_util import TrainingGenerator
-from promptir_basicsr.data.sampling_util import EpochIndex, TaskShare, check_sampling, check_shares, epoch_shares
-from promptir_basicsr.data.storage_util import StoredImage
-from promptir_basicsr.data.task_util import Task, TaskSurvey, build_tasks, known_count
-from promptir_basicsr.data.transform_util import centre_area, centre_crop, flip_rotate, reflect_to, to_tensor
-from promptir_basicsr.host import register
-from promptir_basicsr.option_util import OptionError, first_few, unknown_keys
-from promptir_basicsr.schema.data_schema import AllInOneOptions, AllInOneTrainingOptions, LoadedDataset
+from promptir_basicsr.core.arrays import to_float, to_tensor
+from promptir_basicsr.core.errors import ImageError, OptionError
+from promptir_basicsr.core.messages import first_few, unknown_keys
+from promptir_basicsr.core.registry import register
+from promptir_basicsr.data.images import centre_area, centre_crop, flip_rotate, reflect_to
+from promptir_basicsr.data.protocol import expand_protocol
+from promptir_basicsr.data.sampler import EpochIndex
+from promptir_basicsr.data.sampling import TaskShare, check_sampling, check_shares, epoch_shares
+from promptir_basicsr.data.sources import StoredImage
+from promptir_basicsr.data.tasks import Task, TaskSurvey, build_tasks, known_count
+from promptir_basicsr.options.data import AllInOneOptions, AllInOneTrainingOptions, LoadedDataset
+
+_LEVELS = 1 << 16
 
 logger = logging.getLogger('basicsr')
 
 # What BasicSR's own loader and option parser read or set in a dataset's options.
 HOST_KEYS = tuple(LoadedDataset.model_fields)
 DATASET_KEYS = tuple(AllInOneOptions.model_fields)
+
+
+class TrainingGenerator(np.random.Generator):
+    """numpy's generator with faster normal numbers; all others are those of `numpy.random.default_rng(seed)`.
+
+    A normal number here is the sum of two out of 65,536 evenly probable quantiles of a normal distribution, because
+    numpy's took most of the time of a training sample with noise. It reaches to 6.1 standard deviations, and its
+    distribution function is the normal one to within 1e-5. Validation inputs are made with numpy's own.
+    """
+
+    def __init__(self, seed: int | Sequence[int]) -> None:
+        super().__init__(np.random.PCG64(seed))
+
+    def standard_normal(self, size: Any = None, dtype: Any = np.float64, out: np.ndarray | None = None) -> Any:
+        """Numbers of mean 0 and standard deviation 1, as numpy's method; accurate to float32."""
+        shape = () if size is None else size
+        if out is not None:
+            out[...] = self.standard_normal(out.shape if size is None else size, dtype)
+            return out
+        count = int(np.prod(shape))
+        drawn = self.bit_generator.random_raw((count + 1) // 2).view('<u2')  # four to a draw, two to a number
+        normal = _quantiles().take(drawn[:count], mode='wrap')
+        normal += _quantiles().take(drawn[count : 2 * count], mode='wrap')
+        return normal.reshape(shape).astype(dtype, copy=False) if size is not None else dtype(normal[0])
+
+
+@cache
+def _quantiles() -> np.ndarray:
+    """(65536,) float32 of variance 1/2."""
+    values = ndtri((np.arange(_LEVELS) + 0.5) / _LEVELS)
+    return (values / np.sqrt(2 * np.mean(values**2))).astype(np.float32)
 
 
 @register(DATASET_REGISTRY)
@@ -83,7 +119,7 @@ class AllInOneDataset(Dataset):
         self.gt_size: int = opt.get('gt_size') or 0
         self.crop_multiple = opt.get('crop_multiple', 1)
         if opt.get('cache_gb'):
-            self.tasks = _cache_util().with_cache(self.tasks, round(opt['cache_gb'] * 1e9))
+            self.tasks = _cache().with_cache(self.tasks, round(opt['cache_gb'] * 1e9))
             logger.info(f'{where}: up to {opt["cache_gb"]:g} GB of decoded images are kept in memory.')
         self.epoch = 0
         self._flip_modes = flip_modes(opt)
@@ -195,9 +231,9 @@ class AllInOneDataset(Dataset):
             )
 
 
-def _cache_util() -> ModuleType:
+def _cache() -> ModuleType:
     """Imported where it is used: Windows does not have what it builds on."""
-    return importlib.import_module('promptir_basicsr.data.cache_util')
+    return importlib.import_module('promptir_basicsr.data.cache')
 
 
 # Tasks that were built for a check and wait for their dataset, so that folders are listed once.
@@ -228,7 +264,7 @@ def check_dataset(
     training = opt.get('phase', 'train') == 'train'
     problems += (AllInOneTrainingOptions if training else AllInOneOptions).problems(opt, where)
     if opt.get('cache_gb') is not None:
-        problems += _cache_util().check_cache(f'{where}.cache_gb', opt['cache_gb'], training)
+        problems += _cache().check_cache(f'{where}.cache_gb', opt['cache_gb'], training)
     problems += check_sampling(opt, where)
     tasks: list[Task] = []
     try:

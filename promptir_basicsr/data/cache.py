@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from promptir_basicsr.data.image_util import PixelImage
-from promptir_basicsr.data.storage_util import Source, StoredImage
-from promptir_basicsr.data.task_util import Task
-from promptir_basicsr.option_util import is_number
+from promptir_basicsr.core.messages import is_number
+from promptir_basicsr.data.images import PixelImage
+from promptir_basicsr.data.sources import Source, StoredImage
+from promptir_basicsr.data.tasks import Task
 
 _ABSENT, _RESERVED = 0, -1  # in the table of offsets; other values are where an image begins
 _ALIGNMENT = 64

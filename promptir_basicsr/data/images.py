@@ -6,10 +6,13 @@ Pixels are (H, W, 3) RGB arrays, uint8 [0, 255] or uint16 [0, 65535].
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import PIL.Image
+
+from promptir_basicsr.core.errors import ImageError
 
 IMAGE_EXTENSIONS = ('png', 'jpg', 'jpeg', 'bmp', 'tif', 'tiff', 'webp', 'ppm', 'pgm')
 
@@ -18,16 +21,6 @@ _MARGIN = 16  # rows below a crop that colour upsampling of a JPEG may look at
 _WORTHWHILE = 0.85  # of the rows; above, OpenCV's whole decoding is as fast
 _LARGE = 1 << 25  # pixels; Pillow warns about larger images
 _MOST_A_BYTE = (1024, 8256)  # pixels of a JPEG and of a PNG; deflate makes a byte of at most 1032
-
-
-class ImageError(RuntimeError):
-    """An image that cannot be used; the message names it.
-
-    torch raises an error of a worker once more, with the worker's traceback in its message: that is cut off here.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition('ImageError: ')[2].strip() if 'Traceback' in message else message)
 
 
 class PixelImage:
@@ -201,6 +194,36 @@ def _unreadable(content: bytes, where: str) -> ImageError:
     return ImageError(f'{where}: not a readable image ({size}). Replace the file or take it out of the list.')
 
 
-def to_float(image: np.ndarray) -> np.ndarray:
-    """uint8 or uint16 -> float32 in [0, 1]."""
-    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+def centre_area(size: Sequence[int], multiple: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the area at the centre whose sides are multiples.
+
+    A side shorter than one multiple is kept.
+    """
+    height, width = (side - side % multiple if side >= multiple else side for side in size)
+    return (size[0] - height) // 2, (size[1] - width) // 2, height, width
+
+
+def centre_crop(image: np.ndarray, multiple: int) -> np.ndarray:
+    """Cut at the centre to sides that are multiples, see `centre_area`."""
+    top, left, height, width = centre_area(image.shape[:2], multiple)
+    return image[top : top + height, left : left + width]
+
+
+def reflect_to(image: np.ndarray, size: int) -> np.ndarray:
+    """Reflect an image at its far borders until both sides are at least `size`."""
+    missing = [(0, max(0, size - side)) for side in image.shape[:2]]
+    return np.pad(image, [*missing, (0, 0)], mode='reflect')
+
+
+def flip_rotate(image: np.ndarray, mode: int) -> np.ndarray:
+    """One of the eight flips and rotations of a square.
+
+    Bits of mode: 1 horizontal flip, 2 vertical flip, 4 then a rotation by 90 degrees, counter-clockwise. Returns a
+    contiguous copy.
+    """
+    if mode & 4:  # a rotation is a transposition and then a vertical flip
+        image = cv2.transpose(image)
+        mode = (mode & 1) << 1 ^ 2 | (mode & 2) >> 1
+    if mode & 3:
+        return cv2.flip(image, {1: 1, 2: 0, 3: -1}[mode & 3])
+    return np.ascontiguousarray(image)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS
-from promptir_basicsr.option_util import did_you_mean, first_few, unknown, unknown_keys
+from promptir_basicsr.core.messages import did_you_mean, first_few, unknown, unknown_keys
+from promptir_basicsr.data.images import IMAGE_EXTENSIONS
 
 _FIELD = re.compile(r'\{([^\W\d]\w*)\}')
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from promptir_basicsr.data.task_util import TASK_KEYS
-from promptir_basicsr.option_util import OptionError, check_count, did_you_mean, unknown, unknown_keys
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import check_count, did_you_mean, unknown, unknown_keys
+from promptir_basicsr.core.yaml_loader import load_yaml
+from promptir_basicsr.data.tasks import TASK_KEYS
+from promptir_basicsr.options.data import AllInOneOptions
 
 FOLDER = Path(__file__).with_name('protocols')
 CATALOGUE = Path(__file__).with_name('corpora.yml')
@@ -319,8 +321,6 @@ class _Reader:
         return found
 
     def _part(self, key: str) -> Part | None:
-        from promptir_basicsr.data.allinone_dataset import DATASET_KEYS  # which expands protocols
-
         base: Part | None = getattr(self.base, key)
         if key not in self.content:
             return base
@@ -330,7 +330,7 @@ class _Reader:
         if not isinstance(given, Mapping):
             self.problems.append(f'{where}: give options of a data set, not {given!r}.')
             return None
-        allowed = [*(name for name in DATASET_KEYS if name != 'protocol'), 'samples']
+        allowed = [*(name for name in tuple(AllInOneOptions.model_fields) if name != 'protocol'), 'samples']
         self.problems += unknown_keys(where, given, allowed)
         change = {name: value for name, value in given.items() if name != 'samples'}
         options, problems = _changed(base.options if base else {}, change, where)

@@ -1,13 +1,16 @@
 """Tell the dataset the epoch, whatever the workers do, and fill the batches as it asks."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
-import basicsr.train
 import numpy as np
 import torch
 from basicsr.data.data_sampler import EnlargedSampler
+
+from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.data.sampling import TaskShare
 
 
 class EpochSampler(EnlargedSampler):
@@ -22,7 +25,7 @@ class EpochSampler(EnlargedSampler):
     every process, and the epoch ends with the last whole batch.
 
     Attributes:
-        seen: samples of the epoch that training has had, all processes together; `host.run` counts them.
+        seen: samples of the epoch that training has had, all processes together; `host.trainer` counts them.
     """
 
     def __init__(self, dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> None:
@@ -91,7 +94,81 @@ def _shuffled(number: int, length: int, generator: torch.Generator) -> torch.Ten
     return torch.cat([torch.arange(whole), part])[order]
 
 
-def adapt() -> None:
-    """`worker_init_fn` seeds numpy and random by worker only: noise and crops would repeat every epoch, and change with
-    the number of workers."""
-    basicsr.train.EnlargedSampler = EpochSampler
+class EpochIndex:
+    """Which image an index of an epoch stands for.
+
+    Of the indices 0 to length - 1, each task has as many as it has samples, one task after another in the order of
+    the options. A task's indices stand for its images in their order, from the first to the last, as many times as
+    that goes; then for a part of them, where the samples are not a multiple of the images. The parts of successive
+    epochs follow one another through an order that is drawn from the seed, round and round, so that every image has
+    had its turn before one has another.
+
+    An index at or beyond the length is a further draw: index + length stands for the same image as index, or for one
+    of the next epoch's part.
+    """
+
+    def __init__(self, shares: Sequence[TaskShare], seed: int) -> None:
+        self._images = [share.images for share in shares]
+        self._samples = [share.samples for share in shares]
+        self._ends = np.cumsum(self._samples)
+        # A spawn key, because a plain list of numbers would be the seed of a sample, too.
+        self._turns = [
+            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,))).permutation(images)
+            if samples % images
+            else None
+            for number, (images, samples) in enumerate(zip(self._images, self._samples, strict=True))
+        ]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def locate(self, epoch: int, index: int) -> tuple[int, int]:
+        """Number of the task, and position of the image in it."""
+        further, place = divmod(index, len(self))
+        task = int(np.searchsorted(self._ends, place, side='right'))
+        images, samples, turns = self._images[task], self._samples[task], self._turns[task]
+        draw = place - (int(self._ends[task]) - samples)
+        part = samples % images
+        if turns is None or draw < samples - part:
+            return task, draw % images
+        return task, int(turns[((epoch + further) * part + draw) % images])
+
+
+class EpochPlan(NamedTuple):
+    """What BasicSR makes of an epoch.
+
+    Attributes:
+        samples: drawn in an epoch, by all processes together.
+        batch: of an iteration, over all processes and GPUs.
+        iterations: whole batches of an epoch; BasicSR drops the last, smaller one.
+        epochs: that BasicSR runs at most.
+        in_process: GPUs that share the batch of a process.
+    """
+
+    samples: int
+    batch: int
+    iterations: int
+    epochs: int
+    in_process: int
+
+
+def plan_epochs(options: Mapping[str, Any], samples: int, processes: int = 1) -> EpochPlan | None:
+    """The epochs of a training; None where `num_gpu` or `train.total_iter` are no counts.
+
+    BasicSR runs ceil(total_iter / ceil(samples / batch)) + 1 epochs and drops the last, smaller batch of each. With
+    several GPUs in one process it counts the epochs as if there were one.
+
+    Args:
+        options: of the whole run, with a sound `datasets.train`.
+        samples: length of the training set.
+        processes: how many processes share an iteration.
+    """
+    dataset, total = options['datasets']['train'], options['train'].get('total_iter')
+    gpus: Any = torch.cuda.device_count() if options.get('num_gpu') == 'auto' else options.get('num_gpu')
+    if check_count('', gpus, least=0) or check_count('', total):
+        return None
+    samples = math.ceil(samples * dataset.get('dataset_enlarge_ratio', 1) / processes)
+    in_process = 1 if processes > 1 else max(1, gpus)
+    batch = dataset['batch_size_per_gpu'] * in_process
+    epochs = math.ceil(total / math.ceil(samples / dataset['batch_size_per_gpu'])) + 1
+    return EpochPlan(samples * processes, batch * processes, samples // batch, epochs, in_process)

@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-
-from promptir_basicsr.data.task_util import Task
-from promptir_basicsr.option_util import check_count, first_few
-from promptir_basicsr.schema.data_schema import SamplingOptions
+from promptir_basicsr.core.messages import check_count, first_few
+from promptir_basicsr.data.tasks import Task
+from promptir_basicsr.options.data import SamplingOptions
 
 SAMPLING_KEYS = tuple(SamplingOptions.model_fields)
 
@@ -98,46 +96,6 @@ def apportion(total: int, shares: Sequence[Fraction | int]) -> list[int]:
     for n in largest_first[: total - sum(counts)]:
         counts[n] += 1
     return counts
-
-
-class EpochIndex:
-    """Which image an index of an epoch stands for.
-
-    Of the indices 0 to length - 1, each task has as many as it has samples, one task after another in the order of
-    the options. A task's indices stand for its images in their order, from the first to the last, as many times as
-    that goes; then for a part of them, where the samples are not a multiple of the images. The parts of successive
-    epochs follow one another through an order that is drawn from the seed, round and round, so that every image has
-    had its turn before one has another.
-
-    An index at or beyond the length is a further draw: index + length stands for the same image as index, or for one
-    of the next epoch's part.
-    """
-
-    def __init__(self, shares: Sequence[TaskShare], seed: int) -> None:
-        self._images = [share.images for share in shares]
-        self._samples = [share.samples for share in shares]
-        self._ends = np.cumsum(self._samples)
-        # A spawn key, because a plain list of numbers would be the seed of a sample, too.
-        self._turns = [
-            np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,))).permutation(images)
-            if samples % images
-            else None
-            for number, (images, samples) in enumerate(zip(self._images, self._samples, strict=True))
-        ]
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def locate(self, epoch: int, index: int) -> tuple[int, int]:
-        """Number of the task, and position of the image in it."""
-        further, place = divmod(index, len(self))
-        task = int(np.searchsorted(self._ends, place, side='right'))
-        images, samples, turns = self._images[task], self._samples[task], self._turns[task]
-        draw = place - (int(self._ends[task]) - samples)
-        part = samples % images
-        if turns is None or draw < samples - part:
-            return task, draw % images
-        return task, int(turns[((epoch + further) * part + draw) % images])
 
 
 def check_sampling(opt: Mapping[str, Any], where: str) -> list[str]:

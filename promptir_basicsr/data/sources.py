@@ -8,7 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS, EncodedImage, ImageError
+from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.data.images import IMAGE_EXTENSIONS, EncodedImage
+from promptir_basicsr.data.lmdb.reader import LmdbSource
 
 SKIMAGE = 'skimage://'
 
@@ -71,8 +73,6 @@ def open_source(path: Path) -> Source:
         ValueError: there is nothing that can be read; says what was found and how to mend it.
     """
     if path.suffix == '.lmdb':
-        from promptir_basicsr.data.lmdb_util import LmdbSource
-
         return LmdbSource(path)
     if not os.path.isdir(path):
         found = 'is a file' if os.path.exists(path) else f'does not exist{_nearest(path)}'

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from promptir_basicsr.data.degradation_util import Degrade
-from promptir_basicsr.data.pairing_util import PAIRING_RULES, find_pairs, rule_from_option
-from promptir_basicsr.data.storage_util import Source, open_source, resolve
-from promptir_basicsr.option_util import OptionError, first_few, shown, unknown
-from promptir_basicsr.schema.data_schema import TaskOptions
-from promptir_basicsr.schema.value_util import is_file_name
-
-DEGRADATION_TYPES = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight')
-"""The vocabulary of degradations; the position is the label (the class ids of PIP's released program)."""
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import first_few, shown, unknown
+from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
+from promptir_basicsr.data.pairing import PAIRING_RULES, find_pairs, rule_from_option
+from promptir_basicsr.data.sources import Source, open_source, resolve
+from promptir_basicsr.degradations.spec import Degrade
+from promptir_basicsr.options.data import TaskOptions
+from promptir_basicsr.options.section import is_file_name
 
 TASK_KEYS = tuple(TaskOptions.model_fields)
 

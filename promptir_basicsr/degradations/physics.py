@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from promptir_basicsr.data.degradation_spec_util import Image
+from promptir_basicsr.degradations.spec import Image
 
 Array = npt.NDArray[np.float32]
 FWHM_PER_SIGMA = 2.355

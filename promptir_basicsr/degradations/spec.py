@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from promptir_basicsr.option_util import meant_by
+from promptir_basicsr.core.messages import meant_by
 
 Image = npt.NDArray[np.float32]
 Check = Callable[[dict[str, Any]], Iterator[str]]

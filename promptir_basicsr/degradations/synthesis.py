@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from promptir_basicsr.data.degradation_physics_util import (
+from promptir_basicsr.degradations.physics import (
     FWHM_PER_SIGMA,
     Particles,
     blur,
@@ -23,7 +23,7 @@ from promptir_basicsr.data.degradation_physics_util import (
     render_particles,
     srgb_to_linear,
 )
-from promptir_basicsr.data.degradation_spec_util import (
+from promptir_basicsr.degradations.spec import (
     DEGRADATIONS,
     Choice,
     Degradation,

@@ -1,13 +1,8 @@
-"""A page in the browser to try a network: the verb `basicsr demo`. `docs/web.md` tells how."""
+"""The page of `basicsr demo`, in which a network is tried. `docs/web.md` tells how to use it."""
 
-import argparse
 import html
-import importlib.resources
 import logging
 import os
-import shutil
-import signal
-import sys
 import tempfile
 import threading
 from dataclasses import dataclass, field
@@ -16,21 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from promptir_basicsr.models.inference_util import Settings
-from promptir_basicsr.models.picture_util import save_picture
-from promptir_basicsr.models.precision_util import PRECISIONS
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.restore import Restorer, labels_of
-from promptir_basicsr.web_util import (
-    copy_examples,
-    make_examples,
-    preview,
-    read_upload,
-    remove_older,
-    restore_upload,
-    summary,
-    weights_markup,
-)
+from promptir_basicsr.core.arrays import save_picture
+from promptir_basicsr.demo.content import preview, read_upload, remove_older, restore_upload, summary, weights_markup
+from promptir_basicsr.inference.restorer import Restorer, labels_of
 
 if TYPE_CHECKING:
     import gradio
@@ -41,91 +24,6 @@ _KEPT = 3600  # seconds that a restored file can be downloaded
 _WAITING = 32  # visitors at most; each takes their turn
 _UNSHOWN = ('TIFF', 'PPM')  # by browsers
 _BLIND, _TOLD = 'Let the sensor look', 'I tell what is wrong'
-
-
-def main() -> int:
-    """The verb `basicsr demo`: serves the page until Ctrl-C.
-
-    Raises:
-        OptionError: mistakes in the arguments, a file that cannot be used, or gradio is missing.
-    """
-    args = argument_parser().parse_args()
-    problems = [] if args.weights else ['--weights: is missing: the file of a trained network; see docs/weights.md.']
-    if not 0 < args.max_megapixels < 1000:
-        problems.append(f'--max-megapixels: {args.max_megapixels:g} is not above 0 and below 1000.')
-    if not 0 < args.port < 1 << 16:
-        problems.append(f'--port: {args.port} is not from 1 to 65535.')
-    settings = Settings()
-    try:
-        settings = Settings(tile=args.tile, precision=args.precision)
-    except OptionError as error:
-        problems += error.problems
-    if problems:
-        raise OptionError(problems)
-    work = Path(tempfile.mkdtemp(prefix='basicsr-demo-'))
-    try:
-        _prepare_gradio(work)
-        restorer = Restorer(args.weights, args.opt, args.device, settings, args.key)
-        folder = work / 'examples'
-        examples = copy_examples(Path(args.examples), folder) if args.examples else make_examples(folder)
-        activity = Activity()
-        page = build_page(restorer, work, examples, round(args.max_megapixels * 1e6), activity)
-        _serve(page, args, activity)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    if activity.busy.locked():  # Python would wait for the thread, and a pass of the network may take minutes
-        logging.shutdown()
-        os._exit(0)
-    return 0
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line of `basicsr demo`."""
-    parser = argparse.ArgumentParser(
-        prog='basicsr demo',
-        description='Serve a page to try a network. Pictures stay on this machine, and are removed when it ends.',
-    )
-    parser.add_argument('--weights', metavar='FILE', help='weights of a trained network')
-    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where weights do not tell theirs')
-    parser.add_argument('--key', metavar='NAME', help='which weights of the file; default: params_ema, then params')
-    parser.add_argument('--tile', type=_tile, default='auto', metavar='auto|none|N', help='side of tiles in pixels')
-    parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: %(default)s')
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1; default: %(default)s')
-    parser.add_argument(
-        '--examples', metavar='DIR', help='pictures to choose from; default: degraded photographs of scikit-image'
-    )
-    parser.add_argument(
-        '--max-megapixels', type=float, default=16, metavar='N', help='larger pictures are refused; default: 16'
-    )
-    parser.add_argument(
-        '--host', default='127.0.0.1', help='0.0.0.0 lets others on the network in; default: %(default)s, this machine'
-    )
-    parser.add_argument('--port', type=int, default=7860, help='default: %(default)s')
-    parser.add_argument('--no-browser', action='store_true', help='do not open the page')
-    return parser
-
-
-def _tile(text: str) -> Any:
-    """`Settings` says what is wrong with others."""
-    return None if text == 'none' else int(text) if text.isdecimal() else text
-
-
-def _prepare_gradio(work: Path) -> None:
-    """Make sure that gradio is there, keeps its files here and asks nobody anything.
-
-    Raises:
-        OptionError: it is missing.
-    """
-    os.environ |= {
-        'GRADIO_TEMP_DIR': str(work / 'uploads'),
-        'GRADIO_ANALYTICS_ENABLED': 'False',
-        'HF_HUB_DISABLE_TELEMETRY': '1',
-        'HF_HUB_OFFLINE': '1',
-    }
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise OptionError([f"demo: it needs gradio ({error}). `pip install 'promptir_basicsr[web]'`"]) from error
 
 
 @dataclass(frozen=True)
@@ -331,56 +229,3 @@ def _head(restorer: Restorer) -> str:
         f'# Restore a picture\n\n{kind} with {count / 1e6:.3g} million parameters, weights of <code>{name}</code>, on '
         f'the {where}. Pictures stay on the machine that serves this page.'
     )
-
-
-def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) -> None:
-    """Serve until Ctrl-C or SIGTERM.
-
-    Raises:
-        OptionError: the port is taken, or there is no such host.
-    """
-    import gradio as gr
-
-    fonts = ('system-ui', '-apple-system', 'Segoe UI', 'Roboto', 'Noto Sans', 'Liberation Sans', 'sans-serif')
-    theme = gr.themes.Default(
-        primary_hue='blue', neutral_hue='slate', font=fonts, font_mono=('ui-monospace', 'monospace')
-    )
-    megabytes = max(16, round(args.max_megapixels * 16))  # two bytes for each of four channels, and as much again
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        try:
-            page.launch(
-                server_name=args.host,
-                server_port=args.port,
-                inbrowser=not args.no_browser,
-                theme=theme,
-                css=importlib.resources.files(__package__).joinpath('web.css').read_text(encoding='utf-8'),
-                max_file_size=megabytes << 20,
-                prevent_thread_lock=True,
-                share=False,
-                quiet=True,
-                footer_links=[],
-                ssr_mode=False,
-                mcp_server=False,
-                enable_monitoring=False,
-                run_history=False,
-            )
-        except OSError as error:
-            problem = f'--port: {args.port} on {args.host} is taken, or this machine has no such address.'
-            raise OptionError([f'{problem} Give another one.']) from error
-        sys.stdout.write(f'The page is at {page.local_url} - Ctrl-C ends it.\n')
-        sys.stdout.flush()
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        sys.stdout.write('\n')
-    finally:
-        activity.closing.set()
-        server = getattr(page, 'server', None)
-        if server is not None:
-            server.force_exit = True  # do not wait for the visitors to leave, and do not tell of each
-            logging.getLogger('uvicorn.error').setLevel(logging.CRITICAL + 1)
-        page.close(verbose=False)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -15,22 +15,16 @@ import cv2
 import numpy as np
 import torch
 
-from promptir_basicsr.data.degradation_util import Degrade
-from promptir_basicsr.data.image_util import decode, to_float
-from promptir_basicsr.data.storage_util import resolve
-from promptir_basicsr.models.inference_util import size_multiple_of
-from promptir_basicsr.models.padding_util import pad_to_multiple
-from promptir_basicsr.models.picture_util import save_picture, to_bytes
-from promptir_basicsr.option_util import OptionError, printable
-from promptir_basicsr.pictures.file_util import (
-    EXTENSIONS,
-    Picture,
-    PictureError,
-    decode_picture,
-    measure_picture,
-    write_picture,
-)
-from promptir_basicsr.restore import Restorer, labels_of
+from promptir_basicsr.core.arrays import pad_to_multiple, save_picture, to_bytes, to_float
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import printable
+from promptir_basicsr.data.images import decode
+from promptir_basicsr.data.sources import resolve
+from promptir_basicsr.degradations.spec import Degrade
+from promptir_basicsr.inference.restorer import Restorer, labels_of
+from promptir_basicsr.inference.restoring import size_multiple_of
+from promptir_basicsr.pictures.io import decode_picture, measure_picture, write_picture
+from promptir_basicsr.pictures.picture import EXTENSIONS, Picture, PictureError
 
 PREVIEW = 2048
 """Longest side of what the slider shows, in pixels; the file to download has all of them."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from promptir_basicsr.models.checkpoint_util import atomic_write
+from promptir_basicsr.core.files import atomic_write
 
 
 @dataclass
@@ -153,3 +153,38 @@ def _text(lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows(lines)
     return text.getvalue()
+
+
+def measured(iteration: int | str, rows: Sequence[Row]) -> dict[str, Any]:
+    """A validation: its rows, each with dataset, task, images and the mean of each metric."""
+    return {
+        'iteration': iteration,
+        'rows': [
+            {
+                'dataset': row.dataset,
+                'task': row.task,
+                'images': row.images,
+                **{name: float(value) for name, value in row.values.items()},
+                **{f'input_{name}': float(value) for name, value in row.inputs.items()},
+            }
+            for row in rows
+        ],
+    }
+
+
+def last_measured(table: str) -> dict[str, Any] | None:
+    """The same of the last validation in the text of a `metrics.csv`, or None where there is none."""
+    rows = list(csv.DictReader(io.StringIO(table, newline='')))
+    iterations = [row['iter'] for row in rows if row.get('iter', '').isdecimal()]
+    if not iterations:
+        return None
+    last = max(iterations, key=int)
+    told = []
+    for row in rows:
+        if row['iter'] == last:
+            values = {name: float(text) for name, text in row.items() if name not in _TEXTS and text}
+            told.append({'dataset': row['dataset'], 'task': row['task'], 'images': int(row['images']), **values})
+    return {'iteration': int(last), 'rows': told}
+
+
+_TEXTS = ('iter', 'dataset', 'task', 'images')

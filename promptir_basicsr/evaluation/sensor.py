@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from promptir_basicsr.models.result_util import Row, aligned, average
-from promptir_basicsr.models.validation_util import Measurement, Report
+from promptir_basicsr.evaluation.results import Row, aligned, average
+from promptir_basicsr.evaluation.validation import Measurement, Report
 
 _BINS = 15
 

@@ -2,32 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from promptir_basicsr.core.arrays import to_bytes
+
 _GAP = 4
 _TEXT = 16
-
-
-def to_bytes(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float [0, 1] -> uint8, rounded."""
-    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-
-
-def save_picture(image: np.ndarray, path: str | Path) -> None:
-    """Write an (H, W, 3) RGB uint8 picture as PNG; makes the folder.
-
-    Raises:
-        OSError: the file could not be written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done, content = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    assert done
-    path.write_bytes(content.tobytes())
 
 
 def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:

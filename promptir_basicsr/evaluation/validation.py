@@ -13,11 +13,12 @@ import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import METRIC_REGISTRY
 
+from promptir_basicsr.core.arrays import save_picture, to_bytes
+from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.evaluation.results import Mean, Row, append_csv, average, log_table, markdown_table
+from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
 from promptir_basicsr.metrics.paper_metric import definition
-from promptir_basicsr.models.checkpoint_util import atomic_write
-from promptir_basicsr.models.picture_util import ContactRow, contact_sheet, middle, save_picture, side_by_side, to_bytes
-from promptir_basicsr.models.result_util import Mean, Row, append_csv, average, log_table, markdown_table
-from promptir_basicsr.models.share_util import Share
+from promptir_basicsr.runtime.processes import Share
 
 logger = logging.getLogger('basicsr')
 

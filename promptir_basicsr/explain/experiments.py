@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from promptir_basicsr.explaining.network_util import Change, Observation, PromptedNet, Sample, fixed, observe, without
-from promptir_basicsr.explaining.score_util import ALL_LEVELS, cosine_similarity
-from promptir_basicsr.weights.fit_util import new_network
+from promptir_basicsr.checkpoints.matching import new_network
+from promptir_basicsr.explain.prompted import Change, Observation, PromptedNet, Sample, fixed, observe, without
+from promptir_basicsr.explain.scores import ALL_LEVELS, cosine_similarity
 
 
 @dataclass(frozen=True)

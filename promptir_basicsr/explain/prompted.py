@@ -14,13 +14,12 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.pip_util import PromptInPrompt
-from promptir_basicsr.archs.prompt_util import PromptGenBlock
+from promptir_basicsr.archs.layers.prompts import PromptGenBlock, PromptInPrompt
+from promptir_basicsr.core.arrays import pad_to_multiple
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset
-from promptir_basicsr.explaining.score_util import in_their_span
+from promptir_basicsr.explain.scores import in_their_span
+from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.metrics.paper_metric import psnr
-from promptir_basicsr.models.inference_util import Settings, restore_images
-from promptir_basicsr.models.padding_util import pad_to_multiple
 
 Change = Callable[[Tensor], Tensor]
 """From the weights that a level's prompts would get, (B, K), to those that they are to get."""

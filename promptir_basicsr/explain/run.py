@@ -1,7 +1,6 @@
 """Show what the prompts of a network have learned: figures, tables, one HTML page. `docs/explain.md` tells how to read
 them."""
 
-import argparse
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,20 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import nn
 from tqdm import tqdm
 
-from promptir_basicsr import __version__
-from promptir_basicsr.checkpoints import build, read_checkpoint
+from promptir_basicsr.checkpoints.checkpoint import build, read_checkpoint
+from promptir_basicsr.checkpoints.pretrained import load_sensor
+from promptir_basicsr.core.errors import OptionError, need_extra
+from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.core.version import __version__
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset, check_dataset
-from promptir_basicsr.data.protocol_util import expand_protocol
-from promptir_basicsr.explaining.network_util import PromptedNet, Sample, choose_samples
-from promptir_basicsr.explaining.probe_util import investigate, passes, untrained_network
-from promptir_basicsr.host.options import read_option_file
-from promptir_basicsr.models.sensor_util import load_sensor
-from promptir_basicsr.option_util import OptionError, check_count, need_extra
-from promptir_basicsr.report import Report, write_page
+from promptir_basicsr.data.protocol import expand_protocol
+from promptir_basicsr.explain.experiments import investigate, passes, untrained_network
+from promptir_basicsr.explain.page import Report, write_page
+from promptir_basicsr.explain.prompted import PromptedNet, Sample, choose_samples
+from promptir_basicsr.options.file import read_option_file
 
 EXTRA = ('matplotlib', 'sklearn')
 """What this needs beside what the package always needs."""
@@ -75,55 +74,6 @@ class Settings:
         if self.device == 'auto':
             return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         return torch.empty(0, device=self.device).device
-
-
-def main() -> int:
-    """The verb `basicsr explain`.
-
-    Raises:
-        OptionError: mistakes in the arguments or the options, or weights that do not fit.
-        ImageError: an image cannot be read.
-        SaveError: a file could not be written.
-    """
-    args = argument_parser().parse_args()
-    names = ('images', 'size', 'untrained', 'permutations', 'seed', 'device')
-    settings = Settings(page=not args.no_page, **{name: getattr(args, name) for name in names})
-    report, folder = explain(
-        args.opt, args.weights, args.out, settings, args.force_yml, overwrite=args.overwrite, progress=True
-    )
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    for section in report.sections:
-        first = section.text.partition('\n\n')[0]
-        console.print(f'{section.title}\n  {first}\n'.replace('\n', '\n  ').rstrip() + '\n')
-    console.print(f'{folder / PAGE if settings.page else folder}')
-    return 0
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    default = Settings()
-    parser = argparse.ArgumentParser(
-        prog='basicsr explain', description='Show what the prompts of a network have learned.'
-    )
-    parser.add_argument('-opt', required=True, metavar='FILE', help='option file of a training or a test')
-    parser.add_argument(
-        '--weights', metavar='FILE', help='weights of the network; default: path.pretrain_network_g of the option file'
-    )
-    parser.add_argument('--out', metavar='DIR', help='folder for the files; default: explain/NAME')
-    parser.add_argument('--overwrite', action='store_true', help='replace what this command has written there before')
-    for name, what in (
-        ('images', 'images of each task, at most'),
-        ('size', 'longest side of an image; larger ones are cut'),
-        ('untrained', 'networks with random weights to compare with'),
-        ('permutations', 'of the tasks among the images'),
-        ('seed', 'of everything random'),
-    ):
-        help_text = f'{what}; default: %(default)s'
-        parser.add_argument(f'--{name}', type=int, metavar='N', default=getattr(default, name), help=help_text)
-    parser.add_argument('--device', default='auto', help='such as cpu or cuda:0; default: a GPU where there is one')
-    parser.add_argument('--no-page', action='store_true', help='no HTML page')
-    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
-    return parser
 
 
 def explain(
@@ -273,8 +223,8 @@ def _report(
     folder: Path,
     progress: bool,
 ) -> Report:
-    from promptir_basicsr.explaining.section_util import chapters
-    from promptir_basicsr.explaining.write_util import Study, Writer
+    from promptir_basicsr.explain.chapters import chapters
+    from promptir_basicsr.explain.writer import Study, Writer
 
     ids = np.array([tasks.index(sample.task) for sample in samples])
     total = passes(prompted, len(tasks), True) + settings.untrained * passes(prompted, len(tasks), False)

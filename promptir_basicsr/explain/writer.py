@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure as Drawing
 
-from promptir_basicsr.explaining.network_util import PromptedNet, Sample
-from promptir_basicsr.explaining.probe_util import Findings
-from promptir_basicsr.explaining.score_util import Score
-from promptir_basicsr.explaining.style_util import save
-from promptir_basicsr.models.checkpoint_util import atomic_write
-from promptir_basicsr.report.model import Figure, Report, Table
+from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.explain.experiments import Findings
+from promptir_basicsr.explain.figures import save
+from promptir_basicsr.explain.page.model import Figure, Report, Table
+from promptir_basicsr.explain.prompted import PromptedNet, Sample
+from promptir_basicsr.explain.scores import Score
 
 SCORE_COLUMNS = ('value', 'images', 'shuffled', 'p', 'untrained networks', 'untrained mean', 'untrained most', 'found')
 

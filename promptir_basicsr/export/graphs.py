@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from promptir_basicsr.archs.formulation_util import set_formulation
-from promptir_basicsr.models.inference_util import size_multiple_of
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.archs.layers.formulation import set_formulation
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.inference.restoring import size_multiple_of
 
 METADATA_FILE = 'metadata.json'
 """What is told about the network, inside a file of torch.export."""

@@ -17,7 +17,7 @@ from basicsr.utils import options as host_options
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import OptionError
 
 TIMEOUT = 1800.0
 """Seconds that a process waits for the others, unless told otherwise. NCCL's own 10 minutes are short for the one that

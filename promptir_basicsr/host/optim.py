@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from basicsr.models.base_model import BaseModel
 
+from promptir_basicsr.optim.schedules import SCHEDULERS, describe, scheduler_arguments
+
 logger = logging.getLogger('basicsr')
 
 
@@ -38,15 +40,13 @@ def add_optimizers() -> None:
 
 
 def add_schedulers() -> None:
-    """BasicSR has no warm-up with cosine; types of `lr_scheduler_util.SCHEDULERS` are added to its own."""
+    """BasicSR has no warm-up with cosine; types of `schedules.SCHEDULERS` are added to its own."""
     host = BaseModel.setup_schedulers
     if hasattr(host, '__wrapped__'):
         return
 
     @functools.wraps(host)
     def setup_schedulers(self: BaseModel) -> None:
-        from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS, describe, scheduler_arguments
-
         train = self.opt['train']
         if train['scheduler'].get('type') not in SCHEDULERS:
             host(self)

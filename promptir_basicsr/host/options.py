@@ -5,7 +5,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,11 @@ import yaml
 from basicsr.utils import make_exp_dirs as _host_make_exp_dirs
 from basicsr.utils import options as host_options
 
-from promptir_basicsr.host.dist import common_seed, launch_problems, processes_of, restarted, start_processes
-from promptir_basicsr.option_check import check_options
-from promptir_basicsr.option_place_util import Places
-from promptir_basicsr.option_util import OptionError, did_you_mean, printable
-from promptir_basicsr.schema.command_line_util import typed
-from promptir_basicsr.yaml_util import load_yaml_with_places, parse_value
+from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.host.distributed import common_seed, launch_problems, processes_of, restarted, start_processes
+from promptir_basicsr.options.file import find_option_file, read_option_file
 
-_LONGEST = 160  # of a replacement, as messages quote it
 _host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = host_options.parse_options
 
 
@@ -94,78 +90,6 @@ def checked_options(
     if problems:
         raise OptionError(map(places.located, problems))
     return options
-
-
-def read_options(path: str, force_yml: list[str] | None = None) -> dict[str, Any]:
-    """An option file with replacements; their values are typed as YAML and by the schema, nothing is evaluated.
-
-    Raises:
-        OptionError: it is not there or no YAML, or a replacement leads nowhere.
-    """
-    return read_option_file(path, force_yml)[0]
-
-
-def read_option_file(path: str, force_yml: list[str] | None = None) -> tuple[dict[str, Any], Places]:
-    """`read_options`, and where the options stand."""
-    path = find_option_file(path)
-    options, node = load_yaml_with_places(path)
-    places = Places(path, node)
-    for entry in force_yml or []:
-        where = f'--force_yml {printable(entry[:_LONGEST])}{"..." * (len(entry) > _LONGEST)}'
-        places.replace(_replace(options, entry, where), where)
-    return options, places
-
-
-def find_option_file(path: str) -> str:
-    """The path of an option file: of an existing one, or by its bare name of one that this package ships.
-
-    Raises:
-        OptionError: there is no such file.
-    """
-    if os.path.isfile(path):
-        return path
-    package = Path(__file__).parents[1]
-    installed, source_tree = package / 'option_files', package.parent / 'options'
-    folder = source_tree if (package.parent / 'pyproject.toml').is_file() else installed
-    shipped = [file.name for file in sorted(folder.glob('*.yml'))]
-    if path in shipped:
-        return str(folder / path)
-    close = get_close_matches(os.path.basename(path), shipped, n=1, cutoff=0.8)
-    hint = f" '{close[0]}' comes with promptir_basicsr and is found by that name." if close else ''
-    raise OptionError([f"the option file '{path}' does not exist. Paths start at the current folder.{hint}"])
-
-
-def _replace(options: Any, entry: str, where: str) -> list[str]:
-    """Replace an option; returns its place."""
-    keys, separator, text = entry.partition('=')
-    if not separator:
-        raise OptionError([f"{where}: give KEY=VALUE, with ':' between the levels of the key."])
-    *parents, last = levels = [key.strip() for key in keys.split(':')]
-    place, of_protocol = options, False
-    for key in parents:
-        # Tasks of a protocol stand in the protocol's file; names that are not among them are told with it.
-        of_protocol |= isinstance(place, dict) and 'protocol' in place and key == 'tasks'
-        if of_protocol and isinstance(place, dict) and place.get(key) is None:
-            place[key] = {}
-        place = _step(place, key, where)
-    value = typed(options, levels, text.strip(), parse_value(text.strip(), where))
-    if isinstance(place, list):
-        _step(place, last, where)
-        place[int(last)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise OptionError([f"{where}: '{parents[-1]}' is a value, it has no '{last}'."])
-    return levels
-
-
-def _step(place: Any, key: str, where: str) -> Any:
-    if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
-        return place[int(key)]
-    if isinstance(place, dict) and key in place:
-        return place[key]
-    allowed = range(len(place)) if isinstance(place, list) else place if isinstance(place, dict) else ()
-    raise OptionError([f"{where}: no '{key}' there.{did_you_mean(key, map(str, allowed))}"])
 
 
 def relative_roots(root_path: str, options: Mapping[str, Any]) -> dict[str, str]:

@@ -10,8 +10,9 @@ import torch
 from basicsr.utils import check_resume
 from torch import distributed
 
-from promptir_basicsr.host.run import current
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.checkpoints.folder import damage, remove_unfinished, saved_iterations
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.models.run import current
 
 
 def adapt() -> None:
@@ -74,8 +75,6 @@ def find_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     Raises:
         OptionError: there are states, and none of them is whole.
     """
-    from promptir_basicsr.models.checkpoint_util import damage, remove_unfinished, saved_iterations
-
     paths = opt['path']
     models, states = paths.get('models') or '', paths['training_states']
     lines = []

@@ -1,93 +1,28 @@
-"""The training that runs: what BasicSR's trainer keeps in local variables, and the moments between two iterations."""
+"""What is replaced in BasicSR's trainer: loaders, sampler, model, prefetchers, logger, workers, pipeline."""
 
 import functools
 import inspect
 import logging
+import os
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import basicsr.data
 import basicsr.train
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models import build_model as _host_build_model
 from basicsr.utils import MessageLogger
 
-from promptir_basicsr.host.sampler import EpochSampler
-from promptir_basicsr.host.signals import ALWAYS, StopSignals
-
-logger = logging.getLogger('basicsr')
+from promptir_basicsr.data.sampler import EpochSampler
+from promptir_basicsr.models.run import begin, current
+from promptir_basicsr.models.signals import ALWAYS, FURTHER, ignore_once
 
 _host_loaders: Callable[..., Any] = inspect.unwrap(basicsr.train.create_train_val_dataloader)
 _host_pipeline: Callable[[str], None] = inspect.unwrap(basicsr.train.train_pipeline)
 
-
-class Run:
-    """A training.
-
-    Attributes:
-        state: the training state that it continues, or None.
-        notes: what was found out about it before there was a log.
-        sampler: of the training set.
-        val_loaders: of the validation sets.
-        tb_logger: TensorBoard's, or None.
-        model: a model with `is_resumable` is told of the moments between iterations, see `Resumable`.
-        signals: that stop it.
-    """
-
-    def __init__(self) -> None:
-        self.state: dict[str, Any] | None = None
-        self.notes: list[str] = []
-        self.sampler: EpochSampler | None = None
-        self.val_loaders: list[Any] = []
-        self.tb_logger: Any = None
-        self.model: Any = None
-        self.signals = StopSignals()
-
-    @property
-    def resumable(self) -> Any:
-        """The model, if it can stop and go on exactly."""
-        return self.model if getattr(self.model, 'is_resumable', False) else None
-
-    def position(self) -> dict[str, Any] | None:
-        """Where in the epoch the training is, as a training state keeps it."""
-        if self.sampler is None:
-            return None
-        return {'seen': self.sampler.seen, **self._order()}
-
-    def _order(self) -> dict[str, Any]:
-        """What the order of an epoch depends on, apart from the training set itself."""
-        assert self.sampler is not None
-        seed = getattr(self.sampler.dataset, 'seed', None)
-        return {'samples': self.sampler.total_size, 'seed': seed if isinstance(seed, int) else None}
-
-    def take_position(self) -> None:
-        """Go on behind the last sample that the state's training has seen."""
-        if self.state is None or self.sampler is None:
-            return
-        position = self.state.get('position')
-        if position is None:
-            self.notes.append('The state does not tell how far its epoch was; the epoch begins again.')
-            return
-        for key, value in self._order().items():
-            if position[key] != value:
-                self.notes.append(
-                    f'The {key} of an epoch are {value} now and were {position[key]}; the epoch begins again.'
-                )
-                return
-        self.sampler.start_at(self.state['epoch'], position['seen'])
-
-    def tell_notes(self) -> None:
-        """Write what was noted to the log."""
-        for note in self.notes:
-            logger.warning(note)
-        self.notes = []
-
-
-_current = Run()
-
-
-def current() -> Run:
-    """The training of this process; one without sampler where a model is used apart from BasicSR's trainer."""
-    return _current
+_host_worker_init: Callable[..., None] = basicsr.data.worker_init_fn
 
 
 class _Between:
@@ -160,19 +95,43 @@ def build_model(opt: dict[str, Any]) -> Any:
 @functools.wraps(_host_pipeline)
 def train_pipeline(root_path: str) -> None:
     """BasicSR's, as the current run; at its end the signals are what they were."""
-    global _current
-    _current = run = Run()
+    run = begin()
     try:
         _host_pipeline(root_path)
     finally:
         run.signals.restore()
         if run.tb_logger is not None:
             run.tb_logger.close()  # or what it has not written yet is lost
-        _current = Run()
+        begin()
+
+
+def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
+    """BasicSR's, in a process that outlives the first signal, unless its own parent sends it."""
+    _host_worker_init(worker_id, num_workers, rank, seed)
+    for name in (*ALWAYS, *FURTHER):
+        if name != 'SIGTERM' and hasattr(signal, name):
+            signal.signal(getattr(signal, name), ignore_once)
+    # The parent ends its workers by SIGTERM and waits for them. Only this call tells who has sent it; macOS lacks it.
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    others = 0
+    while others < 2:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        others += 1 if sender != os.getppid() else 2
+    os._exit(0)
 
 
 def adapt() -> None:
-    """BasicSR's trainer begins an epoch anew where it resumes, and gives nobody a chance between two iterations."""
+    """BasicSR dies of a signal wherever it is, its workers before it, and loses what it did since the last state.
+    `worker_init_fn` seeds numpy and random by worker only: noise and crops would repeat every epoch, and change with
+    the number of workers. BasicSR's trainer begins an epoch anew where it resumes, and gives nobody a chance between
+    two iterations."""
+    basicsr.data.worker_init_fn = worker_init_fn
+    basicsr.train.EnlargedSampler = EpochSampler
     basicsr.train.create_train_val_dataloader = create_train_val_dataloader
     basicsr.train.build_model = build_model
     basicsr.train.CPUPrefetcher, basicsr.train.CUDAPrefetcher = CountingCPUPrefetcher, CountingCUDAPrefetcher

@@ -7,18 +7,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from promptir_basicsr.models.checkpoint_util import SaveError
-from promptir_basicsr.option_util import printable
-from promptir_basicsr.pictures.file_util import Picture, PictureError, measure_picture, read_picture, write_picture
-from promptir_basicsr.restoring.plan_util import Job, Plan
-
-if TYPE_CHECKING:
-    from promptir_basicsr.restore import Restorer
+from promptir_basicsr.core.errors import SaveError
+from promptir_basicsr.core.messages import printable
+from promptir_basicsr.inference.plan import Job, Plan
+from promptir_basicsr.inference.restorer import Restorer
+from promptir_basicsr.pictures.io import measure_picture, read_picture, write_picture
+from promptir_basicsr.pictures.picture import Picture, PictureError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""

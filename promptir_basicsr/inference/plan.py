@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promptir_basicsr.option_util import OptionError, first_few, printable
-from promptir_basicsr.pictures.format_util import EXTENSIONS, FORMATS, extension_of, format_of
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import first_few, printable
+from promptir_basicsr.pictures.picture import EXTENSIONS, FORMATS, extension_of, format_of
 
 
 @dataclass(frozen=True)

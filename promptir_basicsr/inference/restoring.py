@@ -1,6 +1,6 @@
 """Restore images of any size: padding, tiles, self-ensemble and precision, the same for every command.
 
-Tiles bound the memory that an image takes. What a network learns from the whole image (see `archs.whole_util`) is
+Tiles bound the memory that an image takes. What a network learns from the whole image (see `global_statistics`) is
 worked out for the whole image all the same, in a way that `Settings.statistics` names:
 
 | statistics | what the tiles are restored with | passes of the network |
@@ -23,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.whole_util import Place, WholeImage
-from promptir_basicsr.models.compile_util import eagerly
-from promptir_basicsr.models.memory_util import Need
-from promptir_basicsr.models.padding_util import pad_to_multiple
-from promptir_basicsr.models.precision_util import PRECISIONS, autocast, float32_as
-from promptir_basicsr.models.tile_util import Grid, spread
-from promptir_basicsr.option_util import OptionError, check_count, unknown
+from promptir_basicsr.archs.layers.global_statistics import Place, WholeImage
+from promptir_basicsr.core.arrays import pad_to_multiple
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import check_count, unknown
+from promptir_basicsr.inference.tiles import Grid, spread
+from promptir_basicsr.runtime.compilation import eagerly
+from promptir_basicsr.runtime.memory import Need
+from promptir_basicsr.runtime.precision import PRECISIONS, autocast, float32_as
 
 logger = logging.getLogger('basicsr')
 

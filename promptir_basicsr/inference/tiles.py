@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from promptir_basicsr.archs.whole_util import Place
+from promptir_basicsr.archs.layers.global_statistics import Place
 
 T = TypeVar('T')
 

@@ -1,8 +1,8 @@
 """The losses, registered with BasicSR on import, and the scaler of their gradient."""
 
 from promptir_basicsr.losses.frequency_loss import FrequencyLoss
+from promptir_basicsr.losses.loss_scaler import LossScaler
 from promptir_basicsr.losses.pixel_loss import SmoothL1Loss
 from promptir_basicsr.losses.prompt_loss import PromptDecorrelationLoss, decorrelation, prompts_of
-from promptir_basicsr.losses.scaler_util import LossScaler
 
 __all__ = ['FrequencyLoss', 'LossScaler', 'PromptDecorrelationLoss', 'SmoothL1Loss', 'decorrelation', 'prompts_of']

@@ -4,7 +4,7 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.host import register
+from promptir_basicsr.core.registry import register
 
 
 @register(LOSS_REGISTRY)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptir_basicsr.option_util import OptionError, check_count, is_number
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import check_count, is_number
 
 
 class LossScaler:

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.host import register
-from promptir_basicsr.option_util import OptionError, is_number, unknown
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import is_number, unknown
+from promptir_basicsr.core.registry import register
 
 REDUCTIONS = ('mean', 'sum')
 

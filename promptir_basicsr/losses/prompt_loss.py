@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.host import register
-from promptir_basicsr.option_util import unknown
+from promptir_basicsr.core.messages import unknown
+from promptir_basicsr.core.registry import register
 
 KINDS = ('angle', 'cosine', 'gram')
 INNER_WEIGHT = 0.01  # the released program has one weight inside and another outside

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from promptir_basicsr.host import register
+from promptir_basicsr.core.registry import register
 
 Array = npt.NDArray[Any]
 F = TypeVar('F', bound=Callable[..., float])

@@ -8,18 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from promptir_basicsr.option_util import first_few
+from promptir_basicsr.core.messages import first_few
 
 logger = logging.getLogger('basicsr')
 
 MOST_IN_A_ROW = 10
-SICK = 5
-"""Exit status of a training that has ended because of them."""
+
 _MOST_NAMES = 8
-
-
-class SickTraining(RuntimeError):
-    """Too many steps in a row were left out."""
 
 
 @dataclass

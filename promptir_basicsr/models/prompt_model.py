@@ -15,19 +15,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from promptir_basicsr.host import register
+from promptir_basicsr.checkpoints.pretrained import check_fit, grow, load_sensor, read_weights, with_prompts
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.files import atomic_write, read_json
+from promptir_basicsr.core.registry import register
+from promptir_basicsr.evaluation.labels import LabelSource
+from promptir_basicsr.evaluation.validation import Measurement, Report
+from promptir_basicsr.inference.restoring import Settings, restore_images
+from promptir_basicsr.losses.loss_scaler import LossScaler
 from promptir_basicsr.losses.prompt_loss import prompts_of
-from promptir_basicsr.losses.scaler_util import LossScaler
-from promptir_basicsr.models.checkpoint_util import atomic_write, read_json, read_weights
-from promptir_basicsr.models.compile_util import compiled_for_any_size, compiling, eagerly
-from promptir_basicsr.models.grow_util import check_fit, grow, with_prompts
-from promptir_basicsr.models.inference_util import Settings, restore_images
-from promptir_basicsr.models.precision_util import autocast, float32_as, widened
-from promptir_basicsr.models.resume_util import Resumable
-from promptir_basicsr.models.sensor_util import LabelSource, frozen_in_silence, load_sensor
-from promptir_basicsr.models.share_util import Share
-from promptir_basicsr.models.validation_util import Measurement, Report
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.models.resume import Resumable
+from promptir_basicsr.models.step import frozen_in_silence
+from promptir_basicsr.runtime.compilation import compiled_for_any_size, compiling, eagerly
+from promptir_basicsr.runtime.precision import autocast, float32_as, widened
+from promptir_basicsr.runtime.processes import Share
 
 logger = logging.getLogger('basicsr')
 
@@ -40,8 +41,8 @@ class PromptModel(Resumable):
     A network's `size_multiple` (or its option `window_size`) is met by padding, so images of any size can be restored.
 
     Options beside BasicSR's own and those of `TrainingStep` and `Resumable`:
-        path.grow_g: start from weights with fewer prompts or labels; see `grow_util`. Default: False.
-        path.pretrain_network_sensor: weights of the network's sensor, which is not trained here; see `sensor_util`.
+        path.grow_g: start from weights with fewer prompts or labels; see `pretrained`. Default: False.
+        path.pretrain_network_sensor: weights of the network's sensor, which is not trained here; see `pretrained`.
         train.grad_clip_norm: largest norm of the whole gradient. Default: no clipping.
         train.frequency_opt: a second loss of the images, such as FrequencyLoss; alone or beside `pixel_opt`.
         train.prompt_opt: a loss of the network's prompts; the network shows them by `prompt_vectors()`.
@@ -57,9 +58,9 @@ class PromptModel(Resumable):
         val.labels: whether a network that takes labels gets the data's (True), those of its sensor ('sensor') or the
             same mixture for every image ({name: weight}).
             Default: True.
-        val.precision: of the network, see `precision_util`. Default: fp32, with which papers' numbers are comparable.
+        val.precision: of the network, see `precision`. Default: fp32, with which papers' numbers are comparable.
         val.compile: torch.compile for the network, for images of any size. Default: False.
-        val.tile, val.tile_overlap, val.tile_statistics, val.tile_passes, val.ensemble: see `inference_util.Settings`.
+        val.tile, val.tile_overlap, val.tile_statistics, val.tile_passes, val.ensemble: see `restoring.Settings`.
 
     A validation writes a row a task and their average to the log, to TensorBoard, to `metrics.csv` and `results.md`.
     """

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from promptir_basicsr.host.run import current
-from promptir_basicsr.host.signals import Stopped
-from promptir_basicsr.models.checkpoint_util import atomic_save, atomic_write, remove_older
-from promptir_basicsr.models.grow_util import state_problems
-from promptir_basicsr.models.metadata_util import METADATA, last_measured, measured, training_metadata
-from promptir_basicsr.models.random_state_util import kept_random_state, random_state, set_random_state
-from promptir_basicsr.models.result_util import has_iteration, up_to
-from promptir_basicsr.models.sick_util import MOST_IN_A_ROW, SickTraining
-from promptir_basicsr.models.step_util import TrainingStep
-from promptir_basicsr.models.validation_util import Report
-from promptir_basicsr.option_util import OptionError, first_few
+from promptir_basicsr.checkpoints.folder import remove_older
+from promptir_basicsr.checkpoints.pretrained import state_problems
+from promptir_basicsr.checkpoints.reading import METADATA
+from promptir_basicsr.core.errors import OptionError, SickTraining, Stopped
+from promptir_basicsr.core.files import atomic_save, atomic_write
+from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.evaluation.results import has_iteration, last_measured, measured, up_to
+from promptir_basicsr.evaluation.validation import Report
+from promptir_basicsr.models.metadata import training_metadata
+from promptir_basicsr.models.nonfinite import MOST_IN_A_ROW
+from promptir_basicsr.models.run import current
+from promptir_basicsr.models.step import TrainingStep
+from promptir_basicsr.runtime.random_state import kept_random_state, random_state, set_random_state
 
 logger = logging.getLogger('basicsr')
 
@@ -156,7 +158,7 @@ class Resumable(TrainingStep):
     def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
         """Write `NET_ITER.pth` whole or not at all; BasicSR writes in place and goes on after a failure.
 
-        Beside the weights stands what is known of them, see `metadata_util`.
+        Beside the weights stands what is known of them, see `metadata`.
 
         Raises:
             SaveError: the file could not be written; an older one of the same name is untouched.

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from promptir_basicsr.host import register
+from promptir_basicsr.core.registry import register
+from promptir_basicsr.evaluation.sensor import SensorMeasurement, SensorReport
 from promptir_basicsr.models.prompt_model import PromptModel
-from promptir_basicsr.models.sensor_report_util import SensorMeasurement, SensorReport
-from promptir_basicsr.models.step_util import chosen
+from promptir_basicsr.models.step import chosen
 
 
 @register(MODEL_REGISTRY)

@@ -5,26 +5,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import basicsr.data
-
-STOPPED = 3
-"""Exit status of a training that a signal has stopped, and that `--auto_resume` continues."""
 ALWAYS = ('SIGTERM', 'SIGINT')
 FURTHER = ('SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
 """What `logger.stop_signals` may name: Slurm sends the one that `--signal` asks for before it takes the machine."""
 _REPEAT = 5.0  # seconds, on a busy machine, in which torchrun passes on what the terminal has sent to all already
-
-_host_worker_init: Callable[..., None] = basicsr.data.worker_init_fn
-
-
-class Stopped(SystemExit):
-    """A signal has ended the training, and its state is saved; the code is STOPPED."""
-
-    def __init__(self) -> None:
-        super().__init__(STOPPED)
 
 
 class StopSignals:
@@ -82,28 +69,3 @@ def _told(name: str) -> bytes:
 def ignore_once(number: int, _: object) -> None:
     """Handler in the workers of a data loader: Ctrl-C and Slurm signal them as well, and training still needs them."""
     signal.signal(number, signal.SIG_DFL)
-
-
-def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
-    """BasicSR's, in a process that outlives the first signal, unless its own parent sends it."""
-    _host_worker_init(worker_id, num_workers, rank, seed)
-    for name in (*ALWAYS, *FURTHER):
-        if name != 'SIGTERM' and hasattr(signal, name):
-            signal.signal(getattr(signal, name), ignore_once)
-    # The parent ends its workers by SIGTERM and waits for them. Only this call tells who has sent it; macOS lacks it.
-    if hasattr(signal, 'sigwaitinfo'):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_wait_for_end, daemon=True).start()
-
-
-def _wait_for_end() -> None:
-    others = 0
-    while others < 2:
-        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
-        others += 1 if sender != os.getppid() else 2
-    os._exit(0)
-
-
-def adapt() -> None:
-    """BasicSR dies of a signal wherever it is, its workers before it, and loses what it did since the last state."""
-    basicsr.data.worker_init_fn = worker_init_fn

@@ -15,14 +15,14 @@ from basicsr.models.sr_model import SRModel
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from promptir_basicsr.archs.formulation_util import Formulated
+from promptir_basicsr.archs.layers.formulation import Formulated
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.losses.loss_scaler import LossScaler
 from promptir_basicsr.losses.prompt_loss import prompts_of
-from promptir_basicsr.losses.scaler_util import LossScaler
-from promptir_basicsr.models.compile_util import compile_in_place, compiling
-from promptir_basicsr.models.precision_util import autocast, device_problems, set_float32, widened
-from promptir_basicsr.models.recompute_util import set_blocks
-from promptir_basicsr.models.sick_util import SickSteps, Step, running_statistics
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.models.nonfinite import SickSteps, Step, running_statistics
+from promptir_basicsr.runtime.compilation import compile_in_place, compiling
+from promptir_basicsr.runtime.precision import autocast, device_problems, set_float32, widened
+from promptir_basicsr.runtime.recompute import set_blocks
 
 logger = logging.getLogger('basicsr')
 
@@ -38,9 +38,9 @@ class TrainingStep(SRModel):
     the step out, and the log hears of it one step later.
 
     Options:
-        precision: of the forward pass, see `precision_util`; losses, gradients and weights are float32. Default: fp32.
+        precision: of the forward pass, see `precision`; losses, gradients and weights are float32. Default: fp32.
         formulation: 'fast' or 'plain', of networks that have both. Default: fast.
-        activation_checkpointing: 'none', 'gate' or 'block', see `recompute_util`. Default: the network's own.
+        activation_checkpointing: 'none', 'gate' or 'block', see `recompute`. Default: the network's own.
         channels_last: keep images and convolutions with the channels of a pixel side by side. Default: False.
         compile: torch.compile for the training step, True or 'max-autotune'. Default: False.
         train.accumulate: in how many parts the batch passes the network; gradients and losses are those of the whole
@@ -425,3 +425,17 @@ def is_mean(loss: nn.Module) -> bool:
 def chosen(x: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
     """The images of x: (B, ...) at some places. A list as an index would be copied to the device, which waits."""
     return x if len(members) == len(x) else torch.cat([x[i : i + 1] for i in members])
+
+
+@contextmanager
+def frozen_in_silence() -> Iterator[None]:
+    """BasicSR warns of each parameter that is not optimized; a sensor has dozens."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not (record.levelno == logging.WARNING and 'will not be optimized' in record.getMessage())
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS, scheduler_arguments
-from promptir_basicsr.option_train_check import HOST_SCHEDULERS
+from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, scheduler_arguments
 
 
 class RatePoint(NamedTuple):

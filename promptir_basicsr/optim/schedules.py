@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from basicsr.models import lr_scheduler as host_schedulers
 from torch.optim.lr_scheduler import LRScheduler
+
+HOST_SCHEDULERS = {
+    'MultiStepLR': host_schedulers.MultiStepRestartLR,
+    'MultiStepRestartLR': host_schedulers.MultiStepRestartLR,
+    'CosineAnnealingRestartLR': host_schedulers.CosineAnnealingRestartLR,
+}
 
 
 class IterationLR(LRScheduler, ABC):

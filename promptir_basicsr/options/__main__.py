@@ -1,18 +1,17 @@
-"""Write what there is to know of the options: `python -m promptir_basicsr.schema`."""
+"""Write what there is to know of the options: `python -m promptir_basicsr.options`."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-import promptir_basicsr  # noqa: F401  (registers)
-from promptir_basicsr.schema.json_schema_util import json_schema
-from promptir_basicsr.schema.reference_util import JSON_SCHEMA, REFERENCE, reference
+from promptir_basicsr.options.json_schema import json_schema
+from promptir_basicsr.options.reference import JSON_SCHEMA, REFERENCE, reference
 
 
 def main() -> int:
     """Print the JSON schema of option files, or write it and the table of every key into a folder."""
-    parser = argparse.ArgumentParser(prog='python -m promptir_basicsr.schema', description=main.__doc__)
+    parser = argparse.ArgumentParser(prog='python -m promptir_basicsr.options', description=main.__doc__)
     parser.add_argument(
         '--write', metavar='DIR', type=Path, help=f'write {JSON_SCHEMA} and {REFERENCE} into this folder'
     )

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictInt, StrictStr
 
-from promptir_basicsr.schema.registered_util import Registered
-from promptir_basicsr.schema.section_util import Section, option
-from promptir_basicsr.schema.value_util import (
+from promptir_basicsr.options.registered import Registered
+from promptir_basicsr.options.section import (
     CheckedElsewhere,
     Count,
     CountFromZero,
@@ -17,8 +16,10 @@ from promptir_basicsr.schema.value_util import (
     Flag,
     OneOf,
     Positive,
+    Section,
     Text,
     Told,
+    option,
 )
 
 

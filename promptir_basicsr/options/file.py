@@ -1,16 +1,30 @@
-"""Where in an option file, or on the command line, a mistake stands."""
+"""Read an option file with the replacements of the command line, and tell where each option stands."""
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from promptir_basicsr.option_util import printable
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import did_you_mean, printable
+from promptir_basicsr.core.yaml_loader import load_yaml_with_places, parse_value
+from promptir_basicsr.options.catalogue import find_section
+from promptir_basicsr.options.registered import Registered
+from promptir_basicsr.options.run import run_schema
+from promptir_basicsr.options.section import Section, alternatives, alternatives_of
 
 _UNKNOWN = re.compile(r": unknown (?:\w+ )*?(?P<kind>\w+) '(?P<found>.*?)'\.")
 _WORD = re.compile(r'\w+')
 # Of every message, or of nearly every mapping: such a word in a message says nothing of its place.
 _COMMON = ('type', 'name')
+
+_LONGEST = 160  # of a replacement, as messages quote it
+
+_NOTHING = ('', '~', 'null', 'none')
 
 
 class Places:
@@ -135,3 +149,139 @@ def _without_name(text: str, task: yaml.Node) -> str:
     names = {key: value.value for key, _, value in _items(task) if isinstance(value, yaml.ScalarNode)}
     name = f' ({names.get("name", names.get("type"))})'
     return text.removeprefix(name)
+
+
+def read_options(path: str, force_yml: list[str] | None = None) -> dict[str, Any]:
+    """An option file with replacements; their values are typed as YAML and by the schema, nothing is evaluated.
+
+    Raises:
+        OptionError: it is not there or no YAML, or a replacement leads nowhere.
+    """
+    return read_option_file(path, force_yml)[0]
+
+
+def read_option_file(path: str, force_yml: list[str] | None = None) -> tuple[dict[str, Any], Places]:
+    """`read_options`, and where the options stand."""
+    path = find_option_file(path)
+    options, node = load_yaml_with_places(path)
+    places = Places(path, node)
+    for entry in force_yml or []:
+        where = f'--force_yml {printable(entry[:_LONGEST])}{"..." * (len(entry) > _LONGEST)}'
+        places.replace(_replace(options, entry, where), where)
+    return options, places
+
+
+def find_option_file(path: str) -> str:
+    """The path of an option file: of an existing one, or by its bare name of one that this package ships.
+
+    Raises:
+        OptionError: there is no such file.
+    """
+    if os.path.isfile(path):
+        return path
+    package = Path(__file__).parents[1]
+    installed, source_tree = package / 'option_files', package.parent / 'options'
+    folder = source_tree if (package.parent / 'pyproject.toml').is_file() else installed
+    shipped = [file.name for file in sorted(folder.glob('*.yml'))]
+    if path in shipped:
+        return str(folder / path)
+    close = get_close_matches(os.path.basename(path), shipped, n=1, cutoff=0.8)
+    hint = f" '{close[0]}' comes with promptir_basicsr and is found by that name." if close else ''
+    raise OptionError([f"the option file '{path}' does not exist. Paths start at the current folder.{hint}"])
+
+
+def _replace(options: Any, entry: str, where: str) -> list[str]:
+    """Replace an option; returns its place."""
+    keys, separator, text = entry.partition('=')
+    if not separator:
+        raise OptionError([f"{where}: give KEY=VALUE, with ':' between the levels of the key."])
+    *parents, last = levels = [key.strip() for key in keys.split(':')]
+    place, of_protocol = options, False
+    for key in parents:
+        # Tasks of a protocol stand in the protocol's file; names that are not among them are told with it.
+        of_protocol |= isinstance(place, dict) and 'protocol' in place and key == 'tasks'
+        if of_protocol and isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
+        place = _step(place, key, where)
+    value = typed(options, levels, text.strip(), parse_value(text.strip(), where))
+    if isinstance(place, list):
+        _step(place, last, where)
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise OptionError([f"{where}: '{parents[-1]}' is a value, it has no '{last}'."])
+    return levels
+
+
+def _step(place: Any, key: str, where: str) -> Any:
+    if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+        return place[int(key)]
+    if isinstance(place, dict) and key in place:
+        return place[key]
+    allowed = range(len(place)) if isinstance(place, list) else place if isinstance(place, dict) else ()
+    raise OptionError([f"{where}: no '{key}' there.{did_you_mean(key, map(str, allowed))}"])
+
+
+def typed(options: Mapping[str, Any], keys: Sequence[str], text: str, value: Any) -> Any:
+    """A replacement as the option at its place takes it: digits stay text where text is wanted, as in `name=123`.
+
+    Args:
+        options: of the whole file.
+        keys: the place, from the top.
+        text: as it was typed.
+        value: what YAML makes of it.
+    """
+    if isinstance(value, (str, dict, list)):
+        return value
+    section = run_schema(options.get('model_type'), 'train' in options)
+    kinds = set(_kinds_in(section, options, list(keys)))
+    if str not in kinds or kinds & {bool, int, float, Any}:
+        return value
+    if value is None and text.lower() in _NOTHING and not ('needed' in kinds and text):
+        return None
+    return text
+
+
+def _kinds_in(section: type[Section], options: Any, keys: list[str]) -> Iterator[Any]:
+    """The types that an option below a section may have, and the word 'needed' where it must be there."""
+    field = section.field_of(keys[0])
+    if field is None:
+        return
+    value = options.get(keys[0]) if isinstance(options, Mapping) else None
+    for kind, metadata in alternatives_of(field):
+        yield from _kinds(kind, metadata, value, keys[1:])
+    if field.is_required() and len(keys) == 1:
+        yield 'needed'
+
+
+def _kinds(kind: Any, metadata: Sequence[Any], value: Any, keys: list[str]) -> Iterator[Any]:
+    registered = next((part for part in metadata if isinstance(part, Registered)), None)
+    if registered is not None and keys:
+        section = find_section(registered.kind, value)
+        if keys == ['type']:
+            yield str
+        elif section is not None:
+            yield from _kinds_in(section, value, keys)
+    elif isinstance(kind, type) and issubclass(kind, Section):
+        if keys:
+            yield from _kinds_in(kind, value, keys)
+    elif keys:
+        yield from _kinds_of_items(kind, value, keys)
+    elif get_origin(kind) is Literal:
+        yield from {type(word) for word in get_args(kind)}
+    else:
+        yield kind
+
+
+def _kinds_of_items(kind: Any, value: Any, keys: list[str]) -> Iterator[Any]:
+    """Of a list's or a mapping's items."""
+    if not get_args(kind):
+        return
+    item = value.get(keys[0]) if isinstance(value, Mapping) else None
+    if isinstance(value, list) and keys[0].isdecimal() and int(keys[0]) < len(value):
+        item = value[int(keys[0])]
+    by_key = issubclass(get_origin(kind), Mapping)
+    if by_key or keys[0].isdecimal():
+        for part, metadata in alternatives(get_args(kind)[1 if by_key else 0]):
+            yield from _kinds(part, metadata, item, keys[1:])

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from promptir_basicsr.data.degradation_spec_util import DEGRADATIONS, Choice, Parameter, Switch
-from promptir_basicsr.schema.registered_util import MARK, known_names, registered
-from promptir_basicsr.schema.run_schema import OWN_RUNS, OwnRun
-from promptir_basicsr.schema.section_util import Section
+from promptir_basicsr.degradations.spec import DEGRADATIONS, Choice, Parameter, Switch
+from promptir_basicsr.options.catalogue import known_names, registered
+from promptir_basicsr.options.registered import MARK
+from promptir_basicsr.options.run import OWN_RUNS, OwnRun
+from promptir_basicsr.options.section import Section
 
 Schema = dict[str, Any]
 

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from promptir_basicsr.schema.json_schema_util import Schema, json_schema
-from promptir_basicsr.schema.registered_util import registered
+from promptir_basicsr.options.catalogue import registered
+from promptir_basicsr.options.json_schema import Schema, json_schema
 
-COMMAND = 'python -m promptir_basicsr.schema --write docs'
+COMMAND = 'python -m promptir_basicsr.options --write docs'
 REFERENCE = 'options_reference.md'
 JSON_SCHEMA = 'options.schema.json'
 

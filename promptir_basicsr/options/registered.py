@@ -2,23 +2,21 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict, create_model
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
-from promptir_basicsr.schema.section_util import Section
-from promptir_basicsr.schema.value_util import Flag, Text, Told
+from promptir_basicsr.options.section import Flag, Section, Text, Told
 
 MARK = 'x-registered'
-"""Stands in a JSON schema, until `json_schema_util` puts the options of the registered classes there."""
+"""Stands in a JSON schema, until `json_schema` puts the options of the registered classes there."""
 
-_OURS = 'promptir_basicsr.'
+OURS = 'promptir_basicsr.'
 
 
 class Registered:
@@ -38,43 +36,6 @@ class Registered:
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         return {**handler(schema), MARK: self.kind}
-
-
-def registered(kind: str) -> dict[str, type[Section]]:
-    """What this package has of a kind: name -> its options without `type`."""
-    from promptir_basicsr.losses.scaler_util import LossScaler
-    from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS
-    from promptir_basicsr.schema.data_schema import MeasuringSet, TrainingSet
-
-    if kind == 'network':
-        return _sections(_ours(ARCH_REGISTRY))
-    if kind in ('loss', 'prompt loss'):
-        losses = _ours(LOSS_REGISTRY)
-        wanted = kind == 'prompt loss'
-        return _sections({name: loss for name, loss in losses.items() if _takes_prompts(loss) == wanted})
-    if kind == 'metric':
-        return _sections(_ours(METRIC_REGISTRY), given=('img', 'img2'))
-    if kind == 'schedule':
-        return _sections(SCHEDULERS, given=('optimizer', 'last_epoch'), optional=('total_iter',))
-    if kind == 'loss scaler':
-        return _sections({'LossScaler': LossScaler})
-    sets: dict[str, type[Section]] = {'training set': TrainingSet, 'measuring set': MeasuringSet}
-    return {'AllInOneDataset': sets[kind]} if kind in sets else {}
-
-
-def _ours(registry: Any) -> dict[str, Any]:
-    found = {name: kind for name, kind in registry if kind.__module__.startswith(_OURS)}
-    return {name: found[name] for name in sorted(found)}
-
-
-def _takes_prompts(loss: Any) -> bool:
-    return bool(getattr(loss, 'takes_prompts', False))
-
-
-def _sections(
-    functions: Mapping[str, Callable[..., Any]], given: tuple[str, ...] = (), optional: tuple[str, ...] = ()
-) -> dict[str, type[Section]]:
-    return {name: section_of(function, given, optional) for name, function in functions.items()}
 
 
 @cache
@@ -130,7 +91,7 @@ def type_problems(where: str, function: Callable[..., Any], arguments: Mapping[s
 
     Unknown and missing ones are left to others, as is everything about classes of others.
     """
-    if not function.__module__.startswith(_OURS):
+    if not function.__module__.startswith(OURS):
         return []
     known = inspect.signature(function).parameters
     given = tuple(name for name in known if name not in arguments)
@@ -150,22 +111,3 @@ def argument_meanings(docstring: str) -> dict[str, str]:
         elif line.strip():
             meanings.update({name: f'{meanings[name]} {line.strip()}' for name in names})
     return {name: text.removesuffix('.') if '. ' not in text else text for name, text in meanings.items()}
-
-
-def find_section(kind: str, options: Any) -> type[Section] | None:
-    """The options that go with a `type`, or None for one that is not of this package."""
-    if kind == 'loss scaler':
-        return registered(kind)['LossScaler']
-    name = options.get('type') if isinstance(options, Mapping) else None
-    return registered(kind).get(name) if isinstance(name, str) else None
-
-
-def known_names(kind: str) -> list[str]:
-    """Names for an editor to suggest: those of this package, then BasicSR's own that are often met."""
-    host: Iterable[str] = {
-        'loss': ('CharbonnierLoss', 'L1Loss', 'MSELoss'),
-        'metric': ('calculate_niqe', 'calculate_psnr', 'calculate_ssim'),
-        'schedule': ('CosineAnnealingRestartLR', 'MultiStepLR', 'MultiStepRestartLR'),
-        'optimizer': ('Adam', 'AdamW', 'SGD'),
-    }.get(kind, ())
-    return [*registered(kind), *(name for name in host if name not in registered(kind))]

@@ -5,11 +5,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, Strict
 from pydantic.fields import FieldInfo
 
-from promptir_basicsr.option_util import shown
-from promptir_basicsr.schema.registered_util import Registered
-from promptir_basicsr.schema.section_util import Section, option
-from promptir_basicsr.schema.train_schema import HostTrainOptions, PromptTrainOptions, SensorTrainOptions
-from promptir_basicsr.schema.value_util import (
+from promptir_basicsr.core.messages import shown
+from promptir_basicsr.options.registered import Registered
+from promptir_basicsr.options.section import (
     CheckedElsewhere,
     Count,
     CountFromZero,
@@ -20,11 +18,14 @@ from promptir_basicsr.schema.value_util import (
     OneOf,
     Port,
     Positive,
+    Section,
     Seed,
     Text,
     Told,
+    option,
     told,
 )
+from promptir_basicsr.options.train import HostTrainOptions, PromptTrainOptions, SensorTrainOptions
 
 PromptScale = Annotated[Literal[1], Told('{found}; PromptModel restores at the same size, scale: 1.')]
 SensorScale = Annotated[Literal[1], Told('{found}; SensorModel has no use for it, scale: 1.')]

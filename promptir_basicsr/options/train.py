@@ -4,9 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from promptir_basicsr.schema.registered_util import Registered
-from promptir_basicsr.schema.section_util import Section, option
-from promptir_basicsr.schema.value_util import Count, Told, Typed, Warmup
+from promptir_basicsr.options.registered import Registered
+from promptir_basicsr.options.section import Count, Section, Told, Typed, Warmup, option
 
 Optimizer = Annotated[Typed, Registered('optimizer')]
 Schedule = Annotated[Typed, Registered('schedule')]

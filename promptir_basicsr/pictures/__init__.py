@@ -1,1 +1,6 @@
 """Files of pictures, read and written with all that they hold."""
+
+from promptir_basicsr.pictures.io import read_picture, write_picture
+from promptir_basicsr.pictures.picture import Picture, PictureError
+
+__all__ = ['Picture', 'PictureError', 'read_picture', 'write_picture']

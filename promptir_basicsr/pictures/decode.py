@@ -1,4 +1,4 @@
-"""Files of pictures -> pixels and everything else that they say; TIFF is in `tiff_util`."""
+"""Files of pictures -> pixels and everything else that they say; TIFF is in `tiff`."""
 
 import io
 import re
@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageCms
 
-from promptir_basicsr.pictures.exif_util import orientation_of, turn_upright, turned_block
-from promptir_basicsr.pictures.format_util import Picture, PictureError
+from promptir_basicsr.pictures.exif import orientation_of, turn_upright, turned_block
+from promptir_basicsr.pictures.picture import Picture, PictureError
 
 READABLE = ('PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP', 'PPM', 'GIF')
 """Formats as Pillow calls them."""

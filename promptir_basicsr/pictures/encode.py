@@ -1,4 +1,4 @@
-"""Pictures as bytes of a file; `file_util` says what an image is."""
+"""Pictures as bytes of a file; `picture` says what an image is."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from promptir_basicsr.pictures.format_util import Picture, PictureError
-from promptir_basicsr.pictures.tiff_util import tiff_of
+from promptir_basicsr.pictures.picture import Picture, PictureError
+from promptir_basicsr.pictures.tiff import tiff_of
 
 JPEG_QUALITY = 95
 """Of 100, with colours at full size (4:4:4): errors of one or two grey levels, 41 dB."""

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import PIL.Image
 
-from promptir_basicsr.models.checkpoint_util import atomic_write
-from promptir_basicsr.option_util import printable
-from promptir_basicsr.pictures.decode_util import READABLE, exif_of, read_picture_file, what_it_is
-from promptir_basicsr.pictures.encode_util import encode_picture
-from promptir_basicsr.pictures.exif_util import orientation_of
-from promptir_basicsr.pictures.format_util import EXTENSIONS, FORMATS, Picture, PictureError, format_of
-from promptir_basicsr.pictures.tiff_util import TIFF_MAGIC, measure_tiff, read_tiff
+from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.core.messages import printable
+from promptir_basicsr.pictures.decode import READABLE, exif_of, read_picture_file, what_it_is
+from promptir_basicsr.pictures.encode import encode_picture
+from promptir_basicsr.pictures.exif import orientation_of
+from promptir_basicsr.pictures.picture import EXTENSIONS, FORMATS, Picture, PictureError, format_of
+from promptir_basicsr.pictures.tiff import TIFF_MAGIC, measure_tiff, read_tiff
 
 __all__ = [
     'EXTENSIONS',

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from promptir_basicsr.option_util import did_you_mean
+from promptir_basicsr.core.messages import did_you_mean
 
 FORMATS = {
     'png': 'PNG',

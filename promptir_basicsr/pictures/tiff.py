@@ -8,9 +8,9 @@ import numpy as np
 import PIL.Image
 import tifffile
 
-from promptir_basicsr.pictures.decode_util import as_bytes, pixels_of, resolution_of, upright
-from promptir_basicsr.pictures.exif_util import orientation_of, with_upright_orientation
-from promptir_basicsr.pictures.format_util import Picture, PictureError
+from promptir_basicsr.pictures.decode import as_bytes, pixels_of, resolution_of, upright
+from promptir_basicsr.pictures.exif import orientation_of, with_upright_orientation
+from promptir_basicsr.pictures.picture import Picture, PictureError
 
 TIFF_MAGIC = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _WORDS = (270, 271, 272, 305, 306, 315, 33432)  # what it shows, camera, program, date, who made it, whose it is

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from promptir_basicsr.archs.kernel_util import prepare_to_compile
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.archs.fast.kernels import prepare_to_compile
+from promptir_basicsr.core.errors import OptionError
 
 
 def compile_in_place(net: nn.Module, how: bool | str) -> None:

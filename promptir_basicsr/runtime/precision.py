@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
+from promptir_basicsr.core.errors import OptionError
+
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -54,3 +56,21 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def widened(output: torch.Tensor, precision: str) -> torch.Tensor:
     """What a network gives under autocast, in float32; of other precisions as it is."""
     return output.float() if precision in HALF else output
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of a name, 'auto' for a GPU where there is one.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    if device == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise OptionError([f"device: '{device}' is none. Allowed: auto, cpu, cuda, cuda:N."]) from error
+    count = torch.cuda.device_count()
+    if found.type == 'cuda' and (not torch.cuda.is_available() or (found.index or 0) >= count):
+        raise OptionError([f"device: '{device}' is not there; GPUs that PyTorch can use: {count}. Take auto or cpu."])
+    return found

@@ -9,8 +9,7 @@ import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader
 
-from promptir_basicsr.data.image_util import ImageError
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import ImageError, OptionError
 
 T = TypeVar('T')
 

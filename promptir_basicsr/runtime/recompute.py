@@ -1,6 +1,6 @@
 """Activation checkpointing: work out in the backward pass what the forward pass did not keep.
 
-Networks of ours have blocks that choose for themselves, see `archs.formulation_util`. In any other network the blocks
+Networks of ours have blocks that choose for themselves, see `archs.layers.formulation`. In any other network the blocks
 are found by their repetition.
 """
 
@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from promptir_basicsr.archs.formulation_util import CHECKPOINTING, Formulated, set_checkpointing, set_formulation
-from promptir_basicsr.option_util import unknown
+from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, Formulated, set_checkpointing, set_formulation
+from promptir_basicsr.core.messages import unknown
 
 LISTS = (nn.Sequential, nn.ModuleList)
 

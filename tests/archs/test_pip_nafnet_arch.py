@@ -15,7 +15,7 @@ import promptir_basicsr  # noqa: F401  (registers)
 from basicsr.models import build_model
 
 from promptir_basicsr.archs import PIPNAFNet
-from promptir_basicsr.option_check import check_network
+from promptir_basicsr.checks.run import check_network
 from tests.golden.seeded import seeded_fill, seeded_image
 from tests.models.model_options import run_options
 

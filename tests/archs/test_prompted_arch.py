@@ -20,10 +20,11 @@ from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr.archs import PromptedNetwork
-from promptir_basicsr.archs.tap_util import TapPoint, survey
-from promptir_basicsr.models.grow_util import check_fit, grow, start_problems, with_prompts
-from promptir_basicsr.option_check import check_network, check_options
-from promptir_basicsr.option_util import OptionError, find_registered
+from promptir_basicsr.archs.layers.taps import TapPoint, survey
+from promptir_basicsr.checkpoints.pretrained import check_fit, grow, start_problems, with_prompts
+from promptir_basicsr.checks.run import check_network, check_options
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.registry import find_registered
 from tests.golden.seeded import seeded_fill, seeded_image
 from tests.models.model_options import run_options
 

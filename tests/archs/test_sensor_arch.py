@@ -17,7 +17,7 @@ from promptir_basicsr.archs.sensor_arch import (
     statistics_count,
     to_levels,
 )
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import OptionError
 
 PIP: dict[str, Any] = {
     'dim': 8,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.tiling import difference_row, main, seam_mask
-from promptir_basicsr.models.tile_util import Grid, Line
+from promptir_basicsr.inference.tiles import Grid, Line
 
 
 def test_steps_at_seams_and_elsewhere() -> None:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 import promptir_basicsr
 from promptir_basicsr import cli
 from promptir_basicsr.archs import DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
-from promptir_basicsr.checkpoints import build, digest, read_checkpoint, write_checkpoint
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.checkpoints.checkpoint import build, digest, read_checkpoint, write_checkpoint
+from promptir_basicsr.core.errors import OptionError
 from tests.golden.seeded import seeded_array, seeded_fill, seeded_image
 
-GOLDEN = Path(__file__).parent / 'golden'
+GOLDEN = Path(__file__).parents[1] / 'golden'
 SMALL: dict[str, Any] = {
     'dim': 8,
     'num_blocks': [1, 1, 1, 1],

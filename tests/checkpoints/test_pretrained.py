@@ -19,11 +19,12 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr import cli
 from promptir_basicsr.archs import PromptIR
-from promptir_basicsr.host import register
-from promptir_basicsr.models.grow_util import growable_axes, start_problems, state_problems
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.checkpoints.pretrained import growable_axes, start_problems, state_problems
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.registry import register
+from promptir_basicsr.core.yaml_loader import load_yaml
 from tests.models.model_options import NETWORK, run_options
+from tests.tiny_training import TINY_TRAINING
 
 SMALL = {key: value for key, value in NETWORK.items() if key != 'type'}
 BANKS = [f'prompt{level}.prompt_param' for level in (1, 2, 3)]
@@ -284,37 +285,12 @@ def test_growing_belongs_to_training(tmp_path: Path) -> None:
 
 # real trainings
 
-TRAINING = """
-name: RUN
-model_type: PromptModel
-num_gpu: 0
-manual_seed: 0
-datasets:
-  train:
-    name: tiny_train
-    type: AllInOneDataset
-    gt_size: 16
-    tasks:
-      - {type: derain, clean: 'skimage://', files: [astronaut.png], degrade: {type: rain}, copies: 8}
-    batch_size_per_gpu: 2
-    num_worker_per_gpu: 0
-network_g:
-  type: PromptIR
-  dim: 8
-  num_blocks: [1, 1, 1, 1]
-  num_refinement_blocks: 1
-  heads: [1, 1, 1, 1]
-  prompt_sizes: [4, 4, 4]
-  num_prompts: 5
-path: {}
-train:
-  total_iter: 2
-  optim_g: {type: AdamW, lr: 1e-3}
-  scheduler: {type: FixedLR}
-  ema_decay: 0.9
-  pixel_opt: {type: L1Loss}
-logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
-"""
+TRAINING = (
+    TINY_TRAINING.replace('name: tiny\n', 'name: RUN\n')
+    .replace('prompt_sizes: [4, 4, 4]', 'prompt_sizes: [4, 4, 4]\n  num_prompts: 5')
+    .replace('total_iter: 4', 'total_iter: 2')
+    .replace('{type: FixedLR}', '{type: FixedLR}\n  ema_decay: 0.9')
+)
 
 
 def train(name: str, *changes: str) -> int:
@@ -398,7 +374,7 @@ def test_states_of_optimizers_that_fit_are_taken(kind: str) -> None:
 def test_the_example_is_a_right_option_file(tmp_path: Path) -> None:
     path = tmp_path / 'tiny.yml'
     path.write_text(TRAINING, encoding='utf-8')
-    from promptir_basicsr.option_check import check_options
+    from promptir_basicsr.checks.run import check_options
 
     assert check_options(load_yaml(str(path)), is_train=True) == []
     opt = load_yaml(str(path))

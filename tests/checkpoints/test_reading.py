@@ -19,8 +19,8 @@ import skimage.io
 import torch
 from torch import nn
 
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.weights.file_util import are_weights, read_weight_file
+from promptir_basicsr.checkpoints.reading import are_weights, read_weight_file
+from promptir_basicsr.core.errors import OptionError
 
 WEIGHTS = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.tensor([1.5, -2.0]))
 

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from promptir_basicsr.archs import PIPNAFNet
-from promptir_basicsr.archs.tap_util import default_width
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.weights.fit_util import fit, new_network, shapes_of, unused_shapes
-from promptir_basicsr.weights.recognize_util import RECOGNIZED, expansion_factor, recognize
+from promptir_basicsr.archs.layers.taps import default_width
+from promptir_basicsr.checkpoints.matching import fit, new_network, shapes_of, unused_shapes
+from promptir_basicsr.checkpoints.recognition import RECOGNIZED, expansion_factor, recognize
+from promptir_basicsr.core.errors import OptionError
 
-GOLDEN = Path(__file__).parent / 'golden'
+GOLDEN = Path(__file__).parents[1] / 'golden'
 INTERACTIONS = ('topm', 'cross', 'gate', 'promptir_gate')
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import skimage.data
 
-from promptir_basicsr.data.duplicate_util import FINGERPRINT_BYTES, find_duplicates, fingerprint
-from promptir_basicsr.data.image_util import decode
+from promptir_basicsr.checks.images import FINGERPRINT_BYTES, find_duplicates, fingerprint
+from promptir_basicsr.data.images import decode
 
 NAMES = 'astronaut chelsea coffee rocket retina camera moon brick grass gravel coins motorcycle'.split()
 

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from promptir_basicsr.data.duplicate_util import fingerprint
-from promptir_basicsr.data.image_util import ImageError, decode
-from promptir_basicsr.data.inspect_util import ImageFacts, Wanted, image_size, inspect_images
-from promptir_basicsr.data.storage_util import FolderSource
+from promptir_basicsr.checks.images import ImageFacts, Wanted, fingerprint, image_size, inspect_images
+from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.data.images import decode
+from promptir_basicsr.data.sources import FolderSource
 
 
 def wanted(*names: str, source: int = 0, fingerprint: bool = False) -> list[Wanted]:

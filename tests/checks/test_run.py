@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
-from promptir_basicsr.option_check import check_options
-from promptir_basicsr.option_train_check import HOST_SCHEDULERS
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.core.yaml_loader import load_yaml
+from promptir_basicsr.optim.schedules import HOST_SCHEDULERS
 
 # isort: split
 from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.models import lr_scheduler
 
-OPTION_FILES = sorted((Path(__file__).parents[1] / 'options').glob('*.yml'))
+OPTION_FILES = sorted((Path(__file__).parents[2] / 'options').glob('*.yml'))
 MISSING = object()
 TASK = {
     'name': 'denoise',

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
-from promptir_basicsr.option_check import check_options
-from promptir_basicsr.option_util import MachineProblem
-from tests.test_option_check import MISSING, measuring, put, training
+from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.core.errors import MachineProblem
+from tests.checks.test_run import MISSING, measuring, put, training
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 1}
 

@@ -20,14 +20,15 @@ from rich.console import Console
 
 import promptir_basicsr
 from promptir_basicsr import cli
-from promptir_basicsr.check import check_file
-from promptir_basicsr.check_report import Finding, Report, print_report
-from promptir_basicsr.data.storage_util import FolderSource
+from promptir_basicsr.checks.check import check_file
+from promptir_basicsr.checks.report import Finding, Report
+from promptir_basicsr.commands.check import print_report
+from promptir_basicsr.data.sources import FolderSource
 
 # isort: split
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
-DOCS = Path(__file__).parents[1] / 'docs' / 'check.md'
+DOCS = Path(__file__).parents[2] / 'docs' / 'check.md'
 OPTIONS = {
     'name': 'tiny',
     'model_type': 'PromptModel',
@@ -660,7 +661,7 @@ def test_the_page_knows_every_key_and_kind(tree: Path) -> None:
     assert {'duplicates', 'test_images', 'iteration'} <= told
     assert [key for key in sorted(told) if f'`{key}`' not in page] == []
     package = Path(promptir_basicsr.__file__).parent
-    source = ''.join((package / name).read_text() for name in ('check.py', 'check_data.py'))
+    source = ''.join((package / name).read_text() for name in ('checks/check.py', 'checks/data.py'))
     kinds = set(re.findall(r"(?:ERROR|NOTE|severity),\s+'(\w+)'", source))
     kinds |= set(re.findall(r"return '(\w+)', \[", source)) | {'machine', 'options', 'count'}
     assert {'missing', 'orphans', 'unreadable', 'different_size', 'smaller_than_patch', 'extra'} <= kinds

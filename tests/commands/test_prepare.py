@@ -22,12 +22,13 @@ import yaml
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
 from promptir_basicsr import cli
-from promptir_basicsr.data import AllInOneDataset, lmdb_writer_util
-from promptir_basicsr.data.lmdb_util import LmdbSource, chunks, unpack_columns
-from promptir_basicsr.data.prepare_util import estimated_bytes, plan_preparation, readable_name
-from promptir_basicsr.data.storage_util import resolve
-from promptir_basicsr.prepare import verify_databases
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.core.yaml_loader import load_yaml
+from promptir_basicsr.data import AllInOneDataset
+from promptir_basicsr.data.lmdb import writer
+from promptir_basicsr.data.lmdb.plan import estimated_bytes, plan_preparation, readable_name
+from promptir_basicsr.data.lmdb.prepare import verify_databases
+from promptir_basicsr.data.lmdb.reader import LmdbSource, chunks, unpack_columns
+from promptir_basicsr.data.sources import resolve
 
 CAT, PERSON, COFFEE = (
     np.ascontiguousarray(photograph()[100:196, 150:246])
@@ -537,7 +538,7 @@ def in_a_process(words: list[str], commit: int, said: str, limit: int | None = N
     """Start the verb in a process of its own that writes a transaction every few images."""
 
     def run() -> None:
-        lmdb_writer_util.COMMIT_RECORDS = commit
+        writer.COMMIT_RECORDS = commit
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         with open(said, 'w') as sys.stderr:
@@ -635,7 +636,7 @@ def test_other_settings_after_a_kill_begin_anew(many, log_text) -> None:
 def log_text(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Messages that the writer logs."""
     texts: list[str] = []
-    monkeypatch.setattr(lmdb_writer_util.logger, 'handle', lambda record: texts.append(record.getMessage()))
+    monkeypatch.setattr(writer.logger, 'handle', lambda record: texts.append(record.getMessage()))
     return texts
 
 
@@ -709,7 +710,7 @@ def test_a_folder_that_cannot_be_written(out, options, prepare, capsys) -> None:
 
 @pytest.mark.slow
 def test_ten_kills_of_the_command(many) -> None:
-    command = [sys.executable, '-c', 'import sys; from promptir_basicsr.data import lmdb_writer_util as w; ']
+    command = [sys.executable, '-c', 'import sys; from promptir_basicsr.data.lmdb import writer as w; ']
     command[-1] += 'w.COMMIT_RECORDS = 5; from promptir_basicsr.cli import main; sys.exit(main())'
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     rng = random.Random(1)

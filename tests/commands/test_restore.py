@@ -25,14 +25,15 @@ from PIL import Image
 
 from promptir_basicsr import cli
 from promptir_basicsr.archs import DegradationSensor, PIPRestormer, PromptIR
-from promptir_basicsr.models.inference_util import Settings
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.pictures.file_util import decode_picture, read_picture
-from promptir_basicsr.restore import Restorer, argument_parser, parse_labels, restore
-from promptir_basicsr.restoring.plan_util import plan_restoration
-from promptir_basicsr.restoring.run_util import Reporter, measure_sources, restore_files
+from promptir_basicsr.commands.restore import argument_parser, parse_labels
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.inference.batch import Reporter, measure_sources, restore_files
+from promptir_basicsr.inference.plan import plan_restoration
+from promptir_basicsr.inference.restorer import Restorer, restore
+from promptir_basicsr.inference.restoring import Settings
+from promptir_basicsr.pictures.io import decode_picture, read_picture
 from tests.golden.seeded import seeded_fill, seeded_image
-from tests.picture_files import by_opencv, by_pillow, exif, opencv_pixels, photograph, png, turned
+from tests.pictures.picture_files import by_opencv, by_pillow, exif, opencv_pixels, photograph, png, turned
 
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -44,7 +45,7 @@ TINY = {
     'heads': [1, 1, 1, 1],
     'prompt_sizes': [4, 4, 4],
 }
-GOLDEN = Path(__file__).parent / 'golden'
+GOLDEN = Path(__file__).parents[1] / 'golden'
 
 
 def promptir() -> PromptIR:
@@ -523,7 +524,7 @@ def test_any_network_that_keeps_the_size(tmp_path: Path, command) -> None:
 
 
 def test_every_argument_is_documented() -> None:
-    page = (Path(__file__).parents[1] / 'docs' / 'restore.md').read_text()
+    page = (Path(__file__).parents[2] / 'docs' / 'restore.md').read_text()
     actions = argument_parser()._actions
     names = [name for action in actions for name in action.option_strings if name not in ('-h', '--help')]
     assert len(names) > 15

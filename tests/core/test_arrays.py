@@ -1,8 +1,9 @@
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from promptir_basicsr.models.padding_util import pad_to_multiple
+from promptir_basicsr.core.arrays import pad_to_multiple, save_picture, to_bytes
 
 
 @pytest.mark.parametrize('multiple', [1, 8, 16])
@@ -30,3 +31,14 @@ def test_a_padding_shorter_than_the_image_is_numpys_reflection():
 def test_an_image_that_fits_is_not_copied():
     image = torch.rand(1, 3, 16, 24)
     assert pad_to_multiple(image, 8) is image
+
+
+def test_a_picture_is_written_in_rgb(tmp_path):
+    image = np.zeros((4, 5, 3), np.uint8)
+    image[..., 0] = 200
+    save_picture(image, tmp_path / 'new' / 'red.png')
+    assert cv2.imread(str(tmp_path / 'new' / 'red.png'))[0, 0].tolist() == [0, 0, 200]
+
+
+def test_floats_are_clipped_and_rounded():
+    assert to_bytes(np.array([-1.0, 0.4999 / 255, 0.5001 / 255, 1.5])).tolist() == [0, 0, 1, 255]

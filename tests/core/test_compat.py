@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import promptir_basicsr
-from promptir_basicsr.host import HostError, compat
+from promptir_basicsr.core import compat
+from promptir_basicsr.core.compat import HostError
 
 # isort: split
 import basicsr
@@ -129,7 +130,7 @@ def test_a_program_of_the_user_gets_an_exception(as_module: bool, tmp_path: Path
     process = run(command, folder)
     assert process.returncode == 0, process.stderr
     kind, *message = process.stdout.splitlines()
-    assert kind == 'promptir_basicsr.host.compat HostError'
+    assert kind == 'promptir_basicsr.core.compat HostError'
     assert message[0] == "The module 'torch', which BasicSR needs, is not installed. Type:"
     assert process.stderr == ''
 
@@ -137,7 +138,7 @@ def test_a_program_of_the_user_gets_an_exception(as_module: bool, tmp_path: Path
 def test_an_import_without_basicsr_is_an_error_with_the_line_to_type(tmp_path: Path) -> None:
     process = run([sys.executable, '-c', 'import promptir_basicsr'], without('basicsr', tmp_path))
     assert process.returncode == 1
-    assert 'promptir_basicsr.host.compat.HostError: BasicSR is not installed. Type:' in process.stderr
+    assert 'promptir_basicsr.core.compat.HostError: BasicSR is not installed. Type:' in process.stderr
     assert INSTALL_BASICSR in process.stderr
 
 

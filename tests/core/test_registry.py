@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from promptir_basicsr.host import register
+from promptir_basicsr.core.registry import register
 
 # isort: split
 from basicsr.utils.registry import Registry

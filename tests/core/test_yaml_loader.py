@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.yaml_util import load_yaml, parse_value
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.yaml_loader import load_yaml, parse_value
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.core.yaml_loader import load_yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / 'options').glob('*.yml'), *(ROOT / 'promptir_basicsr').rglob('*.yml')])
 BLOCKS = [
     (f'{page.relative_to(ROOT)}:{number}', text)

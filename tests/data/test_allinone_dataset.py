@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from promptir_basicsr.data.allinone_dataset import AllInOneDataset, unique_names
-from promptir_basicsr.data.image_util import ImageError
-from promptir_basicsr.data.random_util import TrainingGenerator
-from promptir_basicsr.host.sampler import EpochSampler
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import ImageError, OptionError
+from promptir_basicsr.data.allinone_dataset import AllInOneDataset, TrainingGenerator, unique_names
+from promptir_basicsr.data.sampler import EpochSampler
 
 # isort: split
 # BasicSR can be imported once the package has prepared it

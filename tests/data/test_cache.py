@@ -10,10 +10,10 @@ import pytest
 from torch.utils.data import DataLoader
 
 import promptir_basicsr  # noqa: F401  (registers)
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.data import AllInOneDataset
-from promptir_basicsr.data.cache_util import CachedSource, PixelCache, memory_of_machine
-from promptir_basicsr.data.storage_util import FolderSource
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.data.cache import CachedSource, PixelCache, memory_of_machine
+from promptir_basicsr.data.sources import FolderSource
 
 
 def image(seed: int, shape=(5, 7), kind='uint8') -> np.ndarray:

@@ -22,9 +22,10 @@ import skimage.data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from promptir_basicsr.data.image_util import EncodedImage, ImageError, decode, read_header
-from promptir_basicsr.data.inspect_util import ImageFacts, Wanted, image_size, inspect_image
-from promptir_basicsr.data.storage_util import FolderSource
+from promptir_basicsr.checks.images import ImageFacts, Wanted, image_size, inspect_image
+from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.data.images import EncodedImage, decode, read_header
+from promptir_basicsr.data.sources import FolderSource
 
 LONGEST = 20.0  # seconds of the processor for one file; the largest that OpenCV decodes at all takes some
 SIZES = (0, 1, 2, 7, 8, 255, 256, 4095, 4096, 16384, 23170, 30000, 32767, 32768, 65500, 65535, 65536, 2**24, 2**31 - 1)

@@ -9,8 +9,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from promptir_basicsr.data import image_util
-from promptir_basicsr.data.image_util import EncodedImage, ImageError, PixelImage, decode, read_header
+from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.data import images
+from promptir_basicsr.data.images import EncodedImage, PixelImage, decode, read_header
 
 
 @pytest.fixture(scope='module')
@@ -39,8 +40,8 @@ JPEGS = [
 def decoded_rows(monkeypatch) -> list[int]:
     """How many rows each partial decoding was told to take."""
     rows: list[int] = []
-    original = image_util.Header.cut
-    monkeypatch.setattr(image_util.Header, 'cut', lambda self, content, n: rows.append(n) or original(self, content, n))
+    original = images.Header.cut
+    monkeypatch.setattr(images.Header, 'cut', lambda self, content, n: rows.append(n) or original(self, content, n))
     return rows
 
 
@@ -95,7 +96,7 @@ def test_a_crop_of_any_other_file(coffee, decoded_rows) -> None:
 
 
 def test_the_size_is_known_before_anything_is_decoded(coffee, monkeypatch) -> None:
-    monkeypatch.setattr(image_util, 'decode', None)
+    monkeypatch.setattr(images, 'decode', None)
     for content in (encoded(coffee, 'JPEG'), encoded(coffee, 'JPEG', progressive=True), encoded(coffee, 'PNG')):
         assert EncodedImage(content, 'x').size == (203, 171)
     assert PixelImage(coffee).size == (203, 171)
@@ -149,4 +150,4 @@ def test_an_image_error_of_a_worker_is_one_sentence() -> None:
     message = (
         f'Caught ImageError in DataLoader worker process 3.\nOriginal Traceback (most recent call last):\n  {error!r}'
     )
-    assert str(ImageError(f'{message}\npromptir_basicsr.data.image_util.ImageError: {error}\n')) == str(error)
+    assert str(ImageError(f'{message}\npromptir_basicsr.core.errors.ImageError: {error}\n')) == str(error)

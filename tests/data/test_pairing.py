@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS
-from promptir_basicsr.data.pairing_util import (
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.data.images import IMAGE_EXTENSIONS
+from promptir_basicsr.data.pairing import (
     PAIRING_RULES,
     PairFinder,
     PairingRule,
@@ -14,8 +15,7 @@ from promptir_basicsr.data.pairing_util import (
     find_pairs,
     rule_from_option,
 )
-from promptir_basicsr.data.task_util import build_tasks
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.data.tasks import build_tasks
 
 # rule -> (degraded -> its clear image, other files of the corpus), as they lie under `root`
 LAYOUTS = {

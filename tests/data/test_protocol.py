@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 import promptir_basicsr  # noqa: F401  (registers)
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.allinone_dataset import DATASET_KEYS, AllInOneDataset, check_dataset
-from promptir_basicsr.data.protocol_util import (
+from promptir_basicsr.data.protocol import (
     CATALOGUE,
     CORPUS_KEYS,
     FOLDER,
@@ -23,9 +25,7 @@ from promptir_basicsr.data.protocol_util import (
     protocol_datasets,
     protocol_names,
 )
-from promptir_basicsr.data.task_util import known_count, survey_tasks
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.data.tasks import known_count, survey_tasks
 
 ROOT = Path(__file__).parents[2]
 PAGES = {name: (ROOT / 'docs' / name).read_text() for name in ('data.md', 'protocols.md')}

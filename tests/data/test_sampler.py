@@ -14,8 +14,8 @@ import skimage.data
 import torch
 
 from promptir_basicsr import cli
-from promptir_basicsr.data.sampling_util import EpochIndex, TaskShare, apportion
-from promptir_basicsr.host.sampler import EpochSampler
+from promptir_basicsr.data.sampler import EpochIndex, EpochSampler
+from promptir_basicsr.data.sampling import TaskShare, apportion
 from promptir_basicsr.models.prompt_model import PromptModel
 
 # isort: split

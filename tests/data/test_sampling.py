@@ -13,19 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset, check_dataset, describe_tasks
-from promptir_basicsr.data.protocol_util import expand_protocol
-from promptir_basicsr.data.sampling_util import (
-    SAMPLING_KEYS,
-    EpochIndex,
-    TaskShare,
-    apportion,
-    check_shares,
-    epoch_shares,
-)
-from promptir_basicsr.data.storage_util import FolderSource
-from promptir_basicsr.data.task_util import Task
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.data.protocol import expand_protocol
+from promptir_basicsr.data.sampler import EpochIndex
+from promptir_basicsr.data.sampling import SAMPLING_KEYS, TaskShare, apportion, check_shares, epoch_shares
+from promptir_basicsr.data.sources import FolderSource
+from promptir_basicsr.data.tasks import Task
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / 'docs' / 'sampling.md').read_text(encoding='utf-8')

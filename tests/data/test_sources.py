@@ -10,8 +10,10 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS, ImageError, decode, to_float
-from promptir_basicsr.data.storage_util import FolderSource, resolve
+from promptir_basicsr.core.arrays import to_float
+from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.data.images import IMAGE_EXTENSIONS, decode
+from promptir_basicsr.data.sources import FolderSource, resolve
 
 
 @pytest.fixture(scope='module')

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
+from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.allinone_dataset import DATASET_KEYS, HOST_KEYS, check_dataset
-from promptir_basicsr.data.image_util import IMAGE_EXTENSIONS
-from promptir_basicsr.data.pairing_util import PAIRING_RULES
-from promptir_basicsr.data.task_util import DEGRADATION_TYPES, TASK_KEYS, build_tasks
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.data.images import IMAGE_EXTENSIONS
+from promptir_basicsr.data.pairing import PAIRING_RULES
+from promptir_basicsr.data.tasks import TASK_KEYS, build_tasks
 
 DOCS = Path(__file__).parents[2] / 'docs' / 'data.md'
 TEXT = DOCS.read_text(encoding='utf-8')

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from promptir_basicsr.data.degradation_util import Degrade
-from promptir_basicsr.data.random_util import TrainingGenerator
+from promptir_basicsr.data.allinone_dataset import TrainingGenerator
+from promptir_basicsr.degradations.spec import Degrade
 
 COUNT = 4_000_000
 
@@ -35,7 +35,7 @@ def test_distribution(numbers) -> None:
 
 def test_exact_distribution_function() -> None:
     """Of the sum of two quantiles, computed without drawing; the class promises 1e-5."""
-    from promptir_basicsr.data.random_util import _quantiles
+    from promptir_basicsr.data.allinone_dataset import _quantiles
 
     values = _quantiles().astype(np.float64)
     assert 2 * values[-1] > 6.1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from promptir_basicsr.data.degradation_physics_util import (
+from promptir_basicsr.degradations.physics import (
     disk_kernel,
     linear_to_srgb,
     motion_kernel,
@@ -17,7 +17,7 @@ from promptir_basicsr.data.degradation_physics_util import (
     smooth_field,
     srgb_to_linear,
 )
-from promptir_basicsr.data.degradation_util import (
+from promptir_basicsr.degradations.spec import (
     DEGRADATIONS,
     Choice,
     Degradation,
@@ -25,8 +25,10 @@ from promptir_basicsr.data.degradation_util import (
     Image,
     Number,
     Switch,
-    defocus_blur,
     degradation,
+)
+from promptir_basicsr.degradations.synthesis import (
+    defocus_blur,
     gaussian_noise,
     haze,
     jpeg,

@@ -23,10 +23,8 @@ from PIL import Image
 from skimage import data
 
 from promptir_basicsr.cli import main
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.pictures.file_util import PictureError
-from promptir_basicsr.restore import Restorer
-from promptir_basicsr.web_util import (
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.demo.content import (
     PREVIEW,
     copy_examples,
     make_examples,
@@ -36,6 +34,8 @@ from promptir_basicsr.web_util import (
     restore_upload,
     weights_markup,
 )
+from promptir_basicsr.inference.restorer import Restorer
+from promptir_basicsr.pictures.picture import PictureError
 from tests.browser import browser_page
 
 # isort: split
@@ -122,7 +122,7 @@ def serving(folder: Path, options: dict, *arguments: str) -> Iterator[Server]:
         process = subprocess.Popen(
             [*command, '--port', str(port), '--no-browser', *arguments],
             cwd=folder,
-            env={**environment, 'PYTHONPATH': str(Path(__file__).parents[1])},
+            env={**environment, 'PYTHONPATH': str(Path(__file__).parents[2])},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,7 +1,7 @@
 import csv
 import math
 
-from promptir_basicsr.models.result_util import Mean, Row, append_csv, average, log_table, markdown_table
+from promptir_basicsr.evaluation.results import Mean, Row, append_csv, average, log_table, markdown_table
 
 ROWS = [
     Row('sets', 'noise', 10, {'psnr': 30.0, 'ssim': 0.9}, {'psnr': 20.0, 'ssim': 0.5}),

@@ -1,19 +1,8 @@
-import cv2
 import numpy as np
 import pytest
 
-from promptir_basicsr.models.picture_util import ContactRow, contact_sheet, middle, save_picture, side_by_side, to_bytes
-
-
-def test_a_picture_is_written_in_rgb(tmp_path):
-    image = np.zeros((4, 5, 3), np.uint8)
-    image[..., 0] = 200
-    save_picture(image, tmp_path / 'new' / 'red.png')
-    assert cv2.imread(str(tmp_path / 'new' / 'red.png'))[0, 0].tolist() == [0, 0, 200]
-
-
-def test_floats_are_clipped_and_rounded():
-    assert to_bytes(np.array([-1.0, 0.4999 / 255, 0.5001 / 255, 1.5])).tolist() == [0, 0, 1, 255]
+from promptir_basicsr.core.arrays import to_bytes
+from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
 
 
 def test_pictures_stand_side_by_side_with_a_white_gap():

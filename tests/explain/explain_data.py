@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset
-from promptir_basicsr.explaining.network_util import Sample, choose_samples
+from promptir_basicsr.explain.prompted import Sample, choose_samples
 
-DEMO = Path(__file__).parents[1] / 'options' / 'demo.yml'
+DEMO = Path(__file__).parents[2] / 'options' / 'demo.yml'
 BODY = {'dim': 8, 'num_blocks': [1] * 4, 'num_refinement_blocks': 0, 'heads': [1] * 4, 'prompt_sizes': [4] * 3}
 PROMPTIR = {'type': 'PromptIR', **BODY, 'num_prompts': 3}
 PIP = {'type': 'PIPRestormer', **BODY, 'sensor': {'type': 'DegradationSensor', 'dim': 4, 'num_blocks': 0}}

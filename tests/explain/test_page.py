@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from promptir_basicsr.models.checkpoint_util import SaveError
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.report import Comparison, Figure, Report, Section, Table, write_page
-from promptir_basicsr.report.embed import LARGEST_SVG, inline_svg
+from promptir_basicsr.core.errors import OptionError, SaveError
+from promptir_basicsr.explain.page import Comparison, Figure, Report, Section, Table, write_page
+from promptir_basicsr.explain.page.embed import LARGEST_SVG, inline_svg
 from tests.browser import browser_page
 
 EVIL = '<script>document.title = "broken"</script><img src=x onerror="document.title = 1">"\'&amp;'

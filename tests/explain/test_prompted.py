@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from promptir_basicsr.archs import PromptedNetwork
-from promptir_basicsr.archs.formulation_util import set_formulation
-from promptir_basicsr.archs.prompt_util import PromptGenBlock
+from promptir_basicsr.archs.layers.formulation import set_formulation
+from promptir_basicsr.archs.layers.prompts import PromptGenBlock
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset
-from promptir_basicsr.explaining.network_util import PromptedNet, Sample, choose_samples, fixed, observe, without
-from promptir_basicsr.explaining.probe_util import investigate, passes, untrained_network
-from tests.explain_data import PIP, PROMPTED, PROMPTIR, TASKS, options_of, samples_of
+from promptir_basicsr.explain.experiments import investigate, passes, untrained_network
+from promptir_basicsr.explain.prompted import PromptedNet, Sample, choose_samples, fixed, observe, without
+from tests.explain.explain_data import PIP, PROMPTED, PROMPTIR, TASKS, options_of, samples_of
 
 
 class AddsPrompts(nn.Module):

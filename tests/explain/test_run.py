@@ -17,15 +17,14 @@ import yaml
 from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
-from promptir_basicsr.explain import Settings, _complete_folder, _load, explain
-from promptir_basicsr.explaining.figure_util import embedding_figure
-from promptir_basicsr.explaining.network_util import PromptedNet, observe
-from promptir_basicsr.explaining.probe_util import investigate, untrained_network
-from promptir_basicsr.explaining.section_util import weights_section
-from promptir_basicsr.explaining.style_util import in_digits, save, style, words
-from promptir_basicsr.explaining.write_util import Study, Writer
-from promptir_basicsr.option_util import OptionError
-from tests.explain_data import PIP, PROMPTIR, TASKS, options_of, samples_of
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.explain.chapters import weights_section
+from promptir_basicsr.explain.experiments import investigate, untrained_network
+from promptir_basicsr.explain.figures import embedding_figure, in_digits, save, style, words
+from promptir_basicsr.explain.prompted import PromptedNet, observe
+from promptir_basicsr.explain.run import Settings, _complete_folder, _load, explain
+from promptir_basicsr.explain.writer import Study, Writer
+from tests.explain.explain_data import PIP, PROMPTIR, TASKS, options_of, samples_of
 
 SMALL = Settings(images=2, size=16, untrained=2, permutations=39, device='cpu')
 

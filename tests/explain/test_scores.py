@@ -10,7 +10,7 @@ from sklearn.metrics import mutual_info_score, silhouette_score
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from promptir_basicsr.explaining.score_util import (
+from promptir_basicsr.explain.scores import (
     LEAST_FOR_TSNE,
     Score,
     answers,

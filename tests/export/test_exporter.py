@@ -19,17 +19,20 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from promptir_basicsr import __version__, cli, export
+from promptir_basicsr import cli
 from promptir_basicsr.archs import DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
-from promptir_basicsr.checkpoints import Checkpoint, write_checkpoint
-from promptir_basicsr.export import Difference, ExportMismatch, export_onnx, export_program
-from promptir_basicsr.export_util import AnySize
-from promptir_basicsr.models.inference_util import restore_images
-from promptir_basicsr.models.padding_util import pad_to_multiple
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from promptir_basicsr.commands import export
+from promptir_basicsr.core.arrays import pad_to_multiple
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.version import __version__
+from promptir_basicsr.export import exporter
+from promptir_basicsr.export.exporter import Difference, ExportMismatch, export_onnx, export_program
+from promptir_basicsr.export.graphs import AnySize
+from promptir_basicsr.inference.restoring import restore_images
 from tests.golden.seeded import seeded_fill, seeded_image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
     'dim': 8,
     'num_blocks': [1, 1, 1, 1],
@@ -243,7 +246,7 @@ def test_mistakes_are_told_at_once(deviant: Callable[..., list[object]], tmp_pat
 
 
 def test_a_missing_package_is_told(deviant: Callable[..., list[object]], monkeypatch, tmp_path: Path, capsys) -> None:
-    monkeypatch.setattr(export, 'PACKAGES', ('onnx', 'a_package_that_is_not_there'))
+    monkeypatch.setattr(exporter, 'PACKAGES', ('onnx', 'a_package_that_is_not_there'))
     weights, *opt = deviant()
     assert run(weights, tmp_path / 'out.onnx', *opt) == 2
     told = capsys.readouterr().err

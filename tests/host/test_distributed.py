@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from promptir_basicsr import cli
-from promptir_basicsr.host.dist import common_seed, first_host, new_part, restarted, start_processes
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.host.distributed import common_seed, first_host, new_part, restarted, start_processes
 
 # isort: split
 from basicsr.models.base_model import BaseModel

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import promptir_basicsr.host.optim
-from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS, FixedLR, LinearWarmupCosineLR, ReleasedPromptIRLR
+from promptir_basicsr.optim.schedules import SCHEDULERS, FixedLR, LinearWarmupCosineLR, ReleasedPromptIRLR
 
 # isort: split
 from basicsr.models.base_model import BaseModel

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from promptir_basicsr.host.options import parse_options, processes_of, read_options, relative_roots
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.host.distributed import processes_of
+from promptir_basicsr.host.options import parse_options, relative_roots
+from promptir_basicsr.options.file import read_options
 
 # isort: split
 import basicsr.test

@@ -13,46 +13,19 @@ import pytest
 import torch
 
 from promptir_basicsr import cli
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.files import atomic_save
 from promptir_basicsr.host.resume import find_state, load_resume_state
-from promptir_basicsr.models.checkpoint_util import atomic_save
-from promptir_basicsr.option_util import OptionError
 
 # isort: split
 import basicsr.train
 from basicsr.models.base_model import BaseModel
 
+from tests.tiny_training import TINY_TRAINING
+
 CONSOLE = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable)))]
 MODULE = [sys.executable, '-m', 'promptir_basicsr']
-OPTIONS = """
-name: tiny
-model_type: PromptModel
-num_gpu: 0
-manual_seed: 0
-datasets:
-  train:
-    name: tiny_train
-    type: AllInOneDataset
-    gt_size: 16
-    tasks:
-      - {type: derain, clean: 'skimage://', files: [astronaut.png], degrade: {type: rain}, copies: 8}
-    batch_size_per_gpu: 2
-    num_worker_per_gpu: 0
-network_g:
-  type: PromptIR
-  dim: 8
-  num_blocks: [1, 1, 1, 1]
-  num_refinement_blocks: 1
-  heads: [1, 1, 1, 1]
-  prompt_sizes: [4, 4, 4]
-path: {}
-train:
-  total_iter: 4
-  optim_g: {type: AdamW, lr: 1e-3}
-  scheduler: {type: LinearWarmupCosineLR, warmup_iter: 1}
-  ema_decay: 0.9
-  pixel_opt: {type: L1Loss}
-logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
-"""
+OPTIONS = TINY_TRAINING.replace('{type: FixedLR}', '{type: LinearWarmupCosineLR, warmup_iter: 1}\n  ema_decay: 0.9')
 
 
 def train(folder: Path, *words: str, command: list[str] = CONSOLE) -> str:

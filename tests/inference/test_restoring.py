@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from promptir_basicsr.archs import PIPRestormer, PromptIR
-from promptir_basicsr.archs.formulation_util import set_formulation
-from promptir_basicsr.data.degradation_util import Degrade
-from promptir_basicsr.models import memory_util
-from promptir_basicsr.models.inference_util import STATISTICS, Settings, restore_images
-from promptir_basicsr.models.memory_util import Need, peak_bytes
-from promptir_basicsr.option_check import check_options
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.yaml_util import load_yaml
+from promptir_basicsr.archs.layers.formulation import set_formulation
+from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.yaml_loader import load_yaml
+from promptir_basicsr.degradations.spec import Degrade
+from promptir_basicsr.inference.restoring import STATISTICS, Settings, restore_images
+from promptir_basicsr.runtime import memory
+from promptir_basicsr.runtime.memory import Need, peak_bytes
 from tests.golden.seeded import seeded_fill, seeded_image
 from tests.models.step_data import EDSR, model_with
 
@@ -226,7 +226,7 @@ class Limited(nn.Module):
 
 
 def test_out_of_memory_takes_smaller_tiles(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('promptir_basicsr.models.inference_util.logger.propagate', True)
+    monkeypatch.setattr('promptir_basicsr.inference.restoring.logger.propagate', True)
     x = torch.rand(1, 3, 300, 400)
     found = restore_images(Limited(130**2), x, Settings(tile='auto'))
     torch.testing.assert_close(found, 2 * x)
@@ -241,7 +241,7 @@ def test_out_of_memory_takes_smaller_tiles(caplog: pytest.LogCaptureFixture, mon
 def test_the_largest_tiles_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a pass over tiles takes stays within the memory that is said to be free, and is near the part to be used."""
     net, x = built('promptir'), seeded_image((1, 3, 200, 300))
-    monkeypatch.setattr(memory_util, 'free_bytes', lambda device: 20 * 10**6)
+    monkeypatch.setattr(memory, 'free_bytes', lambda device: 20 * 10**6)
     sizes: list[tuple[int, ...]] = []
     hook = net.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape[-2:])))
     taken = peak_bytes(lambda image: restore_images(net, image, Settings(tile='auto')), x)
@@ -278,7 +278,7 @@ def test_the_limit_of_a_container(files: dict[str, str], left: int | None, tmp_p
     (tmp_path / 'memory').mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(f'{text}\n')
-    assert memory_util._left_to_group(tmp_path) == left
+    assert memory._left_to_group(tmp_path) == left
 
 
 @pytest.mark.parametrize(

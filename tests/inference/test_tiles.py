@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptir_basicsr.models.tile_util import Grid, Line, spread
+from promptir_basicsr.inference.tiles import Grid, Line, spread
 
 MULTIPLES = st.sampled_from([1, 2, 8, 16])
 

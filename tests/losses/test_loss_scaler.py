@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.losses import LossScaler
-from promptir_basicsr.option_util import OptionError
 
 
 def sequence(count: int = 400) -> list[float]:

@@ -10,8 +10,8 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 from basicsr.losses import build_loss
 
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.losses import SmoothL1Loss
-from promptir_basicsr.option_util import OptionError
 
 
 def images(spread: float) -> tuple[Tensor, Tensor]:

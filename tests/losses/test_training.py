@@ -20,9 +20,10 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 from basicsr.models import build_model
 
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.losses import decorrelation
-from promptir_basicsr.option_util import OptionError
 from tests.models.model_options import NETWORK, run_options
+from tests.tiny_training import TINY_TRAINING
 
 PIP = {**NETWORK, 'type': 'PIPRestormer'}
 ALL = {
@@ -30,34 +31,19 @@ ALL = {
     'frequency_opt': {'type': 'FrequencyLoss'},
     'prompt_opt': {'type': 'PromptDecorrelationLoss', 'kind': 'cosine', 'loss_weight': 0.5},
 }
-OPTIONS = """
-name: tiny
-model_type: PromptModel
-num_gpu: 0
-manual_seed: 0
-datasets:
-  train:
-    name: tiny_train
-    type: AllInOneDataset
-    gt_size: 16
-    tasks:
-      - {type: derain, clean: 'skimage://', files: [astronaut.png], degrade: {type: rain}, copies: 8}
-    batch_size_per_gpu: 2
-    num_worker_per_gpu: 0
-network_g:
-  {type: PIPRestormer, dim: 8, num_blocks: [1, 1, 1, 1], num_refinement_blocks: 1, heads: [1, 1, 1, 1],
-   prompt_sizes: [4, 4, 4]}
-path: {}
-train:
-  total_iter: 2
-  optim_g: {type: AdamW, lr: 1e-3}
-  scheduler: {type: FixedLR}
-  pixel_opt: {type: SmoothL1Loss}
-  frequency_opt: {type: FrequencyLoss, loss_weight: 0.1}
-  prompt_opt: {type: PromptDecorrelationLoss, kind: angle}
-  loss_scaler: {history: 100, limit: 5, factor: 2.5}
-logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
-"""
+OPTIONS = (
+    TINY_TRAINING.replace('type: PromptIR', 'type: PIPRestormer')
+    .replace('total_iter: 4', 'total_iter: 2')
+    .replace(
+        'pixel_opt: {type: L1Loss}',
+        (
+            'pixel_opt: {type: SmoothL1Loss}\n'
+            '  frequency_opt: {type: FrequencyLoss, loss_weight: 0.1}\n'
+            '  prompt_opt: {type: PromptDecorrelationLoss, kind: angle}\n'
+            '  loss_scaler: {history: 100, limit: 5, factor: 2.5}'
+        ),
+    )
+)
 
 
 def batch(noise: float = 0.1, broken: bool = False) -> dict[str, Any]:

@@ -8,14 +8,7 @@ import pytest
 import skimage.data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from promptir_basicsr.metrics import (
-    calculate_paper_psnr,
-    calculate_paper_ssim,
-    definition,
-    psnr,
-    ssim,
-    to_y,
-)
+from promptir_basicsr.metrics import calculate_paper_psnr, calculate_paper_ssim, definition, psnr, ssim, to_y
 
 # isort: split
 # BasicSR can be imported once the package has prepared it

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from promptir_basicsr import cli
-from promptir_basicsr.models.resume_util import Resumable
+from promptir_basicsr.models.resume import Resumable
 
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY

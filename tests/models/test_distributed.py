@@ -27,8 +27,8 @@ from basicsr.archs import build_network
 from basicsr.data import build_dataset
 from basicsr.utils.logger import initialized_logger
 
-from promptir_basicsr.host.sampler import EpochSampler
-from promptir_basicsr.models.recompute_util import set_blocks
+from promptir_basicsr.data.sampler import EpochSampler
+from promptir_basicsr.runtime.recompute import set_blocks
 from tests.models.model_options import NETWORK
 from tests.models.step_data import PIP
 

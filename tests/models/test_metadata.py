@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 import promptir_basicsr
 from promptir_basicsr.archs import PIPRestormer
-from promptir_basicsr.checkpoints import read_checkpoint
-from promptir_basicsr.host import register
-from promptir_basicsr.host.run import current
-from promptir_basicsr.models.metadata_util import last_measured, measured, plain, training_metadata
-from promptir_basicsr.models.result_util import Row, append_csv, average
+from promptir_basicsr.checkpoints.checkpoint import read_checkpoint
+from promptir_basicsr.checkpoints.reading import plain
+from promptir_basicsr.core.registry import register
+from promptir_basicsr.evaluation.results import Row, append_csv, average, last_measured, measured
+from promptir_basicsr.models.metadata import training_metadata
+from promptir_basicsr.models.run import current
 from tests.models.model_options import NETWORK, run_options
 
 # isort: split

@@ -12,10 +12,10 @@ from torch import nn
 
 from promptir_basicsr import cli
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset
-from promptir_basicsr.models.sick_util import SickSteps
-from promptir_basicsr.models.step_util import TrainingStep
+from promptir_basicsr.models.nonfinite import SickSteps
+from promptir_basicsr.models.step import TrainingStep
 from tests.models.step_data import model_with, photographs, train
-from tests.models.test_resume_util import options, weights
+from tests.models.test_resume import options, weights
 
 # isort: split
 from basicsr.utils.registry import DATASET_REGISTRY

@@ -18,7 +18,7 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from promptir_basicsr.host import register
+from promptir_basicsr.core.registry import register
 from tests.models.model_options import run_options
 
 

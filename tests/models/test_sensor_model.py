@@ -22,9 +22,9 @@ import promptir_basicsr  # noqa: F401  (registers)
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 
-from promptir_basicsr.models.sensor_report_util import Prediction, calibration_error
-from promptir_basicsr.option_check import check_options
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.evaluation.sensor import Prediction, calibration_error
 from tests.models.model_options import run_options
 
 SENSOR = {'type': 'DegradationSensor', 'dim': 4}

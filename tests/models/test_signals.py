@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from promptir_basicsr import cli
-from promptir_basicsr.host.signals import StopSignals, worker_init_fn
-from tests.models.test_resume_util import ENVIRONMENT, assert_same_end, options
+from promptir_basicsr.host.trainer import worker_init_fn
+from promptir_basicsr.models.signals import StopSignals
+from tests.models.test_resume import ENVIRONMENT, assert_same_end, options
 
 COMMAND = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable))), 'train', '-opt', 'run.yml']
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import promptir_basicsr  # noqa: F401  (registers)
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import OptionError
 from tests.models.step_data import EDSR, PIP, gradients, model_with, photographs, train, weights
 
 LOSSES = {

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
-from promptir_basicsr.models.lr_curve_util import rate_curve
-from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS
-from promptir_basicsr.option_train_check import HOST_SCHEDULERS
+from promptir_basicsr.optim.rates import rate_curve
+from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS
 
 # isort: split
 from basicsr.models.base_model import BaseModel

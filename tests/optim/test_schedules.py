@@ -8,13 +8,7 @@ import re
 import pytest
 import torch
 
-from promptir_basicsr.models.lr_scheduler_util import (
-    SCHEDULERS,
-    FixedLR,
-    LinearWarmupCosineLR,
-    ReleasedPromptIRLR,
-    describe,
-)
+from promptir_basicsr.optim.schedules import SCHEDULERS, FixedLR, LinearWarmupCosineLR, ReleasedPromptIRLR, describe
 
 # isort: split
 # BasicSR can be imported once the package has prepared it

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.host.options import parse_options
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.yaml_util import load_yaml
 
-FOLDER = Path(__file__).parents[1] / 'options'
+FOLDER = Path(__file__).parents[2] / 'options'
 # The demonstrations first: their data are there, and their networks small.
 FILES = sorted(FOLDER.glob('*.yml'), key=lambda path: ('demo' not in path.name, path.name))
 # Whoever writes the file names what is in them, or somebody else reads it.

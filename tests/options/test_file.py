@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
+from promptir_basicsr.core.errors import MachineProblem, OptionError
+from promptir_basicsr.core.yaml_loader import load_yaml_with_places
 from promptir_basicsr.host.options import checked_options
-from promptir_basicsr.option_place_util import Places
-from promptir_basicsr.option_util import MachineProblem, OptionError
-from promptir_basicsr.yaml_util import load_yaml_with_places
-from tests.test_option_check import MISSING, MISTAKES, measuring, put, training
+from promptir_basicsr.options.file import Places
+from tests.checks.test_run import MISSING, MISTAKES, measuring, put, training
 
 FILE = """\
 name: tiny

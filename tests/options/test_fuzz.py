@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.host.options import checked_options
-from promptir_basicsr.option_util import OptionError
-from tests.test_option_check import measuring, training
-from tests.test_option_corpus import FILES, text_of
+from tests.checks.test_run import measuring, training
+from tests.options.test_corpus import FILES, text_of
 
 NAME = 'fuzzed.yml'
 # A complete training and a complete test first: what else is in options/ mostly lacks its data here.

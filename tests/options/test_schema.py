@@ -12,21 +12,22 @@ import pytest
 
 import promptir_basicsr  # noqa: F401  (registers)
 from promptir_basicsr.archs import PIPRestormer, PromptIR
-from promptir_basicsr.data.degradation_util import DEGRADATIONS
+from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.core.yaml_loader import load_yaml
+from promptir_basicsr.degradations.spec import DEGRADATIONS
 from promptir_basicsr.losses import PromptDecorrelationLoss, SmoothL1Loss
-from promptir_basicsr.models.lr_scheduler_util import SCHEDULERS
-from promptir_basicsr.option_check import check_options
-from promptir_basicsr.schema.__main__ import files, main
-from promptir_basicsr.schema.data_schema import MeasuringSet, TrainingSet
-from promptir_basicsr.schema.reference_util import COMMAND, JSON_SCHEMA, REFERENCE
-from promptir_basicsr.schema.registered_util import argument_meanings, registered, section_of
-from promptir_basicsr.schema.run_schema import OWN_RUNS, HostTest, HostTraining, run_schema
-from promptir_basicsr.schema.section_util import Section, sections_in
-from promptir_basicsr.yaml_util import load_yaml
-from tests.test_option_check import measuring, put, training
-from tests.test_option_corpus import FILES, OPTIONS, Option, misspelt
+from promptir_basicsr.optim.schedules import SCHEDULERS
+from promptir_basicsr.options.__main__ import files, main
+from promptir_basicsr.options.catalogue import registered
+from promptir_basicsr.options.data import MeasuringSet, TrainingSet
+from promptir_basicsr.options.reference import COMMAND, JSON_SCHEMA, REFERENCE
+from promptir_basicsr.options.registered import argument_meanings, section_of
+from promptir_basicsr.options.run import OWN_RUNS, HostTest, HostTraining, run_schema
+from promptir_basicsr.options.section import Section, sections_in
+from tests.checks.test_run import measuring, put, training
+from tests.options.test_corpus import FILES, OPTIONS, Option, misspelt
 
-DOCS = Path(__file__).parents[1] / 'docs'
+DOCS = Path(__file__).parents[2] / 'docs'
 KINDS = ('network', 'loss', 'prompt loss', 'loss scaler', 'schedule', 'metric')
 
 

@@ -15,18 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageSequence
 
-from promptir_basicsr.models.checkpoint_util import SaveError
-from promptir_basicsr.pictures.exif_util import orientation_of, turned_block
-from promptir_basicsr.pictures.file_util import (
-    Picture,
-    PictureError,
-    decode_picture,
-    encode_picture,
-    measure_picture,
-    read_picture,
-    write_picture,
-)
-from tests.picture_files import (
+from promptir_basicsr.core.errors import SaveError
+from promptir_basicsr.pictures.encode import encode_picture
+from promptir_basicsr.pictures.exif import orientation_of, turned_block
+from promptir_basicsr.pictures.io import decode_picture, measure_picture, read_picture, write_picture
+from promptir_basicsr.pictures.picture import Picture, PictureError
+from tests.pictures.picture_files import (
     by_opencv,
     by_pillow,
     chunk,

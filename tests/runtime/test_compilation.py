@@ -13,8 +13,8 @@ import torch
 import torch._dynamo.utils
 
 import promptir_basicsr  # noqa: F401  (registers)
-from promptir_basicsr.models.compile_util import compile_in_place, compiling, eagerly
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.runtime.compilation import compile_in_place, compiling, eagerly
 from tests.models.step_data import EDSR, model_with, photographs, train, weights
 
 needs_compiler = pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler, no g++')

@@ -13,9 +13,9 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from promptir_basicsr.host import register
-from promptir_basicsr.models.precision_util import set_float32
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.registry import register
+from promptir_basicsr.runtime.precision import set_float32
 from tests.models.step_data import model_with, photographs, train, weights
 
 

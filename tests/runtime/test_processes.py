@@ -19,9 +19,8 @@ import promptir_basicsr  # noqa: F401  (registers)
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 
-from promptir_basicsr.data.image_util import ImageError
-from promptir_basicsr.models.share_util import Share
-from promptir_basicsr.option_util import OptionError
+from promptir_basicsr.core.errors import ImageError, OptionError
+from promptir_basicsr.runtime.processes import Share
 from tests.models.model_options import NETWORK, run_options
 
 SENSOR = {'type': 'DegradationSensor', 'dim': 8, 'num_blocks': 1}

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from promptir_basicsr.models.random_state_util import kept_random_state, random_state, set_random_state
+from promptir_basicsr.runtime.random_state import kept_random_state, random_state, set_random_state
 
 
 def draws() -> list[float]:

@@ -12,8 +12,8 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 from basicsr.archs import build_network
 
-from promptir_basicsr.archs.formulation_util import Formulated
-from promptir_basicsr.models.recompute_util import repeated_blocks, set_activation_checkpointing, set_blocks
+from promptir_basicsr.archs.layers.formulation import Formulated
+from promptir_basicsr.runtime.recompute import repeated_blocks, set_activation_checkpointing, set_blocks
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 3, 'upscale': 1}
 SWINIR = {

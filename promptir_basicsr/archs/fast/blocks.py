@@ -1,6 +1,6 @@
 """The blocks of PromptIR and PIP in their fast formulation.
 
-The same numbers as the plain formulation of `restormer_util` and `pip_util`, from the same parameters, with less to
+The same numbers as the plain formulation of `restormer` and `prompts`, from the same parameters, with less to
 read, write and keep:
 
 - features are (B, H, W, C) in memory, so that normalisations and 1x1 convolutions run over contiguous channels;
@@ -11,9 +11,9 @@ read, write and keep:
 - gate and depthwise convolution of the feed-forward network are worked out again in the backward pass, and its odd
   hidden widths are filled up with zeros.
 
-Without gradients on a CPU a block is worked through in strips (`strip_util`). On a GPU with Triton the depthwise
+Without gradients on a CPU a block is worked through in strips (`strips`). On a GPU with Triton the depthwise
 convolutions, with the gate where there is one, and the bias-free normalisation are kernels of their own
-(`kernel_util`); torch has one for the usual normalisation.
+(`kernels`); torch has one for the usual normalisation.
 
 Shapes: B batch, H W height and width, C channels, F hidden channels, h heads, c = C / h channels a head.
 """
@@ -28,16 +28,15 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from promptir_basicsr.archs import kernel_util, strip_util
-from promptir_basicsr.archs.whole_util import NORM_EPS
-
-LANES = 16  # hidden widths are filled up to multiples of it, for vector units and tensor cores
+from promptir_basicsr.archs.fast import kernels, strips
+from promptir_basicsr.archs.fast.strips import widen
+from promptir_basicsr.archs.layers.global_statistics import NORM_EPS
 
 
 def transformer_block(block: Any, x: Tensor) -> Tensor:
     """A `TransformerBlock` of x: (B, C, H, W). Returns (B, C, H, W), channels last in memory."""
-    if strip_util.fits(x):
-        return strip_util.transformer_block(block, x)
+    if strips.fits(x):
+        return strips.transformer_block(block, x)
     return _run(block, _transformer_block, [x])
 
 
@@ -91,8 +90,8 @@ def _prompt_cross_block(block: Any, x: Tensor, prompt: Tensor) -> Tensor:
         y = linear(y, block.reduce_channel)
     elif width > prompt_width:
         y = torch.cat([y, normed[..., prompt_width:]], dim=-1)
-    if strip_util.fits(y):
-        return strip_util.feed_forward(y, block.norm2, block.ffn)
+    if strips.fits(y):
+        return strips.feed_forward(y, block.norm2, block.ffn)
     return feed_forward(y, block.norm2, block.ffn, keep=block.checkpointing != 'gate')
 
 
@@ -167,9 +166,9 @@ def normalize(x: Tensor, eps: float, subtract_mean: bool) -> tuple[Tensor, Tenso
     if subtract_mean:
         return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
     image = x.permute(0, 3, 1, 2)
-    if kernel_util.usable(image):  # takes the statistics again in the backward pass
+    if kernels.usable(image):  # takes the statistics again in the backward pass
         nothing = x.new_empty(0)
-        return kernel_util.normalize_channels(image, subtract_mean, eps).permute(0, 2, 3, 1), nothing, nothing
+        return kernels.normalize_channels(image, subtract_mean, eps).permute(0, 2, 3, 1), nothing, nothing
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
     rstd = torch.rsqrt(variance + eps)
@@ -183,7 +182,7 @@ def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps:
         return native(grad, x, x.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
     if not rstd.numel():
         images = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
-        return kernel_util.normalize_channels_backward(*images, subtract_mean, eps).permute(0, 2, 3, 1)
+        return kernels.normalize_channels_backward(*images, subtract_mean, eps).permute(0, 2, 3, 1)
     wide, wide_grad = x.to(rstd.dtype), grad.to(rstd.dtype)
     along = (wide_grad * wide).mean(dim=-1, keepdim=True) * rstd.square()
     return ((wide_grad - along * (wide - mean)) * rstd).to(x.dtype)
@@ -192,8 +191,8 @@ def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps:
 def depthwise(rows: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3x3 depthwise convolution of (B, H, W, C)."""
     image = rows.permute(0, 3, 1, 2)
-    if kernel_util.usable(image):
-        return kernel_util.depthwise3x3(image, conv.weight, conv.bias).permute(0, 2, 3, 1)
+    if kernels.usable(image):
+        return kernels.depthwise3x3(image, conv.weight, conv.bias).permute(0, 2, 3, 1)
     bias = None if conv.bias is None else conv.bias.to(rows.dtype)
     return _depthwise(rows, conv.weight.to(rows.dtype), bias)
 
@@ -287,30 +286,6 @@ def feed_forward(rows: Tensor, norm: nn.Module, ffn: Any, keep: bool) -> Tensor:
     return out if ffn.project_out.bias is None else out + ffn.project_out.bias.to(out.dtype)
 
 
-def widen(ffn: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
-    """The weights of a feed-forward network with zeros for hidden channels, up to a multiple of LANES.
-
-    Args:
-        ffn: a `GDFN`.
-        weight, bias: (2F, C) and (2F,) of its first convolution.
-
-    Returns:
-        These two, weight and bias of its depthwise convolution, and the weight (C, F) of its last one.
-    """
-    conv, last = ffn.dwconv, ffn.project_out.weight.flatten(1)
-    more = -last.shape[1] % LANES
-    if not more:
-        return weight, bias, conv.weight, conv.bias, last
-
-    def halves(x: Tensor) -> Tensor:
-        padding = [0, 0] * (x.ndim - 1) + [0, more]
-        return F.pad(x.unflatten(0, (2, -1)), padding).flatten(0, 1)
-
-    bias = None if bias is None else halves(bias)
-    conv_bias = None if conv.bias is None else halves(conv.bias)
-    return halves(weight), bias, halves(conv.weight), conv_bias, F.pad(last, (0, more))
-
-
 class _GatedLinear(Function):
     """residual + linear(gate(depthwise convolution of p)): (B, H, W, C), for p: (B, H, W, 2F) and C from weight."""
 
@@ -346,8 +321,8 @@ class _GatedLinear(Function):
 def _convolve_and_gate(p: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> tuple[Tensor | None, Tensor]:
     """The depthwise convolution of p: (B, H, W, 2F), None where it is never in memory, and its gate: (B, H, W, F)."""
     image = p.permute(0, 3, 1, 2)
-    if kernel_util.usable(image):
-        return None, kernel_util.depthwise3x3_gate(image, weight, bias, dual).permute(0, 2, 3, 1)
+    if kernels.usable(image):
+        return None, kernels.depthwise3x3_gate(image, weight, bias, dual).permute(0, 2, 3, 1)
     d = _depthwise(p, weight, bias)
     a, b = d.chunk(2, dim=-1)
     return d, gate(a, b, dual)
@@ -358,8 +333,8 @@ def _convolve_and_gate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """What `_convolve_and_gate` gives for its gate, and the gradients of p, weight and bias."""
     image, channels = p.permute(0, 3, 1, 2), p.shape[-1]
-    if kernel_util.usable(image):
-        gated, p_grad, weight_grad, bias_grad = kernel_util.depthwise3x3_gate_backward(
+    if kernels.usable(image):
+        gated, p_grad, weight_grad, bias_grad = kernels.depthwise3x3_gate_backward(
             grad.permute(0, 3, 1, 2), image, weight, bias, dual
         )
         gated, p_grad = gated.permute(0, 2, 3, 1), p_grad.permute(0, 2, 3, 1)

@@ -191,32 +191,32 @@ def _check_halves(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 @torch.library.custom_op('promptir_basicsr::normalize_channels', mutates_args=())
 def _normalize(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    from promptir_basicsr.archs import kernel_norm_util
+    from promptir_basicsr.archs.fast import triton_kernels
 
-    return kernel_norm_util.normalize(_packed(x), subtract_mean, eps)
+    return triton_kernels.normalize(_packed(x), subtract_mean, eps)
 
 
 @torch.library.custom_op('promptir_basicsr::normalize_channels_backward', mutates_args=())
 def _normalize_backward(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    from promptir_basicsr.archs import kernel_norm_util
+    from promptir_basicsr.archs.fast import triton_kernels
 
-    return kernel_norm_util.normalize_backward(_packed(grad), _packed(x), subtract_mean, eps)
+    return triton_kernels.normalize_backward(_packed(grad), _packed(x), subtract_mean, eps)
 
 
 @torch.library.custom_op(
     'promptir_basicsr::depthwise3x3', mutates_args=(), schema='(Tensor x, Tensor weight, Tensor? bias) -> Tensor'
 )
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    from promptir_basicsr.archs import kernel_conv_util
+    from promptir_basicsr.archs.fast import triton_kernels
 
-    return kernel_conv_util.convolve(_packed(x), _taps(x, weight), bias)
+    return triton_kernels.convolve(_packed(x), _taps(x, weight), bias)
 
 
 @torch.library.custom_op('promptir_basicsr::depthwise3x3_backward', mutates_args=())
 def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from promptir_basicsr.archs import kernel_conv_util
+    from promptir_basicsr.archs.fast import triton_kernels
 
-    grad_x, sums = kernel_conv_util.convolve_backward(_packed(grad), _packed(x), _taps(x, weight))
+    grad_x, sums = triton_kernels.convolve_backward(_packed(grad), _packed(x), _taps(x, weight))
     return grad_x, *_parameter_gradients(sums, weight)
 
 
@@ -226,9 +226,9 @@ def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor
     schema='(Tensor x, Tensor weight, Tensor? bias, bool dual) -> Tensor',
 )
 def _gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
-    from promptir_basicsr.archs import kernel_conv_util
+    from promptir_basicsr.archs.fast import triton_kernels
 
-    return kernel_conv_util.gate(_packed(x), _taps(x, weight), bias, dual)
+    return triton_kernels.gate(_packed(x), _taps(x, weight), bias, dual)
 
 
 @torch.library.custom_op(
@@ -240,11 +240,11 @@ def _gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
 def _gate_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool, again: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from promptir_basicsr.archs import kernel_conv_util
+    from promptir_basicsr.archs.fast import triton_kernels
 
     x, taps = _packed(x), _taps(x, weight)
-    grad_ab, gated = kernel_conv_util.gate_backward(_packed(grad), x, taps, bias, dual, again)
-    grad_x, sums = kernel_conv_util.convolve_backward(grad_ab, x, taps)
+    grad_ab, gated = triton_kernels.gate_backward(_packed(grad), x, taps, bias, dual, again)
+    grad_x, sums = triton_kernels.convolve_backward(grad_ab, x, taps)
     return gated, grad_x, *_parameter_gradients(sums, weight)
 
 

@@ -14,13 +14,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptir_basicsr.archs.whole_util import similarity_of
+from promptir_basicsr.archs.layers.global_statistics import similarity_of
+
+LANES = 16  # hidden widths are filled up to multiples of it, for vector units and tensor cores
 
 STRIP_BYTES = 2**21
 """About the size of a strip of the widest features of a block: what two cores' second-level caches hold."""
 
 Fill = Callable[[int, int, Tensor], None]
 """Called with (start, stop, out): writes the picture's rows from start to stop into out: (stop - start, W, C)."""
+
+
+def widen(ffn: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
+    """The weights of a feed-forward network with zeros for hidden channels, up to a multiple of LANES.
+
+    Args:
+        ffn: a `GDFN`.
+        weight, bias: (2F, C) and (2F,) of its first convolution.
+
+    Returns:
+        These two, weight and bias of its depthwise convolution, and the weight (C, F) of its last one.
+    """
+    conv, last = ffn.dwconv, ffn.project_out.weight.flatten(1)
+    more = -last.shape[1] % LANES
+    if not more:
+        return weight, bias, conv.weight, conv.bias, last
+
+    def halves(x: Tensor) -> Tensor:
+        padding = [0, 0] * (x.ndim - 1) + [0, more]
+        return F.pad(x.unflatten(0, (2, -1)), padding).flatten(0, 1)
+
+    bias = None if bias is None else halves(bias)
+    conv_bias = None if conv.bias is None else halves(conv.bias)
+    return halves(weight), bias, halves(conv.weight), conv_bias, F.pad(last, (0, more))
 
 
 def fits(x: Tensor) -> bool:
@@ -115,8 +141,6 @@ class FeedForward:
     """
 
     def __init__(self, norm: Any, ffn: Any, images: Tensor) -> None:
-        from promptir_basicsr.archs.fast_util import widen
-
         weight = ffn.project_in.weight.flatten(1)
         weight, self.bias, self.conv_weight, self.conv_bias, last = widen(ffn, weight, ffn.project_in.bias)
         self.weight, self.out_weight, self.out_bias = weight.t(), last.t(), ffn.project_out.bias

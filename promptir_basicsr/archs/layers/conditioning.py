@@ -17,17 +17,11 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.restormer_util import is_whole
-from promptir_basicsr.data.task_util import DEGRADATION_TYPES
-from promptir_basicsr.option_util import (
-    OptionError,
-    check_registered,
-    find_registered,
-    first_few,
-    is_number,
-    unknown,
-    unknown_keys,
-)
+from promptir_basicsr.archs.layers.arguments import is_whole
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import first_few, is_number, unknown, unknown_keys
+from promptir_basicsr.core.registry import check_registered, find_registered
+from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
 
 SENSOR_PREFIX = 'sensor.'
 """Of the names of a sensor's weights in a network that has one."""

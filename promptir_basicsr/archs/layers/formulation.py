@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from promptir_basicsr.option_util import unknown
+from promptir_basicsr.core.messages import unknown
 
 FORMULATIONS = ('fast', 'plain')
 CHECKPOINTING = ('none', 'gate', 'block')

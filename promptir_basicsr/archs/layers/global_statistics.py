@@ -199,7 +199,7 @@ class Quantity:
         return tuple(total[first : first + count] for total in self._settled)
 
     def similarity(self, q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
-        """As `restormer_util.channel_similarity` of the whole image.
+        """As `restormer.channel_similarity` of the whole image.
 
         Args:
             q, k: (B, C, H, W) of a tile.

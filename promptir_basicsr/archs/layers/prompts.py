@@ -1,35 +1,100 @@
-"""The prompt modules of PIP, for any backbone: prompts in prompts, and how features take them up.
+"""The prompt modules of PromptIR and PIP, for any backbone.
+
+The prompt generation module of PromptIR (arXiv 2306.13090, section 3.1, figure 2).
+
+Shapes: B batch, C feature channels, H W feature size, N prompts in the bank, D prompt channels, S prompt size.
+
+The prompt modules of PIP, for any backbone: prompts in prompts, and how features take them up.
 
 Source: Li, Lei, Ma, Zhang, Shan, "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038), as
 the released program has it. An independent implementation; parameter names are the released ones. What stands here is
-the plain formulation; the fast one of whole blocks is in `fast_util`.
+the plain formulation; the fast one of whole blocks is in `blocks`.
 
 A level of a network is modulated in two steps, `prompt = PromptInPrompt(...)(x, weights)` and
 `x = PromptToFeature(...)(x, prompt)`. The weights say how much of each degradation an image has; they are the same for
-all levels and worked out once (see `condition_util`).
+all levels and worked out once (see `conditioning`).
 
 Shapes: B batch, C feature channels, H W feature size, T degradations, D prompt channels, S prompt size, h heads,
 c = D / h channels a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptir_basicsr.archs import fast_util
-from promptir_basicsr.archs.formulation_util import Formulated
-from promptir_basicsr.archs.prompt_util import PromptBankModule
-from promptir_basicsr.archs.restormer_util import GDFN, LayerNorm2d, TransformerBlock, channel_similarity, mix_channels
-from promptir_basicsr.archs.whole_util import SeesWhole
-from promptir_basicsr.option_util import unknown
+from promptir_basicsr.archs.fast import blocks
+from promptir_basicsr.archs.layers.formulation import Formulated
+from promptir_basicsr.archs.layers.global_statistics import SeesWhole
+from promptir_basicsr.archs.layers.restormer import (
+    GDFN,
+    LayerNorm2d,
+    TransformerBlock,
+    channel_similarity,
+    mix_channels,
+)
+from promptir_basicsr.core.messages import unknown
 
 INTERACTIONS = ('topm', 'cross', 'gate', 'promptir_gate')
 """Of features and prompt; in the released program pip_cross_topm, pip_cross, convgate and promptir_gate."""
 
 TOP_RATIOS = ((1, 2), (2, 3), (3, 4), (4, 5))
 """The parts of a row of the attention that the selective interaction keeps, as fractions."""
+
+
+class PromptBankModule(nn.Module):
+    """A module that holds a 5-D bank (1, N, D, S, S) and can be moved like any other.
+
+    `Module.to(memory_format=torch.channels_last)` refuses whatever has five dimensions. Here it is shown the bank
+    without the leading 1, and the bank stays contiguous: it is no image, so it gains nothing from another layout.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def apply(tensor: Tensor) -> Tensor:
+            return fn(tensor[0]).contiguous()[None] if tensor.ndim == 5 else fn(tensor)
+
+        return super()._apply(apply, recurse)
+
+
+class PromptGenBlock(Formulated, SeesWhole, PromptBankModule):
+    """A bank of N learned prompts, mixed by what the feature looks like (equation 2).
+
+    With a single prompt the softmax has nothing to choose, and `linear_layer` gets gradients of zero.
+
+    Args:
+        prompt_dim: D.
+        num_prompts: N.
+        prompt_size: S, the height and width at which the prompts are kept.
+        feature_dim: C of the features that choose among the prompts.
+    """
+
+    # A network with more prompts can start from the weights of one with fewer.
+    growable_axes = {'prompts': {'prompt_param': 1, 'linear_layer.weight': 0, 'linear_layer.bias': 0}}
+
+    def __init__(self, prompt_dim: int, num_prompts: int, prompt_size: int, feature_dim: int) -> None:
+        super().__init__()
+        self.prompt_param = nn.Parameter(torch.rand(1, num_prompts, prompt_dim, prompt_size, prompt_size))
+        self.linear_layer = nn.Linear(feature_dim, num_prompts)
+        self.conv3x3 = nn.Conv2d(prompt_dim, prompt_dim, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The prompt for the features x: (B, C, H, W). Returns (B, D, H, W)."""
+        weights, size = self.weights(x), x.shape[-2:]
+        if self.whole is not None:
+            prompt = torch.einsum('bn,ndhw->bdhw', weights, self.prompt_param[0])
+            return self.whole.resized(prompt, size, self.conv3x3)
+        if self.fast and len(x) > self.prompt_param.shape[1]:  # fewer prompts than images to resize and convolve
+            bank = F.interpolate(self.prompt_param[0], size=size, mode='bilinear', align_corners=False)
+            return torch.einsum('bn,ndhw->bdhw', weights, self.conv3x3(bank))
+        prompt = torch.einsum('bn,ndhw->bdhw', weights, self.prompt_param[0])
+        prompt = F.interpolate(prompt, size=size, mode='bilinear', align_corners=False)
+        return self.conv3x3(prompt)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """The share of each prompt for the features x: (B, C, H, W). Returns (B, N), >= 0, each row of sum 1."""
+        mean = x.mean(dim=(-2, -1)) if self.whole is None else self.whole.mean(x)
+        return self.linear_layer(mean).softmax(dim=-1)
 
 
 class PromptInPrompt(SeesWhole, PromptBankModule):
@@ -139,7 +204,7 @@ class PromptToPrompt(Formulated, nn.Module):
             (B, D, S, S).
         """
         if self.fast:
-            return fast_util.prompt_to_prompt(self, basic, degradation, strength)
+            return blocks.prompt_to_prompt(self, basic, degradation, strength)
         z = basic + strength * self.attn(self.norm11(basic), self.norm12(degradation))
         return z + self.ffn(self.norm2(z))
 
@@ -248,7 +313,7 @@ class PromptCrossBlock(Formulated, nn.Module):
     def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
         """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
         if self.fast:
-            return fast_util.prompt_cross_block(self, x, prompt)
+            return blocks.prompt_cross_block(self, x, prompt)
         x, prompt = self.norm11(x), self.norm12(prompt)
         width, prompt_width = x.shape[1], prompt.shape[1]
         y = fit_channels(x, prompt_width)

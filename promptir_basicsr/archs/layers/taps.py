@@ -13,10 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.pip_util import INTERACTIONS, PromptInPrompt, PromptToFeature
-from promptir_basicsr.archs.prompt_util import PromptGenBlock
-from promptir_basicsr.archs.restormer_util import TransformerBlock, is_whole
-from promptir_basicsr.option_util import did_you_mean, first_few, unknown
+from promptir_basicsr.archs.layers.arguments import is_whole
+from promptir_basicsr.archs.layers.prompts import INTERACTIONS, PromptGenBlock, PromptInPrompt, PromptToFeature
+from promptir_basicsr.archs.layers.restormer import TransformerBlock
+from promptir_basicsr.core.messages import did_you_mean, first_few, unknown
 
 PROMPTS = ('pip', 'promptir')
 """PIP's prompts are told the degradation, PromptIR's find it in the features."""

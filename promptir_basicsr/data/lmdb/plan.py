@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import yaml
 
+from promptir_basicsr.core.errors import ImageError, OptionError
+from promptir_basicsr.core.messages import check_count, unknown
 from promptir_basicsr.data.allinone_dataset import check_dataset
-from promptir_basicsr.data.image_util import EncodedImage, ImageError
-from promptir_basicsr.data.lmdb_util import STORAGES, LmdbSource, grid, whole_name
-from promptir_basicsr.data.lmdb_writer_util import DatabasePlan
-from promptir_basicsr.data.protocol_util import expand_protocol
-from promptir_basicsr.data.storage_util import SKIMAGE, Source, StoredImage, resolve
-from promptir_basicsr.data.task_util import Task
-from promptir_basicsr.option_util import OptionError, check_count, unknown
+from promptir_basicsr.data.images import EncodedImage
+from promptir_basicsr.data.lmdb.reader import STORAGES, LmdbSource, grid, whole_name
+from promptir_basicsr.data.lmdb.writer import DatabasePlan
+from promptir_basicsr.data.protocol import expand_protocol
+from promptir_basicsr.data.sources import SKIMAGE, Source, StoredImage, resolve
+from promptir_basicsr.data.tasks import Task
 
 SOURCE_KEYS = {'clean': 'gt', 'root': 'lq', 'lq': 'lq', 'gt': 'gt'}
 """Options of a task that name a source, and the attribute of the task that holds it."""

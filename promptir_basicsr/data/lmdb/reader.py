@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import lmdb
 import numpy as np
 
-from promptir_basicsr.data.image_util import EncodedImage, ImageError, PixelImage
+from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.data.images import EncodedImage, PixelImage
 
 FORMAT = 1
 STORAGES = ('original', 'lossless', 'raw')

@@ -1,6 +1,6 @@
 """One self-contained HTML page of figures, tables and before/after pictures."""
 
-from promptir_basicsr.report.model import Comparison, Figure, Report, Section, Table
-from promptir_basicsr.report.page import write_page
+from promptir_basicsr.explain.page.model import Comparison, Figure, Report, Section, Table
+from promptir_basicsr.explain.page.page import write_page
 
 __all__ = ['Comparison', 'Figure', 'Report', 'Section', 'Table', 'write_page']

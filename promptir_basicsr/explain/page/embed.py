@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from promptir_basicsr.models.picture_util import to_bytes
+from promptir_basicsr.core.arrays import to_bytes
 
 LARGEST_SVG = 1 << 20
 """Bytes; a drawing with more, such as a cloud of many points, is slow in a browser and stands in the page as PNG."""

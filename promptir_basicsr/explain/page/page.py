@@ -15,10 +15,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from promptir_basicsr.models.checkpoint_util import atomic_write
-from promptir_basicsr.option_util import OptionError
-from promptir_basicsr.report.embed import figure_markup, picture_uri
-from promptir_basicsr.report.model import Comparison, Figure, Report, Section, Table
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.explain.page.embed import figure_markup, picture_uri
+from promptir_basicsr.explain.page.model import Comparison, Figure, Report, Section, Table
 
 _LOSSLESS = 8_000_000  # pixels of all pictures; beyond, lossless ones would make a page of more than about 25 MB
 

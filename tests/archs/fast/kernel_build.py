@@ -12,10 +12,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from promptir_basicsr.archs import kernel_conv_util, kernel_norm_util
+from promptir_basicsr.archs.fast import triton_kernels
 
 TYPES = {torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16', torch.float64: 'fp64'}
-TILES = {'convolve': kernel_conv_util.CONVOLVE, 'convolve_backward': kernel_conv_util.BACKWARD}
+TILES = {'convolve': triton_kernels.CONVOLVE, 'convolve_backward': triton_kernels.BACKWARD}
 CUOBJDUMP = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
 
 
@@ -34,12 +34,12 @@ def build(name: str, width: int, dtype: torch.dtype, capability: int, **choices:
     constants: dict[str, Any] = {'WIDE': tl.float64 if wide == torch.float64 else tl.float32, **choices}
     rows, warps = 1, 4
     if name.startswith('normalize'):
-        kernel = getattr(kernel_norm_util, f'{name}_kernel')
+        kernel = getattr(triton_kernels, f'{name}_kernel')
         channels = triton.next_power_of_2(width)
-        constants |= {'EPS': 1e-5, 'PIXELS': max(kernel_norm_util.ELEMENTS // channels, 1), 'CHANNELS': channels}
+        constants |= {'EPS': 1e-5, 'PIXELS': max(triton_kernels.ELEMENTS // channels, 1), 'CHANNELS': channels}
     else:
-        kernel = getattr(kernel_conv_util, f'{name}_kernel')
-        tile = TILES.get(name, kernel_conv_util.GATE)
+        kernel = getattr(triton_kernels, f'{name}_kernel')
+        tile = TILES.get(name, triton_kernels.GATE)
         rows, warps = tile.rows, tile.warps
         constants |= {'ROWS': rows, 'COLUMNS': tile.columns, 'CHANNELS': tile.channels}
     signature: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """The numbers of the Triton kernels. test_kernels.py runs this file, as the interpreter is chosen before Python starts.
 
-    TRITON_INTERPRET=1 python -m pytest tests/archs/kernel_cases.py     on the CPU
-    python -m pytest tests/archs/kernel_cases.py                        on a GPU
+    TRITON_INTERPRET=1 python -m pytest tests/archs/fast/kernel_cases.py     on the CPU
+    python -m pytest tests/archs/fast/kernel_cases.py                        on a GPU
 
 What they are held to is plain torch in float64 on the CPU. Features lie between images of NaN, and fresh memory is full
 of NaN, so that a place read outside the picture, or left unwritten, shows.
@@ -17,19 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptir_basicsr.archs import kernel_conv_util, kernel_norm_util, kernel_util
-from promptir_basicsr.archs.formulation_util import set_formulation
-from promptir_basicsr.archs.kernel_util import (
+from promptir_basicsr.archs.fast import kernels, triton_kernels
+from promptir_basicsr.archs.fast.kernels import (
     depthwise3x3,
     depthwise3x3_gate,
     depthwise3x3_gate_backward,
     normalize_channels,
     usable,
 )
-from promptir_basicsr.archs.restormer_util import TransformerBlock
+from promptir_basicsr.archs.layers.formulation import set_formulation
+from promptir_basicsr.archs.layers.restormer import TransformerBlock
 from tests.golden.seeded import seeded_fill
 
-DEVICE = 'cpu' if kernel_util.interpreted else 'cuda'
+DEVICE = 'cpu' if kernels.interpreted else 'cuda'
 # Relative to the whole tensor's norm. The interpreter cuts off to bfloat16 (2^-7), where a GPU rounds (2^-8).
 BOUNDS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 DTYPES = list(BOUNDS)
@@ -230,12 +230,12 @@ def test_nothing_is_written_beside_the_output() -> None:
     for kernel in ('normalize', 'convolve'):
         written = torch.full((3, 5, 3, 3), math.pi, device=DEVICE).contiguous(memory_format=torch.channels_last)
         if kernel == 'normalize':
-            kernel_norm_util.run(kernel_norm_util.normalize_kernel, x, written[1:2], subtract_mean=True, eps=1e-5)
+            triton_kernels.run(triton_kernels.normalize_kernel, x, written[1:2], subtract_mean=True, eps=1e-5)
         else:
-            taps, tile = torch.ones(9, 5, device=DEVICE), kernel_conv_util.CONVOLVE
-            options = kernel_conv_util.options(x, tile)
+            taps, tile = torch.ones(9, 5, device=DEVICE), triton_kernels.CONVOLVE
+            options = triton_kernels.options(x, tile)
             arguments = (x, taps, taps, written[1:2], 3, 3, 5)
-            kernel_conv_util.launch(kernel_conv_util.convolve_kernel, 1, *arguments, HAS_BIAS=False, **options)
+            triton_kernels.launch(triton_kernels.convolve_kernel, 1, *arguments, HAS_BIAS=False, **options)
         assert not torch.isclose(written[1], torch.tensor(math.pi, device=DEVICE)).any()
         assert (written[[0, 2]] == math.pi).all()
 
@@ -341,7 +341,7 @@ def test_usable_says_no_to_what_the_kernels_do_not_take(monkeypatch: pytest.Monk
     assert not usable(x[0])
     assert not usable(x.long())
     assert not usable(x.contiguous())
-    assert usable(torch.empty(1, kernel_util.MAX_CHANNELS, 1, 1, device=DEVICE))
-    assert not usable(torch.empty(1, kernel_util.MAX_CHANNELS + 1, 1, 1, device=DEVICE))
-    monkeypatch.setattr(kernel_util, 'enabled', False)
+    assert usable(torch.empty(1, kernels.MAX_CHANNELS, 1, 1, device=DEVICE))
+    assert not usable(torch.empty(1, kernels.MAX_CHANNELS + 1, 1, 1, device=DEVICE))
+    monkeypatch.setattr(kernels, 'enabled', False)
     assert not usable(x)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from promptir_basicsr.archs import PIPNAFNet, PIPRestormer, PromptIR, strip_util
-from promptir_basicsr.archs.formulation_util import CHECKPOINTING, set_checkpointing, set_formulation
-from promptir_basicsr.archs.prompt_util import PromptGenBlock
-from promptir_basicsr.archs.restormer_util import TransformerBlock
+from promptir_basicsr.archs import PIPNAFNet, PIPRestormer, PromptIR
+from promptir_basicsr.archs.fast import strips
+from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, set_checkpointing, set_formulation
+from promptir_basicsr.archs.layers.prompts import PromptGenBlock
+from promptir_basicsr.archs.layers.restormer import TransformerBlock
 
 SMALL = {'dim': 8, 'num_blocks': (1, 1, 1, 1), 'num_refinement_blocks': 0, 'heads': (1, 2, 2, 4)}
 OTHER = {'bias': True, 'layer_norm_type': 'BiasFree'}
@@ -90,8 +91,8 @@ def test_strips(name: str, strip_bytes: int, monkeypatch: pytest.MonkeyPatch) ->
     with torch.no_grad():
         expected = net(*inputs)
         set_formulation(net, 'fast')
-        monkeypatch.setattr(strip_util, 'STRIP_BYTES', strip_bytes)
-        assert strip_util.fits(inputs[0])
+        monkeypatch.setattr(strips, 'STRIP_BYTES', strip_bytes)
+        assert strips.fits(inputs[0])
         assert relative(net(*inputs), expected) < 1e-12
 
 
@@ -101,7 +102,7 @@ def test_strips_of_any_size(height: int, width: int, strip_bytes: int, monkeypat
     torch.manual_seed(0)
     block = TransformerBlock(12, 2, 2.66, bias=True, layer_norm_type='WithBias').double()
     x = torch.randn(3, 12, height, width, dtype=torch.float64)
-    monkeypatch.setattr(strip_util, 'STRIP_BYTES', strip_bytes)
+    monkeypatch.setattr(strips, 'STRIP_BYTES', strip_bytes)
     with torch.no_grad():
         found = block(x)
         set_formulation(block, 'plain')
@@ -277,15 +278,15 @@ def test_unknown_formulation() -> None:
 
 KERNELS = """
 import torch
-from promptir_basicsr.archs import kernel_util
-from tests.archs.test_fast_util import built, picture, relative, step, whole
-assert kernel_util.interpreted and kernel_util.available
+from promptir_basicsr.archs.fast import kernels
+from tests.archs.fast.test_blocks import built, picture, relative, step, whole
+assert kernels.interpreted and kernels.available
 for name in ('promptir, biases, bias-free norm', 'pip topm'):
     net = built(name)
     inputs = picture(net, 1, 3, 8, 16)
-    kernel_util.enabled = False
+    kernels.enabled = False
     expected, gradients = step(net, inputs)
-    kernel_util.enabled = True
+    kernels.enabled = True
     y, found = step(net, inputs)
     assert relative(y, expected) < 1e-12
     assert relative(whole(found), whole(gradients)) < 1e-12
@@ -297,5 +298,5 @@ def test_networks_with_kernels() -> None:
     """In Triton's interpreter, which must be chosen before Python starts."""
     pytest.importorskip('triton', reason='Triton is not installed')
     environment = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     subprocess.run([sys.executable, '-c', KERNELS], cwd=root, env=environment, check=True, timeout=300)

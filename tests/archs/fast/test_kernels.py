@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from promptir_basicsr.archs import kernel_util
-from promptir_basicsr.archs.kernel_util import normalize_channels, usable
+from promptir_basicsr.archs.fast import kernels
+from promptir_basicsr.archs.fast.kernels import normalize_channels, usable
 
 CASES = Path(__file__).parent / 'kernel_cases.py'
 SLOW = [
@@ -29,7 +29,7 @@ SLOW = [
 ]
 ORDINARY = sorted(set(re.findall(r'^def (test_\w+)', CASES.read_text(encoding='utf-8'), re.MULTILINE)) - set(SLOW))
 
-needs_triton = pytest.mark.skipif(not kernel_util.available, reason='needs Triton 3.3 or newer')
+needs_triton = pytest.mark.skipif(not kernels.available, reason='needs Triton 3.3 or newer')
 
 
 def run_cases(directory: Path, where: str, markers: str) -> dict[str, list[str]]:
@@ -76,7 +76,7 @@ def test_slow_case(slow: dict[str, list[str]], name: str) -> None:
 
 
 def test_without_the_interpreter_the_cpu_is_for_torch() -> None:
-    if kernel_util.interpreted:
+    if kernels.interpreted:
         pytest.skip('TRITON_INTERPRET=1')
     x = torch.zeros(1, 4, 2, 2).contiguous(memory_format=torch.channels_last)
     assert not usable(x)
@@ -86,23 +86,23 @@ def test_without_the_interpreter_the_cpu_is_for_torch() -> None:
 
 def test_without_triton_nothing_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'triton', None)
-    assert not kernel_util.has_triton()
+    assert not kernels.has_triton()
     old = ModuleType('triton')
     old.__version__ = '3.2.0'
     monkeypatch.setitem(sys.modules, 'triton', old)
-    assert not kernel_util.has_triton()
+    assert not kernels.has_triton()
 
 
 @pytest.mark.parametrize(('value', 'expected'), [('0', False), ('1', True)])
 def test_the_environment_switches_kernels(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> None:
     monkeypatch.setenv('PROMPTIR_KERNELS', value)
-    assert kernel_util.switched_on() is expected
+    assert kernels.switched_on() is expected
 
 
 def test_a_switch_that_is_neither_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('PROMPTIR_KERNELS', 'off')
     with pytest.raises(ValueError, match=r"PROMPTIR_KERNELS is 'off'; it must be 1 .* or 0"):
-        kernel_util.switched_on()
+        kernels.switched_on()
 
 
 # Loads and stores of a program, from the rows of its tile. Nine taps a channel; rows share the places they look at, of
@@ -127,10 +127,10 @@ CHOICES['gate_backward'] = [{**choice, 'AGAIN': again} for choice in CHOICES['ga
 
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not kernel_util.available or kernel_util.interpreted:
+    if not kernels.available or kernels.interpreted:
         pytest.skip('needs Triton 3.3 or newer, not interpreting')
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    return importlib.import_module('tests.archs.kernel_build')
+    return importlib.import_module('tests.archs.fast.kernel_build')
 
 
 @pytest.mark.parametrize('name', TRAFFIC)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.condition_util import ConditionedNetwork, weights_of
+from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, weights_of
 
 NAMES = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight')
 X = torch.zeros(2, 3, 4, 4)

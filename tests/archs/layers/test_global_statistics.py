@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from promptir_basicsr.archs import PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
-from promptir_basicsr.archs.formulation_util import FORMULATIONS, set_formulation
-from promptir_basicsr.archs.pip_util import PromptInPrompt, TopMCrossAttention
-from promptir_basicsr.archs.prompt_util import PromptGenBlock
-from promptir_basicsr.archs.restormer_util import MDTA, TransformerBlock
-from promptir_basicsr.archs.whole_util import Place, WholeImage, bilinear_matrix
-from promptir_basicsr.models.tile_util import Grid
+from promptir_basicsr.archs.layers.formulation import FORMULATIONS, set_formulation
+from promptir_basicsr.archs.layers.global_statistics import Place, WholeImage, bilinear_matrix
+from promptir_basicsr.archs.layers.prompts import PromptGenBlock, PromptInPrompt, TopMCrossAttention
+from promptir_basicsr.archs.layers.restormer import MDTA, TransformerBlock
+from promptir_basicsr.inference.tiles import Grid
 from tests.golden.seeded import seeded_fill, seeded_image
 
 SMALL = {'dim': 8, 'num_blocks': (1, 1, 1, 1), 'num_refinement_blocks': 1, 'heads': (1, 1, 2, 2)}

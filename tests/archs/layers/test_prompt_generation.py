@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptir_basicsr.archs.prompt_util import PromptGenBlock
+from promptir_basicsr.archs.layers.prompts import PromptGenBlock
 from tests.golden.seeded import seeded_fill
 
 

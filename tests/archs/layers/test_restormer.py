@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.formulation_util import set_formulation
-from promptir_basicsr.archs.restormer_util import (
+from promptir_basicsr.archs.layers.arguments import check_backbone, check_image
+from promptir_basicsr.archs.layers.formulation import set_formulation
+from promptir_basicsr.archs.layers.restormer import (
     GDFN,
     MDTA,
     Downsample,
@@ -17,8 +18,6 @@ from promptir_basicsr.archs.restormer_util import (
     TransformerBlock,
     Upsample,
     channel_similarity,
-    check_backbone,
-    check_image,
     mix_channels,
 )
 from tests.golden.seeded import seeded_fill

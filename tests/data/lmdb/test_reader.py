@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from promptir_basicsr.data import lmdb_writer_util
-from promptir_basicsr.data.image_util import EncodedImage, ImageError, PixelImage
-from promptir_basicsr.data.lmdb_util import (
+from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.data.images import EncodedImage, PixelImage
+from promptir_basicsr.data.lmdb import writer
+from promptir_basicsr.data.lmdb.reader import (
     HEADER_KEY,
     INDEX_PREFIX,
     PATH,
@@ -28,8 +29,8 @@ from promptir_basicsr.data.lmdb_util import (
     key_of,
     pack_records,
 )
-from promptir_basicsr.data.lmdb_writer_util import DatabasePlan, DatabaseWriter, make_records
-from promptir_basicsr.data.storage_util import FolderSource, open_source
+from promptir_basicsr.data.lmdb.writer import DatabasePlan, DatabaseWriter, make_records
+from promptir_basicsr.data.sources import FolderSource, open_source
 
 # isort: split
 # BasicSR can be imported once the package has prepared it
@@ -124,7 +125,7 @@ def test_raw_storage_is_pixels_that_are_not_copied(folder, tmp_path, photographs
 
 
 def test_the_map_grows_with_what_is_put_into_it(folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(lmdb_writer_util, 'MAP_SIZE', 1 << 15)
+    monkeypatch.setattr(writer, 'MAP_SIZE', 1 << 15)
     source = LmdbSource(store(tmp_path / 'x.lmdb', folder, 'raw'))
     np.testing.assert_array_equal(
         source.open('below/deep.png').pixels(), FolderSource(folder).open('below/deep.png').pixels()

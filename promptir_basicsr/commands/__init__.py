@@ -1,0 +1,1 @@
+"""The verbs of `basicsr`, a module each: arguments, messages, exit status."""

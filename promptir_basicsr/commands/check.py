@@ -1,0 +1,190 @@
+"""The verb `basicsr check`, and what it found, as tables for people."""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from promptir_basicsr.checks.check import check_file
+from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
+from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.optim.rates import RatePoint
+
+NAMES_SHOWN = 10
+
+
+def main() -> int:
+    """The verb `basicsr check`."""
+    args = argument_parser().parse_args()
+    for stream in (sys.stdout, sys.stderr):  # names of files may be anything
+        getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
+    try:
+        report = check_file(
+            args.opt,
+            args.force_yml,
+            decode=not args.fast,
+            workers=args.workers,
+            processes=args.processes,
+            allow_counts=args.allow_counts,
+            progress=True,
+        )
+    except ImageError as error:
+        sys.stderr.write(f'{error}\n')
+        return 1
+    try:
+        if args.json:
+            sys.stdout.write(json.dumps(report.as_json(), indent=2) + '\n')
+        else:
+            print_report(report, Console(highlight=False, markup=False, emoji=False))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0 if report.right else 1
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line of `basicsr check`."""
+    parser = argparse.ArgumentParser(
+        prog='basicsr check', description='Tell whether training would be right. Nothing is written to disk.'
+    )
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML) of a training or a test')
+    parser.add_argument(
+        '--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options, e.g. train:total_iter=1000 name=trial'
+    )
+    parser.add_argument('--fast', action='store_true', help='read the beginnings of the images, do not decode them')
+    parser.add_argument(
+        '--workers',
+        type=_count(0),
+        metavar='N',
+        default=_cores(),
+        help='processes that read images; default: %(default)s',
+    )
+    parser.add_argument(
+        '--processes', type=_count(1), metavar='N', default=1, help='processes that will train together; default: 1'
+    )
+    parser.add_argument(
+        '--allow-counts', action='store_true', help='another number of images than expected_images is no error'
+    )
+    parser.add_argument('--json', action='store_true', help='print one JSON document')
+    return parser
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _count(least: int) -> Any:
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least {least}')
+        return int(text)
+
+    return count
+
+
+def print_report(report: Report, console: Console) -> None:
+    """For people: tables, then errors, notes and the verdict."""
+    for dataset in report.datasets:
+        if dataset.checked:
+            samples = f'{dataset.samples:,} samples{" an epoch" if dataset.where == "datasets.train" else ""}'
+            _say(console, f"{dataset.where} '{dataset.name}': {samples}", 'bold')
+            console.print(_tasks_table(dataset, report))
+    if report.epoch:
+        _say(console, _epoch_sentence(report.epoch))
+    if report.learning_rate:
+        _say(console, f'Learning rate: {report.schedule}', 'bold')
+        console.print(_rate_table(report.learning_rate))
+    for severity, title, style in ((ERROR, 'Errors', 'bold red'), (NOTE, 'Notes', 'bold')):
+        findings = report.of(severity)
+        if findings:
+            console.print(Text(f'{title}: {len(findings):,}', style))
+            for lines in _grouped(findings):
+                for line in lines:
+                    _say(console, line.lstrip(), indent=len(line) - len(line.lstrip()) + 2)
+            console.print()
+    purpose, errors = ('Training' if report.training else 'The test'), len(report.of(ERROR))
+    if errors:
+        _say(console, f'{purpose} would be wrong: {errors:,} {"error" if errors == 1 else "errors"}.', 'bold red')
+    else:
+        limit = '' if report.decoded else ' as far as the beginnings of the files tell (--fast)'
+        _say(console, f'{purpose} would be right{limit}.', 'bold green')
+
+
+def _say(console: Console, sentence: str, style: str = '', indent: int = 0) -> None:
+    """A sentence: folded at words on a terminal, a line in a file."""
+    if console.is_terminal:
+        console.print(Padding(Text(sentence, style, overflow='fold'), (0, 0, 0, indent)))
+    else:
+        console.print(Text(' ' * indent + sentence, style), soft_wrap=True)
+
+
+def _tasks_table(dataset: DatasetReport, report: Report) -> Table:
+    training = dataset.where == 'datasets.train'
+    fixed = any(task.in_batch for task in dataset.tasks)
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column('task', overflow='fold')
+    headers = ['images', 'expected', *(['draws', 'samples', 'share'] if training else [])]
+    for header in headers + ['in batch'] * fixed:
+        table.add_column(header, justify='right')
+    table.add_column('found')
+    for task in dataset.tasks:
+        cells = [f'{task.images:,}', f'{task.expected_images:,}' if task.expected_images else '-']
+        if training:
+            draws, share = task.draws, task.share
+            cells += ['-' if draws is None else f'{draws:.4g}', f'{task.samples:,}']
+            cells += ['-' if share is None else f'{share:.1%}']
+        found = [finding.severity for finding in report.findings if finding.where == task.where]
+        table.add_row(
+            Text(task.name),
+            *cells,
+            *[f'{task.in_batch}'] * fixed,
+            Text(_state(found), 'red' if ERROR in found else ''),
+        )
+    return table
+
+
+def _state(found: Sequence[str]) -> str:
+    counts = [(found.count(severity), severity) for severity in (ERROR, NOTE)]
+    return ', '.join(f'{count} {word}{"s" * (count > 1)}' for count, word in counts if count) or 'right'
+
+
+def _epoch_sentence(epoch: EpochReport) -> str:
+    of = f' of {epoch.processes} processes' if epoch.processes > 1 else ''
+    return (
+        f'An epoch: {epoch.samples:,} samples, {epoch.iterations:,} iterations at batch {epoch.batch:,}{of}. '
+        f'The run: {epoch.total_iter:,} iterations, {epoch.epochs:,.1f} epochs, {epoch.total_samples:,} samples.'
+    )
+
+
+def _rate_table(points: Sequence[RatePoint]) -> Table:
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column('iteration', justify='right')
+    table.add_column('rate', justify='right')
+    table.add_column()
+    for point in points:
+        table.add_row(f'{point.iteration:,}', f'{point.rate:.4g}', point.event)
+    return table
+
+
+def _grouped(findings: Sequence[Finding]) -> Iterator[list[str]]:
+    """Lines of the findings; those about the same items follow one another, and the items are named once."""
+    ordered: dict[tuple[Any, ...], list[Finding]] = {}
+    for number, finding in enumerate(findings):
+        ordered.setdefault((finding.kind, *finding.items) if finding.items else (number,), []).append(finding)
+    for group in ordered.values():
+        items = group[0].items
+        if all(name in group[0].message and not detail for name, detail in items):
+            items = []  # the sentence names them
+        width = min(48, max((len(name) for name, _ in items[:NAMES_SHOWN]), default=0))
+        names = [f'    {f"{name:{width}}  {detail}" if detail else name}' for name, detail in items[:NAMES_SHOWN]]
+        more = [f'    and {len(items) - NAMES_SHOWN:,} more'] if len(items) > NAMES_SHOWN else []
+        yield list(itertools.chain((finding.message for finding in group), names, more))

@@ -1,0 +1,144 @@
+"""The verb `basicsr export`."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from promptir_basicsr.checkpoints.checkpoint import Checkpoint, build, read_checkpoint
+from promptir_basicsr.core.errors import OptionError, need_extra
+from promptir_basicsr.core.files import megabytes
+from promptir_basicsr.core.version import __version__
+from promptir_basicsr.export.exporter import (
+    FORMATS,
+    PACKAGES,
+    SIZES,
+    Difference,
+    ExportMismatch,
+    export_onnx,
+    export_program,
+)
+
+_SIZE = re.compile(r'(?:([1-9]\d*)x)?([1-9]\d*)x([1-9]\d*)')
+
+
+def main() -> int:
+    """The verb `basicsr export`.
+
+    Returns:
+        Exit status: 0; 1 where the file would not compute what the network does.
+
+    Raises:
+        OptionError: mistakes in the arguments, or a network that cannot be exported.
+        SaveError: the file could not be written.
+    """
+    args = argument_parser().parse_args()
+    path, kind = _target(args)
+    sizes, fixed = _sizes(args)
+    if kind == 'onnx':
+        need_extra('ONNX', PACKAGES, 'export')
+    checkpoint = read_checkpoint(args.weights, args.opt, args.key)
+    net = build(checkpoint)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    options: dict[str, Any] = {'labels': args.labels, 'fixed': fixed, 'metadata': _told(checkpoint)}
+    try:
+        if kind == 'onnx':
+            differences = export_onnx(net, path, sizes, opset=args.opset, **options)
+        else:
+            differences = export_program(net, path, sizes, **options)
+    except ExportMismatch as error:
+        _report(error.differences)
+        sys.stderr.write(f'{error}\n')
+        return 1
+    _report(differences)
+    sys.stdout.write(f'{path}: {megabytes(os.path.getsize(path))}\n')
+    return 0
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line of `basicsr export`."""
+    parser = argparse.ArgumentParser(
+        prog='basicsr export',
+        description='Write a network as ONNX or as a graph of PyTorch, checked against the network.',
+    )
+    endings = ', '.join(f'{ending} {kind}' for kind, ending in FORMATS.items())
+    parser.add_argument('weights', metavar='WEIGHTS', help='.pth, .pt, .ckpt or .safetensors')
+    parser.add_argument('output', metavar='OUT', help='the file to write')
+    parser.add_argument('--to', choices=FORMATS, help=f'format; default: by the ending of OUT ({endings})')
+    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from WEIGHTS')
+    parser.add_argument('--key', metavar='NAME', help='which weights of WEIGHTS; default: params_ema first')
+    parser.add_argument(
+        '--sizes',
+        nargs='+',
+        metavar='HxW',
+        default=['x'.join(map(str, size)) for size in SIZES],
+        help='images that the file is tried with, HxW or BxHxW; default: %(default)s',
+    )
+    parser.add_argument('--fixed', metavar='HxW', help='take one image of this size only')
+    parser.add_argument('--labels', action='store_true', help='ask for the degradation, not the sensor in the network')
+    parser.add_argument('--opset', type=int, metavar='N', help='of ONNX; default: that of PyTorch')
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
+    return parser
+
+
+def _told(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The network and what the training has told about it."""
+    return {**checkpoint.metadata, 'network_g': checkpoint.network, 'package': __version__}
+
+
+def _target(args: argparse.Namespace) -> tuple[str, str]:
+    """The file to write, and its format.
+
+    Raises:
+        OptionError: it is there already, or its ending says something else.
+    """
+    path = os.path.expanduser(args.output)
+    ending = os.path.splitext(path)[1].lower()
+    kind = args.to or next((kind for kind, usual in FORMATS.items() if usual == ending), None)
+    problems = []
+    if kind is None:
+        problems.append(f"'{path}': its ending tells no format. Call it NAME.onnx or NAME.pt2, or give `--to`.")
+    elif kind == 'torch' and args.opset is not None:
+        problems.append('--opset: is of ONNX; leave it out for torch.')
+    if os.path.isdir(path):
+        problems.append(f"'{path}' is a folder. Give the name of a file.")
+    elif os.path.exists(path) and not args.overwrite:
+        problems.append(f"'{path}' is there already. Take another name, or replace it with `--overwrite`.")
+    if problems:
+        raise OptionError(problems)
+    return path, str(kind)
+
+
+def _sizes(args: argparse.Namespace) -> tuple[list[tuple[int, int, int]], tuple[int, int] | None]:
+    """The sizes to try, and the only one.
+
+    Raises:
+        OptionError: one is none.
+    """
+    problems = []
+    for flag, texts in (('--sizes', args.sizes), ('--fixed', [args.fixed] if args.fixed else [])):
+        for text in texts:
+            found = _SIZE.fullmatch(text)
+            if not found or (flag == '--fixed' and found[1]):
+                problems.append(f"{flag}: '{text}' is no size; height x width in pixels is 96x128.")
+    if problems:
+        raise OptionError(problems)
+    sizes = [(int(found[1] or 1), int(found[2]), int(found[3])) for found in map(_SIZE.fullmatch, args.sizes) if found]
+    fixed = tuple(map(int, args.fixed.split('x'))) if args.fixed else None
+    return sizes, fixed  # type: ignore[return-value]
+
+
+def _report(differences: Sequence[Difference]) -> None:
+    """A table of the differences."""
+    table = Table(box=box.SIMPLE)
+    for title in ('images', 'height', 'width', 'largest difference', 'largest value'):
+        table.add_column(title, justify='right', no_wrap=True)
+    for one in differences:
+        table.add_row(str(one.batch), str(one.height), str(one.width), f'{one.largest:.1e}', f'{one.reach:.2f}')
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)

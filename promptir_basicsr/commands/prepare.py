@@ -1,0 +1,163 @@
+"""The verb `basicsr prepare`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.data.lmdb.plan import Preparation, plan_preparation
+from promptir_basicsr.data.lmdb.prepare import SAMPLE, Prepared, in_units, prepare_databases, verify_databases
+from promptir_basicsr.data.lmdb.reader import STORAGES
+from promptir_basicsr.data.lmdb.writer import PrepareError
+from promptir_basicsr.data.protocol import protocol_datasets
+from promptir_basicsr.options.file import Places, read_option_file
+
+
+def main() -> int:
+    """The verb `basicsr prepare`.
+
+    Returns:
+        Exit status: 0; 1 for damaged images, differences or trouble with the disk.
+
+    Raises:
+        OptionError: mistakes in the options or arguments.
+    """
+    args = argument_parser().parse_args()
+    count = _verify_count(args.verify)
+    workers = args.workers if args.workers is not None else _cores()
+    problems = check_count('--workers', workers)
+    if problems:
+        raise OptionError(problems)
+    cv2.setNumThreads(1)  # images are decoded side by side
+    try:
+        options, name, made_from, places = _read_options(args)
+        try:
+            preparation = plan_preparation(
+                options,
+                Path(args.out).expanduser(),
+                name,
+                made_from,
+                args.storage,
+                tuple(args.sub_images) if args.sub_images else None,
+                args.only,
+            )
+        except OptionError as error:
+            # What is wrong with the file begins with its place in it.
+            located = places.located if places else f'{made_from}: {{}}'.format
+            raise OptionError(
+                located(problem) if problem.startswith('datasets') else problem for problem in error.problems
+            ) from error
+        prepared = prepare_databases(preparation, workers, args.overwrite)
+        _report(preparation, prepared)
+        if args.verify is not None:
+            compared = verify_databases(preparation, count, workers)
+            sys.stdout.write(f'{compared:,} images compared with their sources: no difference.\n')
+    except PrepareError as error:
+        sys.stderr.write(f'{error}\n')
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write('\nInterrupted. The same command continues where it stopped.\n')
+        return 1
+    return 0
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog='basicsr prepare', description='Store the images of an option file in LMDBs, and options that read them.'
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('-opt', metavar='FILE', help='option file (YAML)')
+    what.add_argument('--protocol', metavar='NAME', help='a published protocol, without an option file')
+    parser.add_argument('--dataroot', metavar='DIR', help='where the folders of --protocol start')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the databases and their options')
+    parser.add_argument(
+        '--storage',
+        choices=STORAGES,
+        default='original',
+        help='of training images: the files as they are (default), PNG, or pixels',
+    )
+    parser.add_argument(
+        '--sub-images',
+        nargs=2,
+        type=int,
+        metavar=('SIZE', 'STEP'),
+        help='store training images as overlapping pieces, so that a crop reads one of them',
+    )
+    parser.add_argument('--only', nargs='+', default=[], metavar='TASK', help='tasks that --sub-images is for')
+    parser.add_argument('--workers', type=int, metavar='N', help='images at a time (default: number of cores)')
+    parser.add_argument('--overwrite', action='store_true', help='replace databases of other content')
+    parser.add_argument(
+        '--verify',
+        nargs='?',
+        const=str(SAMPLE),
+        metavar='N',
+        help=f'compare N images of each database with their sources (default {SAMPLE}), or all',
+    )
+    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
+    return parser
+
+
+def _read_options(args: argparse.Namespace) -> tuple[dict[str, Any], str, str, Places | None]:
+    """The options, their name, where they are from, and where each of them stands in a file."""
+    if args.opt is not None:
+        if args.dataroot is not None:
+            raise OptionError(['--dataroot: goes with --protocol. For -opt: --force_yml datasets:train:dataroot=DIR'])
+        options, places = read_option_file(args.opt, args.force_yml)
+        return options, Path(args.opt).stem, args.opt, places
+    if args.dataroot is None or args.force_yml:
+        raise OptionError(['--protocol: give --dataroot, where its folders start, and no --force_yml.'])
+    name = Path(args.protocol).stem
+    return {'datasets': protocol_datasets(args.protocol, args.dataroot)}, name, f'the protocol {name}', None
+
+
+def _verify_count(text: str | None) -> int | None:
+    if text is None or text == 'all':
+        return None
+    if not text.isdecimal() or not int(text):
+        raise OptionError([f"--verify: {text!r} is neither a number of images nor 'all'."])
+    return int(text)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _report(preparation: Preparation, prepared: Sequence['Prepared']) -> None:
+    """A table of the databases, and how to go on."""
+    table = Table(box=box.SIMPLE)
+    table.add_column('database', overflow='fold')
+    for title in ('images', 'storage', 'sources', 'database', 'ratio', 'BasicSR reads', ''):
+        table.add_column(title, justify='left' if title in ('storage', '') else 'right', no_wrap=True)
+    for row in prepared:
+        settings = row.plan.settings['sub_images']
+        table.add_row(
+            str(row.plan.path.relative_to(preparation.file.parent)),
+            f'{row.images:,}',
+            row.plan.storage + (f', {settings[0]} every {settings[1]}' if settings else ''),
+            in_units(row.source_bytes),
+            in_units(row.bytes),
+            f'{row.bytes / max(1, row.source_bytes):.2f}',
+            f'{row.readable:,}',
+            'was there already' if row.already else '',
+        )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    verb = 'train' if 'train' in preparation.options else 'test' if 'val' in preparation.options else ''
+    if verb:
+        console.print(f'basicsr {verb} -opt {preparation.file}', soft_wrap=True, markup=False)
+    else:
+        console.print(
+            f'{preparation.file} holds data sets only: put its `datasets` into an option file.',
+            soft_wrap=True,
+            markup=False,
+        )

@@ -1,0 +1,1 @@
+"""Images in LMDBs: read, written, and what is to be stored where."""

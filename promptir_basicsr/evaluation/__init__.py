@@ -1,0 +1,1 @@
+"""What a validation measures, and its tables and pictures."""

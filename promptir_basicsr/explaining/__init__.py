@@ -1,1 +1,0 @@
-"""What `basicsr explain` measures, draws and writes."""

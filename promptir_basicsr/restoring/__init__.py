@@ -1,1 +1,0 @@
-"""How `basicsr restore` plans and does its work."""

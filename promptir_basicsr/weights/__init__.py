@@ -1,1 +1,0 @@
-"""Files of weights: their layouts, and which network they are of."""
