@@ -1,5 +1,6 @@
 """The `basicsr` command."""
 
+import argparse
 import importlib
 import logging
 import os
@@ -9,6 +10,18 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from promptir_basicsr import activate
+from promptir_basicsr.core.command_line import argument_parser
+from promptir_basicsr.core.errors import (
+    NOT_SAVED,
+    SICK,
+    STOPPED,
+    ImageError,
+    OptionError,
+    SaveError,
+    SickTraining,
+    Stopped,
+)
+from promptir_basicsr.core.messages import unknown
 
 PLUGIN_GROUP = 'basicsr.plugins'
 USAGE = """usage: basicsr VERB ...
@@ -47,28 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f'{versions()}\n')
         return 0
     if verb not in VERBS:
-        from promptir_basicsr.core.messages import unknown
-
         return _fail(unknown('basicsr', 'verb', verb, VERBS))
+    sys.argv = [f'basicsr {verb}', *arguments[1:]]
+    parsed = argument_parser(verb).parse_args()  # ends the process after --help and wrong arguments
     try:
         activate()
     except ImportError as error:
         return _fail(str(error))
     load_plugins()
-    from promptir_basicsr.core.errors import (
-        NOT_SAVED,
-        SICK,
-        STOPPED,
-        ImageError,
-        OptionError,
-        SaveError,
-        SickTraining,
-        Stopped,
-    )
-
-    sys.argv = [f'basicsr {verb}', *arguments[1:]]
     try:
-        return VERBS[verb]() or 0
+        return VERBS[verb](parsed) or 0
     except OptionError as error:
         return _fail('\n'.join(error.problems))
     except ImageError as error:
@@ -109,39 +110,31 @@ def versions() -> str:
     return ', '.join([*found, f'Python {platform.python_version()}'])
 
 
-def train() -> None:
-    """BasicSR's own trainer, with experiments below the current folder."""
+def train(_: argparse.Namespace) -> None:
+    """BasicSR's own trainer, which parses the command line anew, with experiments below the current folder."""
     importlib.import_module('basicsr.train').train_pipeline(os.getcwd())
     _end_processes()
 
 
-def test() -> None:
-    """BasicSR's own test pipeline, with results below the current folder."""
+def test(_: argparse.Namespace) -> None:
+    """BasicSR's own test pipeline, which parses the command line anew, with results below the current folder."""
     importlib.import_module('basicsr.test').test_pipeline(os.getcwd())
     _end_processes()
 
 
 def _end_processes() -> None:
-    from promptir_basicsr.host.distributed import end_processes
-
-    end_processes()
+    importlib.import_module('promptir_basicsr.host.distributed').end_processes()
 
 
-def _verb(module: str) -> Callable[[], int | None]:
+def _verb(name: str) -> Callable[[argparse.Namespace], int | None]:
     """The `main` of a module, which is imported when the verb is used."""
-    return lambda: importlib.import_module(module).main()
+    return lambda parsed: importlib.import_module(f'promptir_basicsr.commands.{name}').main(parsed)
 
 
-VERBS: dict[str, Callable[[], int | None]] = {
+VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     'train': train,
     'test': test,
-    'check': _verb('promptir_basicsr.commands.check'),
-    'prepare': _verb('promptir_basicsr.commands.prepare'),
-    'restore': _verb('promptir_basicsr.commands.restore'),
-    'convert': _verb('promptir_basicsr.commands.convert'),
-    'export': _verb('promptir_basicsr.export.exporter'),
-    'explain': _verb('promptir_basicsr.commands.explain'),
-    'demo': _verb('promptir_basicsr.demo.app'),
+    **{name: _verb(name) for name in ('check', 'prepare', 'restore', 'convert', 'export', 'explain', 'demo')},
 }
 
 

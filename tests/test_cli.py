@@ -122,14 +122,20 @@ def test_the_version_names_what_is_installed(capsys: pytest.CaptureFixture[str])
     assert said.err == ''
 
 
-@pytest.mark.parametrize('words', [[], ['--help'], ['--version'], ['trian']], ids=str)
+LIGHT = [[], ['--help'], ['--version'], ['trian'], *([verb, '--help'] for verb in cli.VERBS), ['restore', '--no-such']]
+
+
+@pytest.mark.parametrize('words', LIGHT, ids=' '.join)
 def test_what_needs_no_torch_does_not_import_it(words: list[str]) -> None:
     program = f"""
 import sys
 sys.orig_argv = ['python', 'basicsr', *{words}]
 from promptir_basicsr import cli
-cli.main({words})
-assert not {{'torch', 'basicsr', 'numpy'}} & sys.modules.keys()
+try:
+    cli.main({words})
+except SystemExit as ended:
+    assert ended.code == (2 if '--no-such' in {words} else 0)
+assert not {{'torch', 'basicsr', 'numpy', 'pydantic', 'rich', 'yaml'}} & sys.modules.keys()
 """
     process = run([sys.executable, '-c', program])
     assert process.returncode == 0, process.stderr

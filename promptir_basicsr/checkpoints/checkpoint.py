@@ -32,9 +32,6 @@ from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.options.file import read_options
 
-TARGETS = {'basicsr': ('.pth', '.pt'), 'official': ('.ckpt', '.pkl'), 'safetensors': ('.safetensors',)}
-"""Layouts that can be written, and the endings of their files."""
-
 LIGHTNING = '2.0.0'
 """The version of Lightning whose layout official checkpoints of PromptIR have; Lightning asks for one."""
 

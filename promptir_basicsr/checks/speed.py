@@ -13,7 +13,8 @@ from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, FORMULATION
 from promptir_basicsr.core.errors import MachineProblem
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.registry import find_registered
-from promptir_basicsr.runtime.precision import PRECISIONS, device_problems
+from promptir_basicsr.core.vocabulary import PRECISIONS
+from promptir_basicsr.runtime.precision import device_problems
 from promptir_basicsr.runtime.recompute import set_blocks
 
 

@@ -22,9 +22,8 @@ from promptir_basicsr.optim.rates import RatePoint
 NAMES_SHOWN = 10
 
 
-def main() -> int:
+def main(args: argparse.Namespace) -> int:
     """The verb `basicsr check`."""
-    args = argument_parser().parse_args()
     for stream in (sys.stdout, sys.stderr):  # names of files may be anything
         getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
     try:
@@ -49,46 +48,6 @@ def main() -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if report.right else 1
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line of `basicsr check`."""
-    parser = argparse.ArgumentParser(
-        prog='basicsr check', description='Tell whether training would be right. Nothing is written to disk.'
-    )
-    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML) of a training or a test')
-    parser.add_argument(
-        '--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options, e.g. train:total_iter=1000 name=trial'
-    )
-    parser.add_argument('--fast', action='store_true', help='read the beginnings of the images, do not decode them')
-    parser.add_argument(
-        '--workers',
-        type=_count(0),
-        metavar='N',
-        default=_cores(),
-        help='processes that read images; default: %(default)s',
-    )
-    parser.add_argument(
-        '--processes', type=_count(1), metavar='N', default=1, help='processes that will train together; default: 1'
-    )
-    parser.add_argument(
-        '--allow-counts', action='store_true', help='another number of images than expected_images is no error'
-    )
-    parser.add_argument('--json', action='store_true', help='print one JSON document')
-    return parser
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def _count(least: int) -> Any:
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least {least}')
-        return int(text)
-
-    return count
 
 
 def print_report(report: Report, console: Console) -> None:

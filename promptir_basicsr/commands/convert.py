@@ -9,23 +9,23 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from promptir_basicsr.checkpoints.checkpoint import TARGETS, digest, halved, read_checkpoint, write_checkpoint
+from promptir_basicsr.checkpoints.checkpoint import digest, halved, read_checkpoint, write_checkpoint
 from promptir_basicsr.checkpoints.reading import LAYOUTS
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import bytes_of, megabytes
 from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.vocabulary import LAYOUT_ENDINGS
 
 _MARGIN = 14
 
 
-def main() -> int:
+def main(args: argparse.Namespace) -> int:
     """The verb `basicsr convert`.
 
     Raises:
         OptionError: mistakes in the arguments, or a file that cannot be read.
         SaveError: the file could not be written.
     """
-    args = argument_parser().parse_args()
     target = _target(args)
     checkpoint = read_checkpoint(args.input, args.opt, args.key)
     if args.key is not None:
@@ -56,23 +56,6 @@ def main() -> int:
     return 0
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line of `basicsr convert`."""
-    parser = argparse.ArgumentParser(
-        prog='basicsr convert',
-        description='Bring weights into another layout. Without OUT: tell what a file holds, write nothing.',
-    )
-    endings = ', '.join(f'{layout} {" ".join(endings)}' for layout, endings in TARGETS.items())
-    parser.add_argument('input', metavar='IN', help='.pth, .pt, .ckpt or .safetensors')
-    parser.add_argument('output', metavar='OUT', nargs='?', help='the file to write')
-    parser.add_argument('--to', choices=TARGETS, help=f'layout; default: by the ending of OUT ({endings})')
-    parser.add_argument('--key', metavar='NAME', help='which weights of IN, and these alone; default: params_ema first')
-    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from IN')
-    parser.add_argument('--half', action='store_true', help='write float16: half the size, rounded')
-    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
-    return parser
-
-
 def _target(args: argparse.Namespace) -> str | None:
     """The layout to write; None for nothing.
 
@@ -86,13 +69,15 @@ def _target(args: argparse.Namespace) -> str | None:
         return None
     args.output = os.path.expanduser(args.output)
     ending = os.path.splitext(args.output)[1].lower()
-    by_ending = next((layout for layout, usual in TARGETS.items() if ending in usual), None)
+    by_ending = next((layout for layout, usual in LAYOUT_ENDINGS.items() if ending in usual), None)
     target = args.to or by_ending
     problems = []
     if target is None:
-        problems.append(f"'{args.output}': its ending tells no layout. Give `--to {'|'.join(TARGETS)}`.")
+        problems.append(f"'{args.output}': its ending tells no layout. Give `--to {'|'.join(LAYOUT_ENDINGS)}`.")
     elif (target == 'safetensors') != (ending == '.safetensors'):  # readers go by it
-        problems.append(f"'{args.output}': a file in the layout {target} ends in {' or '.join(TARGETS[target])}.")
+        problems.append(
+            f"'{args.output}': a file in the layout {target} ends in {' or '.join(LAYOUT_ENDINGS[target])}."
+        )
     if os.path.isdir(args.output):
         problems.append(f"'{args.output}' is a folder. Give the name of a file.")
     elif os.path.exists(args.output) and not args.overwrite:

@@ -10,26 +10,24 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.demo.app import Activity, build_page
 from promptir_basicsr.demo.content import copy_examples, make_examples
 from promptir_basicsr.inference.restorer import Restorer
 from promptir_basicsr.inference.restoring import Settings
-from promptir_basicsr.runtime.precision import PRECISIONS
 
 if TYPE_CHECKING:
     import gradio
 
 
-def main() -> int:
+def main(args: argparse.Namespace) -> int:
     """The verb `basicsr demo`: serves the page until Ctrl-C.
 
     Raises:
         OptionError: mistakes in the arguments, a file that cannot be used, or gradio is missing.
     """
-    args = argument_parser().parse_args()
     problems = [] if args.weights else ['--weights: is missing: the file of a trained network; see docs/weights.md.']
     if not 0 < args.max_megapixels < 1000:
         problems.append(f'--max-megapixels: {args.max_megapixels:g} is not above 0 and below 1000.')
@@ -57,37 +55,6 @@ def main() -> int:
         logging.shutdown()
         os._exit(0)
     return 0
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line of `basicsr demo`."""
-    parser = argparse.ArgumentParser(
-        prog='basicsr demo',
-        description='Serve a page to try a network. Pictures stay on this machine, and are removed when it ends.',
-    )
-    parser.add_argument('--weights', metavar='FILE', help='weights of a trained network')
-    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where weights do not tell theirs')
-    parser.add_argument('--key', metavar='NAME', help='which weights of the file; default: params_ema, then params')
-    parser.add_argument('--tile', type=_tile, default='auto', metavar='auto|none|N', help='side of tiles in pixels')
-    parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: %(default)s')
-    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1; default: %(default)s')
-    parser.add_argument(
-        '--examples', metavar='DIR', help='pictures to choose from; default: degraded photographs of scikit-image'
-    )
-    parser.add_argument(
-        '--max-megapixels', type=float, default=16, metavar='N', help='larger pictures are refused; default: 16'
-    )
-    parser.add_argument(
-        '--host', default='127.0.0.1', help='0.0.0.0 lets others on the network in; default: %(default)s, this machine'
-    )
-    parser.add_argument('--port', type=int, default=7860, help='default: %(default)s')
-    parser.add_argument('--no-browser', action='store_true', help='do not open the page')
-    return parser
-
-
-def _tile(text: str) -> Any:
-    """`Settings` says what is wrong with others."""
-    return None if text == 'none' else int(text) if text.isdecimal() else text
 
 
 def _prepare_gradio(work: Path) -> None:

@@ -15,20 +15,13 @@ from promptir_basicsr.checkpoints.checkpoint import Checkpoint, build, read_chec
 from promptir_basicsr.core.errors import OptionError, need_extra
 from promptir_basicsr.core.files import megabytes
 from promptir_basicsr.core.version import __version__
-from promptir_basicsr.export.exporter import (
-    FORMATS,
-    PACKAGES,
-    SIZES,
-    Difference,
-    ExportMismatch,
-    export_onnx,
-    export_program,
-)
+from promptir_basicsr.core.vocabulary import EXPORT_FORMATS
+from promptir_basicsr.export.exporter import PACKAGES, Difference, ExportMismatch, export_onnx, export_program
 
 _SIZE = re.compile(r'(?:([1-9]\d*)x)?([1-9]\d*)x([1-9]\d*)')
 
 
-def main() -> int:
+def main(args: argparse.Namespace) -> int:
     """The verb `basicsr export`.
 
     Returns:
@@ -38,7 +31,6 @@ def main() -> int:
         OptionError: mistakes in the arguments, or a network that cannot be exported.
         SaveError: the file could not be written.
     """
-    args = argument_parser().parse_args()
     path, kind = _target(args)
     sizes, fixed = _sizes(args)
     if kind == 'onnx':
@@ -61,32 +53,6 @@ def main() -> int:
     return 0
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line of `basicsr export`."""
-    parser = argparse.ArgumentParser(
-        prog='basicsr export',
-        description='Write a network as ONNX or as a graph of PyTorch, checked against the network.',
-    )
-    endings = ', '.join(f'{ending} {kind}' for kind, ending in FORMATS.items())
-    parser.add_argument('weights', metavar='WEIGHTS', help='.pth, .pt, .ckpt or .safetensors')
-    parser.add_argument('output', metavar='OUT', help='the file to write')
-    parser.add_argument('--to', choices=FORMATS, help=f'format; default: by the ending of OUT ({endings})')
-    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from WEIGHTS')
-    parser.add_argument('--key', metavar='NAME', help='which weights of WEIGHTS; default: params_ema first')
-    parser.add_argument(
-        '--sizes',
-        nargs='+',
-        metavar='HxW',
-        default=['x'.join(map(str, size)) for size in SIZES],
-        help='images that the file is tried with, HxW or BxHxW; default: %(default)s',
-    )
-    parser.add_argument('--fixed', metavar='HxW', help='take one image of this size only')
-    parser.add_argument('--labels', action='store_true', help='ask for the degradation, not the sensor in the network')
-    parser.add_argument('--opset', type=int, metavar='N', help='of ONNX; default: that of PyTorch')
-    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
-    return parser
-
-
 def _told(checkpoint: Checkpoint) -> dict[str, Any]:
     """The network and what the training has told about it."""
     return {**checkpoint.metadata, 'network_g': checkpoint.network, 'package': __version__}
@@ -100,7 +66,7 @@ def _target(args: argparse.Namespace) -> tuple[str, str]:
     """
     path = os.path.expanduser(args.output)
     ending = os.path.splitext(path)[1].lower()
-    kind = args.to or next((kind for kind, usual in FORMATS.items() if usual == ending), None)
+    kind = args.to or next((kind for kind, usual in EXPORT_FORMATS.items() if usual == ending), None)
     problems = []
     if kind is None:
         problems.append(f"'{path}': its ending tells no format. Call it NAME.onnx or NAME.pt2, or give `--to`.")

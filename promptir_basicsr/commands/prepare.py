@@ -1,7 +1,6 @@
 """The verb `basicsr prepare`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +11,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from promptir_basicsr.core.command_line import cores
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.data.lmdb.plan import Preparation, plan_preparation
-from promptir_basicsr.data.lmdb.prepare import SAMPLE, Prepared, in_units, prepare_databases, verify_databases
-from promptir_basicsr.data.lmdb.reader import STORAGES
+from promptir_basicsr.data.lmdb.prepare import Prepared, in_units, prepare_databases, verify_databases
 from promptir_basicsr.data.lmdb.writer import PrepareError
 from promptir_basicsr.data.protocol import protocol_datasets
 from promptir_basicsr.options.file import Places, read_option_file
 
 
-def main() -> int:
+def main(args: argparse.Namespace) -> int:
     """The verb `basicsr prepare`.
 
     Returns:
@@ -31,9 +30,8 @@ def main() -> int:
     Raises:
         OptionError: mistakes in the options or arguments.
     """
-    args = argument_parser().parse_args()
     count = _verify_count(args.verify)
-    workers = args.workers if args.workers is not None else _cores()
+    workers = args.workers if args.workers is not None else cores()
     problems = check_count('--workers', workers)
     if problems:
         raise OptionError(problems)
@@ -70,43 +68,6 @@ def main() -> int:
     return 0
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog='basicsr prepare', description='Store the images of an option file in LMDBs, and options that read them.'
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('-opt', metavar='FILE', help='option file (YAML)')
-    what.add_argument('--protocol', metavar='NAME', help='a published protocol, without an option file')
-    parser.add_argument('--dataroot', metavar='DIR', help='where the folders of --protocol start')
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the databases and their options')
-    parser.add_argument(
-        '--storage',
-        choices=STORAGES,
-        default='original',
-        help='of training images: the files as they are (default), PNG, or pixels',
-    )
-    parser.add_argument(
-        '--sub-images',
-        nargs=2,
-        type=int,
-        metavar=('SIZE', 'STEP'),
-        help='store training images as overlapping pieces, so that a crop reads one of them',
-    )
-    parser.add_argument('--only', nargs='+', default=[], metavar='TASK', help='tasks that --sub-images is for')
-    parser.add_argument('--workers', type=int, metavar='N', help='images at a time (default: number of cores)')
-    parser.add_argument('--overwrite', action='store_true', help='replace databases of other content')
-    parser.add_argument(
-        '--verify',
-        nargs='?',
-        const=str(SAMPLE),
-        metavar='N',
-        help=f'compare N images of each database with their sources (default {SAMPLE}), or all',
-    )
-    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
-    return parser
-
-
 def _read_options(args: argparse.Namespace) -> tuple[dict[str, Any], str, str, Places | None]:
     """The options, their name, where they are from, and where each of them stands in a file."""
     if args.opt is not None:
@@ -126,10 +87,6 @@ def _verify_count(text: str | None) -> int | None:
     if not text.isdecimal() or not int(text):
         raise OptionError([f"--verify: {text!r} is neither a number of images nor 'all'."])
     return int(text)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _report(preparation: Preparation, prepared: Sequence['Prepared']) -> None:

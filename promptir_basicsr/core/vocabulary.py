@@ -2,3 +2,36 @@
 
 DEGRADATION_TYPES = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight')
 """The vocabulary of degradations; the position is the label (the class ids of PIP's released program)."""
+
+PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
+
+STORAGES = ('original', 'lossless', 'raw')
+
+VERIFIED_IMAGES = 100
+"""Images of each database that are compared where no number is given."""
+
+LAYOUT_ENDINGS = {'basicsr': ('.pth', '.pt'), 'official': ('.ckpt', '.pkl'), 'safetensors': ('.safetensors',)}
+"""Layouts that can be written, and the endings of their files."""
+
+EXPORT_FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
+"""What can be written, and how the files are called."""
+
+EXPORT_SIZES = ((1, 64, 64), (2, 96, 128), (1, 200, 152), (3, 37, 61))
+"""(B, H, W) of the images that a file is tried with."""
+
+PICTURE_FORMATS = {
+    'png': 'PNG',
+    'jpg': 'JPEG',
+    'jpeg': 'JPEG',
+    'tif': 'TIFF',
+    'tiff': 'TIFF',
+    'webp': 'WEBP',
+    'bmp': 'BMP',
+    'ppm': 'PPM',
+    'pgm': 'PPM',
+    'pnm': 'PPM',
+}
+"""Formats that are written, by the extension of a file."""
+
+EXPLAIN_DEFAULTS = {'images': 8, 'size': 256, 'untrained': 19, 'permutations': 999, 'seed': 0}
+"""How much `basicsr explain` looks at, see `explain.Settings`."""

@@ -125,7 +125,8 @@ def heat_map(
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 colour = _ink(mesh.cmap(mesh.norm(value)))
-                text = in_digits(float(value if numbers is None else numbers[row, column]), form)
+                number: Any = value if numbers is None else numbers[row, column]
+                text = in_digits(number, form)
                 axes.text(column + 0.5, row + 0.5, text, ha='center', va='center', color=colour, fontsize=size)
     return mesh
 

@@ -19,6 +19,7 @@ from promptir_basicsr.checkpoints.pretrained import load_sensor
 from promptir_basicsr.core.errors import OptionError, need_extra
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.version import __version__
+from promptir_basicsr.core.vocabulary import EXPLAIN_DEFAULTS
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset, check_dataset
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.explain.experiments import investigate, passes, untrained_network
@@ -51,11 +52,11 @@ class Settings:
         OptionError: what is wrong, a line each.
     """
 
-    images: int = 8
-    size: int = 256
-    untrained: int = 19
-    permutations: int = 999
-    seed: int = 0
+    images: int = EXPLAIN_DEFAULTS['images']
+    size: int = EXPLAIN_DEFAULTS['size']
+    untrained: int = EXPLAIN_DEFAULTS['untrained']
+    permutations: int = EXPLAIN_DEFAULTS['permutations']
+    seed: int = EXPLAIN_DEFAULTS['seed']
     device: str = 'auto'
     page: bool = True
 

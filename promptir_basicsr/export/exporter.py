@@ -20,17 +20,13 @@ from promptir_basicsr.checkpoints.reading import plain
 from promptir_basicsr.core.errors import OptionError, need_extra
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.version import __version__
+from promptir_basicsr.core.vocabulary import EXPORT_SIZES
 from promptir_basicsr.export.graphs import Run, Traced, onnx_bytes, program_bytes, run_onnx, run_program, trace
 from promptir_basicsr.inference.restoring import restore_images, size_multiple_of
-
-FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
-"""What can be written, and how the files are called."""
 
 TOLERANCE = 1e-4
 """The largest difference from the network that a file may have, where values reach 1; more where they reach further."""
 
-SIZES = ((1, 64, 64), (2, 96, 128), (1, 200, 152), (3, 37, 61))
-"""(B, H, W) of the images that a file is tried with."""
 
 PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 """Of the extra `export`."""
@@ -79,7 +75,7 @@ class ExportMismatch(RuntimeError):
 def export_onnx(
     net: nn.Module,
     path: str | os.PathLike[str],
-    sizes: Iterable[tuple[int, int, int]] = SIZES,
+    sizes: Iterable[tuple[int, int, int]] = EXPORT_SIZES,
     *,
     labels: bool = False,
     fixed: tuple[int, int] | None = None,
@@ -116,7 +112,7 @@ def export_onnx(
 def export_program(
     net: nn.Module,
     path: str | os.PathLike[str],
-    sizes: Iterable[tuple[int, int, int]] = SIZES,
+    sizes: Iterable[tuple[int, int, int]] = EXPORT_SIZES,
     *,
     labels: bool = False,
     fixed: tuple[int, int] | None = None,

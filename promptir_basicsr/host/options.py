@@ -16,6 +16,7 @@ from basicsr.utils import make_exp_dirs as _host_make_exp_dirs
 from basicsr.utils import options as host_options
 
 from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.core.command_line import argument_parser
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.host.distributed import common_seed, launch_problems, processes_of, restarted, start_processes
 from promptir_basicsr.options.file import find_option_file, read_option_file
@@ -61,20 +62,6 @@ def make_exp_dirs(opt: Mapping[str, Any]) -> None:
     """BasicSR makes a folder of every key of `path` that it does not know; here, of those that are paths."""
     paths = {key: value for key, value in opt['path'].items() if not isinstance(value, bool)}
     _host_make_exp_dirs({**opt, 'path': paths})
-
-
-def argument_parser(verb: str) -> argparse.ArgumentParser:
-    """The command line of BasicSR's train and test."""
-    parser = argparse.ArgumentParser(prog=f'basicsr {verb}')
-    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='of several processes')
-    parser.add_argument('--auto_resume', action='store_true', help='continue from the newest training state')
-    parser.add_argument('--debug', action='store_true', help='short periods, name with the prefix debug_')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument(
-        '--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options, e.g. train:total_iter=1000 name=trial'
-    )
-    return parser
 
 
 def checked_options(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few, printable
-from promptir_basicsr.pictures.picture import EXTENSIONS, FORMATS, extension_of, format_of
+from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
+from promptir_basicsr.pictures.picture import EXTENSIONS, extension_of, format_of
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Job:
 
     Attributes:
         source, target: paths.
-        kind: format of the target, one of the values of FORMATS; None for the source's.
+        kind: format of the target, one of the values of PICTURE_FORMATS; None for the source's.
     """
 
     source: str
@@ -57,7 +58,7 @@ def plan_restoration(
         out: a folder, or a file where there is one input file alone.
         recursive: folders below folders, too; their tree is kept.
         suffix: goes between name and extension.
-        extension: one of FORMATS for all outputs. Default: the inputs' own.
+        extension: one of PICTURE_FORMATS for all outputs. Default: the inputs' own.
         overwrite, skip_existing: what happens to outputs that are there; otherwise they are an error.
 
     Raises:
@@ -170,7 +171,7 @@ def _is_file_name(out: str) -> bool:
 def _single(source: str, out: str, suffix: str, extension: str | None) -> Job:
     if suffix:
         raise OptionError([f"--suffix: '{printable(out)}' is a file already; give a folder, or leave the suffix out."])
-    if extension and FORMATS[extension] != format_of(out):
+    if extension and PICTURE_FORMATS[extension] != format_of(out):
         raise OptionError([f"--format: {extension} and the file '{printable(out)}' contradict each other."])
     return Job(source, out, format_of(out))
 
@@ -178,13 +179,13 @@ def _single(source: str, out: str, suffix: str, extension: str | None) -> Job:
 def _job(source: str, target: str, suffix: str, extension: str | None) -> Job:
     stem, own = os.path.splitext(target)
     if extension:
-        return Job(source, f'{stem}{suffix}.{extension}', FORMATS[extension])
+        return Job(source, f'{stem}{suffix}.{extension}', PICTURE_FORMATS[extension])
     if own[1:].lower() in _KEPT:
         return Job(source, f'{stem}{suffix}{own}')
     return Job(source, f'{stem}{suffix}.png', 'PNG')  # the others can only be read
 
 
-_KEPT = {*FORMATS, 'jpe', 'jfif', 'mpo', 'dib'}
+_KEPT = {*PICTURE_FORMATS, 'jpe', 'jfif', 'mpo', 'dib'}
 
 
 def _suffix_problems(suffix: str) -> list[str]:
@@ -199,7 +200,7 @@ def _folder_problems(out: str, count: int) -> list[str]:
     if os.path.isdir(out) or out.endswith(('/', os.sep)) or extension_of(out) not in EXTENSIONS:
         return []
     if count == 1 and format_of(out) is None:
-        return [f"-o: '{printable(out)}' cannot be written. Formats: {', '.join(FORMATS)}."]
+        return [f"-o: '{printable(out)}' cannot be written. Formats: {', '.join(PICTURE_FORMATS)}."]
     return [f"-o: '{printable(out)}' looks like a file, but inputs may be several ({count:,} now). Give a folder."]
 
 

@@ -27,10 +27,11 @@ from promptir_basicsr.archs.layers.global_statistics import Place, WholeImage
 from promptir_basicsr.core.arrays import pad_to_multiple
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import check_count, unknown
+from promptir_basicsr.core.vocabulary import PRECISIONS
 from promptir_basicsr.inference.tiles import Grid, spread
 from promptir_basicsr.runtime.compilation import eagerly
 from promptir_basicsr.runtime.memory import Need
-from promptir_basicsr.runtime.precision import PRECISIONS, autocast, float32_as
+from promptir_basicsr.runtime.precision import autocast, float32_as
 
 logger = logging.getLogger('basicsr')
 

@@ -13,12 +13,11 @@ from promptir_basicsr.core.messages import printable
 from promptir_basicsr.pictures.decode import READABLE, exif_of, read_picture_file, what_it_is
 from promptir_basicsr.pictures.encode import encode_picture
 from promptir_basicsr.pictures.exif import orientation_of
-from promptir_basicsr.pictures.picture import EXTENSIONS, FORMATS, Picture, PictureError, format_of
+from promptir_basicsr.pictures.picture import EXTENSIONS, Picture, PictureError, format_of
 from promptir_basicsr.pictures.tiff import TIFF_MAGIC, measure_tiff, read_tiff
 
 __all__ = [
     'EXTENSIONS',
-    'FORMATS',
     'Picture',
     'PictureError',
     'decode_picture',
@@ -85,8 +84,8 @@ def write_picture(path: str | os.PathLike[str], picture: Picture, kind: str | No
     """Write a file, whole or not at all; its folder is made. An existing file is replaced.
 
     Args:
-        kind: one of the values of FORMATS. Default: what the extension of `path` says, or the picture's own format
-            where that says nothing.
+        kind: one of the values of PICTURE_FORMATS. Default: what the extension of `path` says, or the picture's own
+            format where that says nothing.
 
     Raises:
         PictureError: the format cannot hold the picture.

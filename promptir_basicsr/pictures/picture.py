@@ -10,22 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from promptir_basicsr.core.messages import did_you_mean
+from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
 
-FORMATS = {
-    'png': 'PNG',
-    'jpg': 'JPEG',
-    'jpeg': 'JPEG',
-    'tif': 'TIFF',
-    'tiff': 'TIFF',
-    'webp': 'WEBP',
-    'bmp': 'BMP',
-    'ppm': 'PPM',
-    'pgm': 'PPM',
-    'pnm': 'PPM',
-}
-"""Formats that are written, by the extension of a file."""
-
-EXTENSIONS = (*FORMATS, 'gif', 'jpe', 'jfif', 'mpo', 'apng', 'pbm', 'dib')
+EXTENSIONS = (*PICTURE_FORMATS, 'gif', 'jpe', 'jfif', 'mpo', 'apng', 'pbm', 'dib')
 """Of files that are taken for pictures in a folder."""
 
 
@@ -39,7 +26,7 @@ class Picture:
 
     Attributes:
         image: see the head of this module.
-        format: of the file, one of the values of FORMATS; PNG for those that are only read.
+        format: of the file, one of the values of PICTURE_FORMATS; PNG for those that are only read.
         profile: ICC profile.
         exif: EXIF block of an upright picture, without a thumbnail.
         xmp: XMP packet of an upright picture.
@@ -72,8 +59,8 @@ class Picture:
 
 
 def format_of(path: str | os.PathLike[str]) -> str | None:
-    """The format that the extension of a file stands for; None for others than those of FORMATS."""
-    return FORMATS.get(extension_of(path))
+    """The format that the extension of a file stands for; None for others than those of PICTURE_FORMATS."""
+    return PICTURE_FORMATS.get(extension_of(path))
 
 
 def extension_of(path: str | os.PathLike[str]) -> str:
@@ -82,9 +69,8 @@ def extension_of(path: str | os.PathLike[str]) -> str:
 
 
 def format_problems(where: str, extension: str) -> list[str]:
-    """Why an extension is none of FORMATS."""
-    if extension in FORMATS:
+    """Why an extension is none of PICTURE_FORMATS."""
+    if extension in PICTURE_FORMATS:
         return []
-    return [
-        f"{where}: '{extension}' cannot be written.{did_you_mean(extension, FORMATS)} Allowed: {', '.join(FORMATS)}."
-    ]
+    hint = did_you_mean(extension, PICTURE_FORMATS)
+    return [f"{where}: '{extension}' cannot be written.{hint} Allowed: {', '.join(PICTURE_FORMATS)}."]

@@ -14,7 +14,6 @@ import torch
 
 from promptir_basicsr.core.errors import OptionError
 
-PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 

@@ -25,7 +25,8 @@ from PIL import Image
 
 from promptir_basicsr import cli
 from promptir_basicsr.archs import DegradationSensor, PIPRestormer, PromptIR
-from promptir_basicsr.commands.restore import argument_parser, parse_labels
+from promptir_basicsr.commands.restore import parse_labels
+from promptir_basicsr.core.command_line import argument_parser
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.inference.batch import Reporter, measure_sources, restore_files
 from promptir_basicsr.inference.plan import plan_restoration
@@ -525,7 +526,7 @@ def test_any_network_that_keeps_the_size(tmp_path: Path, command) -> None:
 
 def test_every_argument_is_documented() -> None:
     page = (Path(__file__).parents[2] / 'docs' / 'restore.md').read_text()
-    actions = argument_parser()._actions
+    actions = argument_parser('restore')._actions
     names = [name for action in actions for name in action.option_strings if name not in ('-h', '--help')]
     assert len(names) > 15
     assert [name for name in names if f'`{name}' not in page] == []

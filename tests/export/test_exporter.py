@@ -22,8 +22,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from promptir_basicsr import cli
 from promptir_basicsr.archs import DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
 from promptir_basicsr.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from promptir_basicsr.commands import export
 from promptir_basicsr.core.arrays import pad_to_multiple
+from promptir_basicsr.core.command_line import argument_parser
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.export import exporter
@@ -321,5 +321,5 @@ def test_swinir_needs_a_fixed_size(tmp_path: Path) -> None:
 
 def test_the_page_knows_every_argument() -> None:
     page = (ROOT / 'docs' / 'export.md').read_text()
-    flags = [flag for action in export.argument_parser()._actions for flag in action.option_strings]
+    flags = [flag for action in argument_parser('export')._actions for flag in action.option_strings]
     assert [flag for flag in flags if f'`{flag}' not in page and flag not in ('-h', '--help')] == []

@@ -13,9 +13,10 @@ import yaml
 
 from promptir_basicsr.core.errors import ImageError, OptionError
 from promptir_basicsr.core.messages import check_count, unknown
+from promptir_basicsr.core.vocabulary import STORAGES
 from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.images import EncodedImage
-from promptir_basicsr.data.lmdb.reader import STORAGES, LmdbSource, grid, whole_name
+from promptir_basicsr.data.lmdb.reader import LmdbSource, grid, whole_name
 from promptir_basicsr.data.lmdb.writer import DatabasePlan
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sources import SKIMAGE, Source, StoredImage, resolve

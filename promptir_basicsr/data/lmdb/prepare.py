@@ -16,14 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.core.vocabulary import VERIFIED_IMAGES
 from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.lmdb.plan import HEADER, Preparation, difference, estimated_bytes
 from promptir_basicsr.data.lmdb.reader import STEM, LmdbSource, Record, whole_name
 from promptir_basicsr.data.lmdb.writer import DatabasePlan, DatabaseWriter, PrepareError, make_records
 from promptir_basicsr.data.tasks import Task
-
-SAMPLE = 100
-"""Images of each database that are compared where no number is given."""
 
 _SHOWN = 10  # of the images that cannot be used
 
@@ -87,7 +85,7 @@ def prepare_databases(preparation: Preparation, workers: int = 1, overwrite: boo
     return [_prepared(writer) for writer in writers]
 
 
-def verify_databases(preparation: Preparation, count: int | None = SAMPLE, workers: int = 1) -> int:
+def verify_databases(preparation: Preparation, count: int | None = VERIFIED_IMAGES, workers: int = 1) -> int:
     """Compare databases with their sources, pixel by pixel, and byte by byte where files are stored as they are.
 
     Args:

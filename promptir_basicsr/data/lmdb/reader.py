@@ -26,7 +26,6 @@ from promptir_basicsr.core.errors import ImageError
 from promptir_basicsr.data.images import EncodedImage, PixelImage
 
 FORMAT = 1
-STORAGES = ('original', 'lossless', 'raw')
 HEADER_KEY = b'\0header'
 INDEX_PREFIX = b'\0index/'
 META_INFO = 'meta_info.txt'

@@ -1,0 +1,245 @@
+"""The command lines of all verbs. Standard library only: `basicsr VERB --help` does not wait for torch."""
+
+import argparse
+import os
+from collections.abc import Callable
+
+from promptir_basicsr.core.vocabulary import (
+    EXPLAIN_DEFAULTS,
+    EXPORT_FORMATS,
+    EXPORT_SIZES,
+    LAYOUT_ENDINGS,
+    PICTURE_FORMATS,
+    PRECISIONS,
+    STORAGES,
+    VERIFIED_IMAGES,
+)
+
+
+def argument_parser(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb's arguments."""
+    parser = argparse.ArgumentParser(prog=f'basicsr {verb}', description=_DESCRIPTIONS.get(verb))
+    _PARTS[verb](parser)
+    return parser
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML)')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='of several processes')
+    parser.add_argument('--auto_resume', action='store_true', help='continue from the newest training state')
+    parser.add_argument('--debug', action='store_true', help='short periods, name with the prefix debug_')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    _force_yml(parser)
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file (YAML) of a training or a test')
+    _force_yml(parser)
+    parser.add_argument('--fast', action='store_true', help='read the beginnings of the images, do not decode them')
+    parser.add_argument(
+        '--workers',
+        type=_count(0),
+        metavar='N',
+        default=cores(),
+        help='processes that read images; default: %(default)s',
+    )
+    parser.add_argument(
+        '--processes', type=_count(1), metavar='N', default=1, help='processes that will train together; default: 1'
+    )
+    parser.add_argument(
+        '--allow-counts', action='store_true', help='another number of images than expected_images is no error'
+    )
+    parser.add_argument('--json', action='store_true', help='print one JSON document')
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('-opt', metavar='FILE', help='option file (YAML)')
+    what.add_argument('--protocol', metavar='NAME', help='a published protocol, without an option file')
+    parser.add_argument('--dataroot', metavar='DIR', help='where the folders of --protocol start')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the databases and their options')
+    parser.add_argument(
+        '--storage',
+        choices=STORAGES,
+        default='original',
+        help='of training images: the files as they are (default), PNG, or pixels',
+    )
+    parser.add_argument(
+        '--sub-images',
+        nargs=2,
+        type=int,
+        metavar=('SIZE', 'STEP'),
+        help='store training images as overlapping pieces, so that a crop reads one of them',
+    )
+    parser.add_argument('--only', nargs='+', default=[], metavar='TASK', help='tasks that --sub-images is for')
+    parser.add_argument('--workers', type=int, metavar='N', help='images at a time (default: number of cores)')
+    parser.add_argument('--overwrite', action='store_true', help='replace databases of other content')
+    parser.add_argument(
+        '--verify',
+        nargs='?',
+        const=str(VERIFIED_IMAGES),
+        metavar='N',
+        help=f'compare N images of each database with their sources (default {VERIFIED_IMAGES}), or all',
+    )
+    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
+
+
+def _restore(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('input', nargs='+', metavar='INPUT', help='files, folders, patterns in quotes')
+    parser.add_argument('-o', '--out', required=True, metavar='OUT', help='folder; for a single file also a file')
+    network = parser.add_argument_group('the network')
+    network.add_argument('--weights', metavar='FILE', help='weights of a trained network')
+    network.add_argument('-opt', metavar='FILE', help='option file with network_g, where weights do not tell theirs')
+    network.add_argument('--key', metavar='NAME', help='which weights of the file; default: params_ema, then params')
+    network.add_argument(
+        '--labels', metavar='LABELS', help='degradation, or a mixture like derain:0.7,dehaze:0.3, or blind (a sensor)'
+    )
+    network.add_argument('--strength', type=float, default=1.0, metavar='X', help='of the prompts; default: 1')
+    how = parser.add_argument_group('how it is computed')
+    how.add_argument('--ensemble', action='store_true', help='mean of the 8 flips and rotations; 8 times the time')
+    how.add_argument(
+        '--tile', type=_tile, default='auto', metavar='auto|none|N', help='side of the tiles of large pictures'
+    )
+    how.add_argument('--overlap', type=int, default=32, metavar='N', help='of tiles, pixels; default: %(default)s')
+    how.add_argument(
+        '--statistics', default='tiles', metavar='KIND', help='what tiles know of the whole; docs/tiles.md'
+    )
+    how.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: %(default)s')
+    how.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1; default: %(default)s')
+    how.add_argument('--batch', type=int, default=1, metavar='N', help='pictures of equal size at once; default: 1')
+    files = parser.add_argument_group('files')
+    files.add_argument('-r', '--recursive', action='store_true', help='folders below folders, too')
+    files.add_argument('--suffix', default='', metavar='TEXT', help='goes behind the names of files')
+    files.add_argument(
+        '--format', type=_format, metavar='EXT', help=f'{", ".join(PICTURE_FORMATS)}; default: as the input'
+    )
+    there = files.add_mutually_exclusive_group()
+    there.add_argument('--overwrite', action='store_true', help='replace files that are there (never an input)')
+    there.add_argument('--skip-existing', action='store_true', help='leave out what is there, e.g. to go on')
+    files.add_argument('--dry-run', action='store_true', help='tell what would be done')
+
+
+def _convert(parser: argparse.ArgumentParser) -> None:
+    endings = ', '.join(f'{layout} {" ".join(endings)}' for layout, endings in LAYOUT_ENDINGS.items())
+    parser.add_argument('input', metavar='IN', help='.pth, .pt, .ckpt or .safetensors')
+    parser.add_argument('output', metavar='OUT', nargs='?', help='the file to write')
+    parser.add_argument('--to', choices=LAYOUT_ENDINGS, help=f'layout; default: by the ending of OUT ({endings})')
+    parser.add_argument('--key', metavar='NAME', help='which weights of IN, and these alone; default: params_ema first')
+    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from IN')
+    parser.add_argument('--half', action='store_true', help='write float16: half the size, rounded')
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    endings = ', '.join(f'{ending} {kind}' for kind, ending in EXPORT_FORMATS.items())
+    parser.add_argument('weights', metavar='WEIGHTS', help='.pth, .pt, .ckpt or .safetensors')
+    parser.add_argument('output', metavar='OUT', help='the file to write')
+    parser.add_argument('--to', choices=EXPORT_FORMATS, help=f'format; default: by the ending of OUT ({endings})')
+    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from WEIGHTS')
+    parser.add_argument('--key', metavar='NAME', help='which weights of WEIGHTS; default: params_ema first')
+    parser.add_argument(
+        '--sizes',
+        nargs='+',
+        metavar='HxW',
+        default=['x'.join(map(str, size)) for size in EXPORT_SIZES],
+        help='images that the file is tried with, HxW or BxHxW; default: %(default)s',
+    )
+    parser.add_argument('--fixed', metavar='HxW', help='take one image of this size only')
+    parser.add_argument('--labels', action='store_true', help='ask for the degradation, not the sensor in the network')
+    parser.add_argument('--opset', type=int, metavar='N', help='of ONNX; default: that of PyTorch')
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT')
+
+
+def _explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('-opt', required=True, metavar='FILE', help='option file of a training or a test')
+    parser.add_argument(
+        '--weights', metavar='FILE', help='weights of the network; default: path.pretrain_network_g of the option file'
+    )
+    parser.add_argument('--out', metavar='DIR', help='folder for the files; default: explain/NAME')
+    parser.add_argument('--overwrite', action='store_true', help='replace what this command has written there before')
+    for name, what in (
+        ('images', 'images of each task, at most'),
+        ('size', 'longest side of an image; larger ones are cut'),
+        ('untrained', 'networks with random weights to compare with'),
+        ('permutations', 'of the tasks among the images'),
+        ('seed', 'of everything random'),
+    ):
+        help_text = f'{what}; default: %(default)s'
+        parser.add_argument(f'--{name}', type=int, metavar='N', default=EXPLAIN_DEFAULTS[name], help=help_text)
+    parser.add_argument('--device', default='auto', help='such as cpu or cuda:0; default: a GPU where there is one')
+    parser.add_argument('--no-page', action='store_true', help='no HTML page')
+    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--weights', metavar='FILE', help='weights of a trained network')
+    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where weights do not tell theirs')
+    parser.add_argument('--key', metavar='NAME', help='which weights of the file; default: params_ema, then params')
+    parser.add_argument('--tile', type=_tile, default='auto', metavar='auto|none|N', help='side of tiles in pixels')
+    parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: %(default)s')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1; default: %(default)s')
+    parser.add_argument(
+        '--examples', metavar='DIR', help='pictures to choose from; default: degraded photographs of scikit-image'
+    )
+    parser.add_argument(
+        '--max-megapixels', type=float, default=16, metavar='N', help='larger pictures are refused; default: 16'
+    )
+    parser.add_argument(
+        '--host', default='127.0.0.1', help='0.0.0.0 lets others on the network in; default: %(default)s, this machine'
+    )
+    parser.add_argument('--port', type=int, default=7860, help='default: %(default)s')
+    parser.add_argument('--no-browser', action='store_true', help='do not open the page')
+
+
+def _force_yml(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options, e.g. train:total_iter=1000 name=trial'
+    )
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least {least}')
+        return int(text)
+
+    return count
+
+
+def _tile(text: str) -> int | str | None:
+    if text in ('auto', 'none'):
+        return None if text == 'none' else text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is none of auto, none and a whole number of pixels')
+    return int(text)
+
+
+def _format(text: str) -> str:
+    return text.lower().removeprefix('.')
+
+
+_DESCRIPTIONS = {
+    'check': 'Tell whether training would be right. Nothing is written to disk.',
+    'prepare': 'Store the images of an option file in LMDBs, and options that read them.',
+    'restore': 'Restore pictures of any size.',
+    'convert': 'Bring weights into another layout. Without OUT: tell what a file holds, write nothing.',
+    'export': 'Write a network as ONNX or as a graph of PyTorch, checked against the network.',
+    'explain': 'Show what the prompts of a network have learned.',
+    'demo': 'Serve a page to try a network. Pictures stay on this machine, and are removed when it ends.',
+}
+_PARTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    'train': _training,
+    'test': _training,
+    'check': _check,
+    'prepare': _prepare,
+    'restore': _restore,
+    'convert': _convert,
+    'export': _export,
+    'explain': _explain,
+    'demo': _demo,
+}
