@@ -261,7 +261,6 @@ def main() -> None:
                 'reference': Reference(root, name),
                 'folder': single(plain, name),
                 **{f'LMDB, {storage}': single(options, name) for storage, options in stored.items()},
-                'folder, cache': single(plain, name, cache_gb=1),
             }
             if name == 'blur':
                 datasets[name]['LMDB, lossless 512 pieces'] = single(pieces, name)
@@ -270,8 +269,6 @@ def main() -> None:
                 for storage, dataset in datasets[name].items()
                 if storage != 'reference'
             }
-            for index in range(arguments.images):
-                datasets[name]['folder, cache'][index]
         lines = tables(datasets, disk, arguments.rounds, arguments.seconds)
     lines += ['', hardware(('torch', 'opencv-python', 'Pillow', 'numpy'))]
     sys.stdout.write('\n'.join(lines) + '\n')

@@ -1,13 +1,11 @@
 """One dataset of several degradations."""
 
 import hashlib
-import importlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -93,8 +91,6 @@ class AllInOneDataset(Dataset):
         use_rot: random vertical flips and 90 degree rotations. Default: False.
         augment_identity: whether the untouched crop is among the flips and rotations. The released programs never
             draw it. Default: True.
-        cache_gb: most memory, in GB, that training spends on keeping decoded images, shared by the workers of a
-            process. Default: none.
         seed: of all random draws. For training `basicsr train` sets it to `manual_seed`. Default: 0.
 
     A sample is a dict:
@@ -118,9 +114,6 @@ class AllInOneDataset(Dataset):
         self.seed = opt.get('seed') or 0
         self.gt_size: int = opt.get('gt_size') or 0
         self.crop_multiple = opt.get('crop_multiple', 1)
-        if opt.get('cache_gb'):
-            self.tasks = _cache().with_cache(self.tasks, round(opt['cache_gb'] * 1e9))
-            logger.info(f'{where}: up to {opt["cache_gb"]:g} GB of decoded images are kept in memory.')
         self.epoch = 0
         self._flip_modes = flip_modes(opt)
         self.shares = epoch_shares(self.tasks, opt)
@@ -231,11 +224,6 @@ class AllInOneDataset(Dataset):
             )
 
 
-def _cache() -> ModuleType:
-    """Imported where it is used: Windows does not have what it builds on."""
-    return importlib.import_module('promptir_basicsr.data.cache')
-
-
 # Tasks that were built for a check and wait for their dataset, so that folders are listed once.
 _CHECKED: dict[str, list[Task]] = {}
 
@@ -263,8 +251,6 @@ def check_dataset(
     problems = unknown_keys(where, opt, (*HOST_KEYS, *DATASET_KEYS))
     training = opt.get('phase', 'train') == 'train'
     problems += (AllInOneTrainingOptions if training else AllInOneOptions).problems(opt, where)
-    if opt.get('cache_gb') is not None:
-        problems += _cache().check_cache(f'{where}.cache_gb', opt['cache_gb'], training)
     problems += check_sampling(opt, where)
     tasks: list[Task] = []
     try:

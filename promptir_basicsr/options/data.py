@@ -157,9 +157,6 @@ class AllInOneOptions(Section, extra='ignore'):
     sampling: Annotated[SamplingOptions | None, CheckedElsewhere()] = option(
         None, description='shares of the tasks other than by `copies`; training only'
     )
-    cache_gb: Annotated[float | None, CheckedElsewhere()] = option(
-        None, description='most memory in GB, in each process, for keeping decoded images; training only'
-    )
     gt_size: Count | None = option(
         None, description='side of the square random crop in pixels, needed in training; validation uses whole images'
     )

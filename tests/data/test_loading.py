@@ -16,7 +16,7 @@ from promptir_basicsr.cli import main
 import basicsr.train
 from basicsr.data import build_dataloader, build_dataset
 
-WAYS = ('folder', 'cache', 'original', 'lossless', 'raw')
+WAYS = ('folder', 'original', 'lossless', 'raw')
 OPTIONS = {
     'name': 'mixed',
     'type': 'AllInOneDataset',
@@ -69,8 +69,8 @@ def options(tmp_path_factory) -> dict[str, dict[str, Any]]:
     plain = {**OPTIONS, 'dataroot': str(root)}
     file = root / 'loading.yml'
     file.write_text(yaml.safe_dump({'name': 'loading', 'datasets': {'train': plain}}, sort_keys=False))
-    found = {'folder': plain, 'cache': {**plain, 'cache_gb': 0.0002}}  # room for some of the images
-    for storage in WAYS[2:]:
+    found = {'folder': plain}
+    for storage in WAYS[1:]:
         out = root / storage
         assert main(['prepare', '-opt', str(file), '--out', str(out), '--storage', storage, '--verify', 'all']) == 0
         found[storage] = yaml.safe_load((out / 'loading.yml').read_text())['datasets']['train']
@@ -112,7 +112,7 @@ def test_no_worker(way, options, expected) -> None:
 
 
 @pytest.mark.filterwarnings('ignore:This DataLoader will create')
-@pytest.mark.parametrize(('way', 'workers'), [*((way, 1) for way in WAYS), ('folder', 4), ('cache', 4), ('raw', 4)])
+@pytest.mark.parametrize(('way', 'workers'), [*((way, 1) for way in WAYS), ('folder', 4), ('raw', 4)])
 def test_forked_workers(way, workers, options, expected) -> None:
     assert epochs(options[way], workers, 'fork') == expected
 
