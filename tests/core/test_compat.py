@@ -206,7 +206,7 @@ def test_successors_have_what_basicsr_imports(name: str, successor: str) -> None
         (['python', '-m', 'promptir_basicsr', 'train'], True),
         (['python', '-X', 'dev', '-u', '-m', 'promptir_basicsr.cli', 'train'], True),
         (['python', '-m', 'promptir_basicsr.install_basicsr'], True),
-        (['python', '-m', 'promptir_basicsr.schema'], False),
+        (['python', '-m', 'promptir_basicsr.options'], False),
         (['python', '-m', 'users_own', '-m', 'promptir_basicsr'], False),
         (['python', '-c', 'import promptir_basicsr'], False),
         (['python', 'basicsr.py'], False),

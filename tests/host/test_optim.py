@@ -134,5 +134,5 @@ def test_the_log_tells_the_rates(caplog: pytest.LogCaptureFixture) -> None:
 def test_adapting_again_changes_nothing() -> None:
     before = (BaseModel.get_optimizer, BaseModel.setup_schedulers)
     promptir_basicsr.host.optim.adapt()
-    promptir_basicsr.host.prepare()
+    promptir_basicsr.host.adapt()
     assert (BaseModel.get_optimizer, BaseModel.setup_schedulers) == before

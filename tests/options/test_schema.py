@@ -69,7 +69,7 @@ def test_the_files_in_docs_are_those_of_the_code(name: str) -> None:
 
 
 def test_the_command_prints_the_json_schema() -> None:
-    module = [sys.executable, '-m', 'promptir_basicsr.schema']
+    module = [sys.executable, '-m', 'promptir_basicsr.options']
     assert COMMAND.split()[1:3] == module[1:]
     printed = subprocess.run(module, capture_output=True, text=True, check=True)
     assert (printed.stdout, printed.stderr) == (files()[JSON_SCHEMA], '')
