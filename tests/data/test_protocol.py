@@ -558,16 +558,3 @@ def test_the_trees_are_what_the_protocols_expect(write, tmp_path) -> None:
         for key, options in load_yaml(str(path))['datasets'].items():
             rooted = {**options, 'phase': key.split('_')[0], 'dataroot': str(tmp_path / options['dataroot'])}
             assert all(len(task) for task in check_dataset(rooted, key))
-
-
-def test_protocols_are_part_of_the_package() -> None:
-    """As built: what setuptools puts into a wheel, by the rules of pyproject.toml."""
-    from setuptools import Distribution
-    from setuptools.config.pyprojecttoml import apply_configuration
-
-    distribution = Distribution({'src_root': str(ROOT)})
-    apply_configuration(distribution, ROOT / 'pyproject.toml')
-    patterns = distribution.package_data['promptir_basicsr']
-    package = ROOT / 'promptir_basicsr'
-    shipped = {path for pattern in patterns for path in package.glob(pattern)}
-    assert {CATALOGUE, *FOLDER.glob('*.yml')} <= shipped
