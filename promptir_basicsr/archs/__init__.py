@@ -10,6 +10,7 @@ from promptir_basicsr.archs.pip_nafnet_arch import NAFBlock, PIPNAFNet
 from promptir_basicsr.archs.prompted_arch import PromptedNetwork
 from promptir_basicsr.archs.promptir_arch import PromptIR
 from promptir_basicsr.archs.sensor_arch import DegradationSensor
+from promptir_basicsr.archs.traits import NetworkTraits, traits_of
 
 __all__ = [
     'GDFN',
@@ -17,6 +18,7 @@ __all__ = [
     'ConditionedNetwork',
     'DegradationSensor',
     'NAFBlock',
+    'NetworkTraits',
     'PIPNAFNet',
     'PIPRestormer',
     'PromptGenBlock',
@@ -30,5 +32,6 @@ __all__ = [
     'set_checkpointing',
     'set_formulation',
     'survey',
+    'traits_of',
     'weights_of',
 ]

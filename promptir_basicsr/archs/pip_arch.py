@@ -90,6 +90,7 @@ class PIPRestormer(ConditionedNetwork):
         _check_prompts(prompt_dims, prompt_sizes)
         self.dim = dim
         self.inp_channels = inp_channels
+        self.out_channels = out_channels
         self.interaction = interaction
 
         width1, width2, width3, width4 = (dim * 2**level for level in range(4))

@@ -28,6 +28,7 @@ from promptir_basicsr.archs.layers.taps import (
     to_image,
     to_tokens,
 )
+from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.core.messages import unknown_keys
 from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered, register
 
@@ -72,6 +73,7 @@ class PromptedNetwork(ConditionedNetwork):
     """
 
     scale = 1
+    inp_channels = out_channels = IMAGE_CHANNELS
 
     def __init__(
         self,
@@ -100,7 +102,8 @@ class PromptedNetwork(ConditionedNetwork):
         # Many constructors compute with their tensors, which the meta device cannot.
         with torch.device('cpu'):
             backbone, found = _build(network)
-        self.size_multiple = _own_multiple(backbone) or _window(network, backbone) * found.stride
+        traits = traits_of(backbone, network)
+        self.size_multiple = traits.declared_multiple or (traits.window_size or 1) * found.stride
         points = _find(found, taps, interaction)
 
         self.takes_degradation = prompts == 'pip'
@@ -315,9 +318,10 @@ def _build(options: Mapping[str, Any]) -> tuple[nn.Module, Survey]:
         raise ValueError(
             f'PromptedNetwork: network: {kind} cannot be built: {str(error) or type(error).__name__}'
         ) from error
-    if getattr(network, 'takes_degradation', False) or isinstance(network, PromptedNetwork):
+    traits = traits_of(network, options)
+    if traits.takes_degradation or isinstance(network, PromptedNetwork):
         raise ValueError(f'PromptedNetwork: network.type: {kind} has such prompts itself. Take a network without.')
-    side = _own_multiple(network) or 16 * _window(options, network)
+    side = traits.declared_multiple or 16 * (traits.window_size or 1)
     try:
         return network, survey(network, IMAGE_CHANNELS, side * -(-64 // side))
     except ValueError as error:
@@ -333,18 +337,6 @@ def _check_network(options: object) -> list[str]:
         return problems
     arguments = {key: value for key, value in options.items() if key != 'type'}
     return check_arguments('network', find_registered(ARCH_REGISTRY, options['type']), arguments)
-
-
-def _own_multiple(network: nn.Module) -> int | None:
-    """What a network itself says that sides must be multiples of."""
-    own = getattr(network, 'size_multiple', None)
-    return own if is_whole(own, least=1) else None
-
-
-def _window(options: Mapping[str, Any], network: nn.Module) -> int:
-    """The side of a network's windows, in features; 1 where it has none."""
-    side = options.get('window_size', getattr(network, 'window_size', None))
-    return side if isinstance(side, int) and is_whole(side, least=1) else 1
 
 
 def _raise(problems: Sequence[str]) -> None:

@@ -56,6 +56,7 @@ class PromptIR(nn.Module):
     scale = 1
     size_multiple = 8
     takes_degradation = False
+    levels = ('level3', 'level2', 'level1')
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class PromptIR(nn.Module):
         _check_prompts(num_prompts, prompt_sizes)
         self.dim = dim
         self.inp_channels = inp_channels
+        self.out_channels = out_channels
         self.prompts = prompts
 
         width1, width2, width3, width4 = (dim * 2**level for level in range(4))

@@ -18,6 +18,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.arguments import is_whole
+from promptir_basicsr.archs.traits import names_of, traits_of
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few, is_number, unknown, unknown_keys
 from promptir_basicsr.core.registry import check_registered, find_registered
@@ -282,8 +283,8 @@ def check_sensor(where: str, options: object) -> list[str]:
     if problems:
         return problems
     kind = find_registered(ARCH_REGISTRY, options['type'])
-    if not hasattr(kind, 'probabilities'):
-        sensors = ', '.join(sorted(name for name, network in ARCH_REGISTRY if hasattr(network, 'probabilities')))
+    if not traits_of(kind).is_sensor:
+        sensors = ', '.join(names_of(lambda traits: traits.is_sensor))
         return [f"{where}.type: '{options['type']}' is no sensor, it has no `probabilities`. Allowed: {sensors}."]
     return unknown_keys(where, options, ('type', *inspect.signature(kind).parameters))
 
