@@ -169,7 +169,7 @@ def test_the_site_works_in_a_browser_without_a_server(site):
 
 def test_the_api_has_what_the_packages_export():
     shown = {name.rsplit('.', 1)[1] for name in API}
-    told = {'definition', 'prompts_of'}  # helpers of the model
+    told = {'definition'}  # a helper of the model
     assert [
         name
         for package in (archs, data, losses, metrics, models)

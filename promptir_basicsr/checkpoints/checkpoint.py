@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
+from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.matching import Fit, fit, network_problems, new_network, shapes_of, without_prefix
 from promptir_basicsr.checkpoints.reading import (
     FORMAT,
@@ -180,7 +181,7 @@ def _released(checkpoint: Checkpoint) -> dict[str, Tensor]:
         OptionError: the network has no released layout.
     """
     net: Any = new_network(checkpoint.network, 'meta')
-    if not hasattr(net, 'released_state_dict'):
+    if not traits_of(net).released:
         kind = checkpoint.network['type']
         raise OptionError([f"{kind} was never released, it has no official layout. Take 'basicsr' or 'safetensors'."])
     try:

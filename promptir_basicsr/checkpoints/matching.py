@@ -8,6 +8,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import error_lines, first_few
 from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
@@ -95,9 +96,11 @@ def network_problems(options: Mapping[str, Any]) -> list[str]:
 
 def unused_shapes(net: Any) -> dict[str, tuple[int, ...]]:
     """Names and shapes of what a released checkpoint of the network holds and nothing uses."""
+    if not traits_of(net).released:
+        return {}
     try:
         released = net.released_state_dict()
-    except (AttributeError, ValueError):  # there is no released layout of it
+    except ValueError:  # there is no released layout of these options
         return {}
     own = net.state_dict()
     return {name: shape for name, shape in shapes_of(released).items() if name not in own}

@@ -19,6 +19,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
+from promptir_basicsr.archs.traits import growable_axes, traits_of, unwrapped
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few
 
@@ -61,16 +62,6 @@ class Difference:
         return f'{self.name} {self.found} -> {self.wanted}'
 
 
-def growable_axes(net: nn.Module) -> dict[str, tuple[str, int]]:
-    """For each parameter that may grow: what an axis of it counts, and which axis that is."""
-    return {
-        f'{prefix}.{name}'.lstrip('.'): (counted, axis)
-        for prefix, module in net.named_modules()
-        for counted, axes in getattr(module, 'growable_axes', {}).items()
-        for name, axis in axes.items()
-    }
-
-
 def check_fit(
     weights: Mapping[str, Tensor], net: nn.Module, path: str, paths: Mapping[str, Any], resuming: bool = False
 ) -> list[Difference]:
@@ -99,7 +90,7 @@ def check_fit(
 
 def with_prompts(weights: Mapping[str, Tensor], net: Any) -> dict[str, Tensor]:
     """Weights of a file as those of `net`; to weights of the network that it puts prompts into, it adds its prompts."""
-    return net.with_prompts(weights) if hasattr(net, 'with_prompts') else dict(weights)
+    return net.with_prompts(weights) if traits_of(net).adds_prompts else dict(weights)
 
 
 def grow(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], found: Sequence[Difference]) -> dict[str, Tensor]:
@@ -143,7 +134,7 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[st
             'before it starts anew. Give the new run another `name`, or continue the old one with `resume_state`.'
         ]
     kind = ARCH_REGISTRY.get(network['type'])
-    if not hasattr(kind, 'takes_degradation'):
+    if not traits_of(kind).declared:
         return []
     try:
         with torch.device('meta'):
@@ -324,7 +315,7 @@ def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
     Raises:
         OptionError: the weights are nowhere, or do not fit.
     """
-    found = [getattr(net, 'sensor', None) for net in nets]
+    found = [unwrapped(net).sensor for net in nets if traits_of(net).holds_sensor]
     sensors = [sensor for sensor in found if isinstance(sensor, nn.Module)]
     if not sensors:
         return

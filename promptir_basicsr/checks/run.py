@@ -3,7 +3,6 @@
 Options of networks, datasets, losses and models that are not ours are held only to their constructors' signatures.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGIS
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from promptir_basicsr.archs.layers.conditioning import check_names, weights_of
+from promptir_basicsr.archs.traits import names_of, traits_of
 from promptir_basicsr.checkpoints.pretrained import sensor_problems, start_problems
 from promptir_basicsr.checks.speed import check_speed
 from promptir_basicsr.checks.train import check_train
@@ -111,7 +111,7 @@ def check_network(options: Mapping[str, Any], where: str = 'network_g') -> list[
     network = find_registered(ARCH_REGISTRY, options['type'])
     arguments = {key: value for key, value in options.items() if key != 'type'}
     problems = check_arguments(where, network, arguments)
-    if not problems and hasattr(network, 'takes_degradation'):
+    if not problems and traits_of(network).declared:
         problems, meant = _build(where, network, arguments)
         if not meant:  # a constructor that only stumbles, or takes anything for true, says less than its signature
             problems = type_problems(where, network, arguments) or problems
@@ -157,14 +157,14 @@ def _limited_modules() -> Iterator[None]:
 
 def _check_kind(network: Mapping[str, Any], model: str) -> list[str]:
     """A sensor goes with SensorModel, everything else with PromptModel."""
-    is_sensor = hasattr(find_registered(ARCH_REGISTRY, network['type']), 'probabilities')
+    is_sensor = traits_of(find_registered(ARCH_REGISTRY, network['type'])).is_sensor
     if is_sensor == (model == 'SensorModel'):
         return []
     where = f"network_g.type: '{network['type']}'"
     if is_sensor:
         return [f'{where} tells degradations apart and restores nothing. Train it by `model_type: SensorModel`.']
-    sensors = sorted(name for name, kind in ARCH_REGISTRY if hasattr(kind, 'probabilities'))
-    return [f'{where} is no sensor, which `model_type: SensorModel` trains. Allowed: {", ".join(sensors)}.']
+    sensors = ', '.join(names_of(lambda traits: traits.is_sensor))
+    return [f'{where} is no sensor, which `model_type: SensorModel` trains. Allowed: {sensors}.']
 
 
 def _check_start(options: Mapping[str, Any], sections: Mapping[str, Any], is_train: bool) -> list[str]:
@@ -253,11 +253,11 @@ def _check_patch(where: str, size: int, network: object) -> list[str]:
 def _size_multiple(kind: str, options: Mapping[str, Any]) -> int:
     """Of a class or, where that depends on its options, of a network of ours; 1 for those that cannot be built."""
     network = find_registered(ARCH_REGISTRY, kind)
-    multiple = getattr(network, 'size_multiple', None)
-    if multiple is None and hasattr(network, 'takes_degradation') and not check_network(options):
+    traits = traits_of(network)
+    if traits.declared and traits.declared_multiple is None and not check_network(options):
         with torch.device('meta'):
-            multiple = network(**{key: value for key, value in options.items() if key != 'type'}).size_multiple
-    return multiple if isinstance(multiple, int) else 1
+            traits = traits_of(network(**{key: value for key, value in options.items() if key != 'type'}))
+    return traits.declared_multiple or 1
 
 
 def _check_labels(where: str, tasks: 'Sequence[Task]', network: object) -> list[str]:
@@ -265,13 +265,10 @@ def _check_labels(where: str, tasks: 'Sequence[Task]', network: object) -> list[
     kind = network.get('type') if isinstance(network, Mapping) else None
     if not isinstance(network, Mapping) or check_registered('', '', kind, ARCH_REGISTRY):
         return []
-    built = find_registered(ARCH_REGISTRY, str(kind))
-    known = inspect.signature(built).parameters.get('num_degradations')
-    if known is None or not (getattr(built, 'takes_degradation', False) or hasattr(built, 'probabilities')):
-        return []
-    number = network.get('num_degradations', known.default)
-    above = [f'{task.name} {task.label}' for task in tasks if isinstance(number, int) and task.label >= number]
-    if not above:
+    traits = traits_of(find_registered(ARCH_REGISTRY, str(kind)), network)
+    number = traits.num_degradations
+    above = [f'{task.name} {task.label}' for task in tasks if task.label >= number]
+    if not (above and number and (traits.takes_degradation or traits.is_sensor)):
         return []
     return [
         f'{where}.tasks: labels of {first_few(above)}; the network knows those from 0 to {number - 1}. '
@@ -341,10 +338,10 @@ def label_problems(options: Mapping[str, Any]) -> list[str]:
     labels, network = (options.get('val') or {}).get('labels'), options['network_g']
     if not isinstance(labels, Mapping):
         return []
-    kind = ARCH_REGISTRY.get(network['type'])
-    if not getattr(kind, 'takes_degradation', False) or 'num_degradations' not in inspect.signature(kind).parameters:
+    traits = traits_of(find_registered(ARCH_REGISTRY, network['type']), network)
+    number = traits.num_degradations
+    if not (traits.takes_degradation and number):
         return [f'val.labels: {network["type"]} takes no labels. Leave the key out.']
-    number = network.get('num_degradations', inspect.signature(kind).parameters['num_degradations'].default)
     names = check_names(network['type'], number, network.get('degradations'))
     try:
         weights_of(labels, torch.zeros(1), number, names, 'val.labels')

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
+from promptir_basicsr.archs.traits import no_prompts, prompts_of, traits_of
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import (
     check_count,
@@ -21,7 +22,6 @@ from promptir_basicsr.core.messages import (
 )
 from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
 from promptir_basicsr.losses.loss_scaler import LossScaler
-from promptir_basicsr.losses.prompt_loss import no_prompts, prompts_of
 from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, scheduler_arguments
 from promptir_basicsr.options.registered import type_problems
 
@@ -171,7 +171,7 @@ def _misplaced(where: str, kind: str) -> str:
 def _check_prompts(network: Mapping[str, Any]) -> list[str]:
     """Whether a network has prompts that a loss can act on. It is built without memory."""
     where, kind = 'train.prompt_opt', find_registered(ARCH_REGISTRY, network['type'])
-    if not hasattr(kind, 'prompt_vectors'):
+    if not traits_of(kind).has_prompt_vectors:
         return [f'{where}: {no_prompts(network["type"])}']
     try:
         with torch.device('meta'):

@@ -6,11 +6,10 @@ prompts, each as a vector of D numbers. A loss of prompts is called with them an
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from promptir_basicsr.core.messages import unknown
@@ -65,28 +64,3 @@ def decorrelation(prompts: Tensor, kind: str) -> Tensor:
         directions = F.normalize(prompts, dim=1)
         pairs = (directions @ directions.T).triu(diagonal=1)  # each pair once
         return INNER_WEIGHT * (pairs.relu().sum() if kind == 'angle' else 2 * pairs.abs().sum())
-
-
-def prompts_of(net: Any) -> list[Tensor]:
-    """The prompts of a network, (T, D) a level.
-
-    Raises:
-        ValueError: it has none, or levels with one prompt, which there is nothing to compare with.
-    """
-    name = type(net).__name__
-    if not hasattr(net, 'prompt_vectors'):
-        raise ValueError(no_prompts(name))
-    levels: dict[str, Tensor] = net.prompt_vectors()
-    single = [level for level, prompts in levels.items() if len(prompts) < 2]
-    if single:
-        raise ValueError(
-            f'{name}: a single prompt at {", ".join(single)}. The loss compares the prompts of a level with each '
-            'other; give the network two or more, or leave prompt_opt out.'
-        )
-    return list(levels.values())
-
-
-def no_prompts(network: str) -> str:
-    """The sentence for a network that shows no prompts."""
-    known = sorted(name for name, kind in ARCH_REGISTRY if hasattr(kind, 'prompt_vectors'))
-    return f'{network}: has no prompts. Take a network that has ({", ".join(known)}), or leave prompt_opt out.'

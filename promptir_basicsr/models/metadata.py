@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.reading import FORMAT, plain
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.version import __version__
@@ -38,7 +39,7 @@ def training_metadata(
         'epoch': epoch,
         'protocol': training.get('protocol'),
         'tasks': [str(task.get('name') or task.get('type')) for task in tasks],
-        'degradations': getattr(net, 'degradations', None) or types,
+        'degradations': traits_of(net).degradations or types,
         'metrics': metrics,
         'best': best,
     }

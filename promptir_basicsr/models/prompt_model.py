@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from promptir_basicsr.archs.traits import prompts_of, traits_of
 from promptir_basicsr.checkpoints.pretrained import check_fit, grow, load_sensor, read_weights, with_prompts
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import atomic_write, read_json
@@ -23,7 +24,6 @@ from promptir_basicsr.evaluation.labels import LabelSource
 from promptir_basicsr.evaluation.validation import Measurement, Report
 from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.losses.loss_scaler import LossScaler
-from promptir_basicsr.losses.prompt_loss import prompts_of
 from promptir_basicsr.models.resume import Resumable
 from promptir_basicsr.models.step import frozen_in_silence
 from promptir_basicsr.runtime.compilation import compiled_for_any_size, compiling, eagerly
@@ -107,7 +107,7 @@ class PromptModel(Resumable):
         self.cri_prompt = self._build_loss('prompt_opt')
         if self.cri_prompt:
             try:
-                prompts_of(self.get_bare_model(self.net_g))
+                prompts_of(self.net_g)
             except ValueError as error:
                 raise OptionError([f'train.prompt_opt: {error}']) from error
         scaler = train.get('loss_scaler')
@@ -167,9 +167,8 @@ class PromptModel(Resumable):
     @property
     def size_multiple(self) -> int:
         """What the sides of the network's input must be multiples of."""
-        own = getattr(self.get_bare_model(self.net_g), 'size_multiple', None)
         given = (self.opt.get('val') or {}).get('size_multiple')
-        return given or own or self.opt['network_g'].get('window_size') or 1
+        return given or traits_of(self.net_g, self.opt['network_g']).size_multiple
 
     def test(self) -> None:
         """Restore `lq` of any size into `output`, with the averaged weights where there are any."""
@@ -243,7 +242,7 @@ class PromptModel(Resumable):
             return
         measurement = self.measurement_class(self.report, name, iteration, save_img)
         val = self.opt.get('val') or {}
-        labels = LabelSource(self.get_bare_model(self.net_g), val.get('labels', True), name)
+        labels = LabelSource(self.net_g, val.get('labels', True), name)
         share.equalize(self._measured())
         silent = not val.get('pbar', False) or share.rank > 0
         with share.failing_together():

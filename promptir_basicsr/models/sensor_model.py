@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.core.registry import register
 from promptir_basicsr.evaluation.sensor import SensorMeasurement, SensorReport
 from promptir_basicsr.models.prompt_model import PromptModel
@@ -33,8 +34,7 @@ class SensorModel(PromptModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__(opt)
-        net = self.get_bare_model(self.net_g)
-        self.report.names = net.degradations or [str(number) for number in range(net.num_degradations)]
+        self.report.names = traits_of(self.net_g).labels
 
     def init_training_settings(self) -> None:
         """BasicSR's, which ends without a loss of images."""

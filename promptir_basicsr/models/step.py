@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from promptir_basicsr.archs.layers.formulation import Formulated
+from promptir_basicsr.archs.traits import prompts_of, traits_of
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.losses.loss_scaler import LossScaler
-from promptir_basicsr.losses.prompt_loss import prompts_of
 from promptir_basicsr.models.nonfinite import SickSteps, Step, running_statistics
 from promptir_basicsr.runtime.compilation import compile_in_place, compiling
 from promptir_basicsr.runtime.precision import autocast, device_problems, set_float32, widened
@@ -170,7 +170,7 @@ class TrainingStep(SRModel):
         """Run a network, with labels where it takes them."""
         if self.opt.get('channels_last'):
             lq = lq.contiguous(memory_format=torch.channels_last)
-        if getattr(self.get_bare_model(net), 'takes_degradation', False):
+        if traits_of(net).takes_degradation:
             return net(lq, self.degradation)
         return net(lq)
 
@@ -308,7 +308,7 @@ class TrainingStep(SRModel):
         """The terms of the loss that no image has a part in."""
         if not self.cri_prompt:
             return {}
-        return {'l_prompt': self.cri_prompt(prompts_of(self.get_bare_model(self.net_g)))}
+        return {'l_prompt': self.cri_prompt(prompts_of(self.net_g))}
 
     def _parts(self) -> Iterator[tuple[float, bool]]:
         """Let each part of the batch be the batch; its share of the images, and whether it is the last one."""

@@ -18,7 +18,8 @@ from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr.archs import PIPRestormer
-from promptir_basicsr.checkpoints.pretrained import check_fit, grow, growable_axes
+from promptir_basicsr.archs.traits import growable_axes
+from promptir_basicsr.checkpoints.pretrained import check_fit, grow
 from promptir_basicsr.checks.run import check_network
 from tests.golden.seeded import seeded_array, seeded_fill, seeded_image
 from tests.models.model_options import run_options

@@ -19,7 +19,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr import cli
 from promptir_basicsr.archs import PromptIR
-from promptir_basicsr.checkpoints.pretrained import growable_axes, start_problems, state_problems
+from promptir_basicsr.archs.traits import growable_axes
+from promptir_basicsr.checkpoints.pretrained import start_problems, state_problems
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.registry import register
 from promptir_basicsr.core.yaml_loader import load_yaml

@@ -16,7 +16,8 @@ from basicsr.losses import build_loss
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr.archs import PIPRestormer, PromptIR
-from promptir_basicsr.losses import PromptDecorrelationLoss, decorrelation, prompts_of
+from promptir_basicsr.archs.traits import prompts_of
+from promptir_basicsr.losses import PromptDecorrelationLoss, decorrelation
 from promptir_basicsr.losses.prompt_loss import KINDS
 
 SMALL: dict[str, Any] = {'dim': 8, 'num_blocks': (1, 1, 1, 1), 'num_refinement_blocks': 1, 'heads': (1, 1, 1, 1)}

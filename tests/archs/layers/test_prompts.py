@@ -20,7 +20,7 @@ from promptir_basicsr.archs.layers.prompts import (
     top_counts,
     top_m_attention,
 )
-from promptir_basicsr.checkpoints.pretrained import growable_axes
+from promptir_basicsr.archs.traits import growable_axes
 from tests.golden.seeded import seeded_fill
 
 WIDTHS = [(8, 12), (12, 12), (20, 12)]  # of features below, equal to and above those of the prompt
