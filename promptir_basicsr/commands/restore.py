@@ -11,7 +11,7 @@ from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
 from promptir_basicsr.inference.batch import Reporter, measure_sources, restore_files
 from promptir_basicsr.inference.plan import Plan, plan_restoration
 from promptir_basicsr.inference.restorer import Restorer
-from promptir_basicsr.inference.restoring import Settings, size_multiple_of
+from promptir_basicsr.inference.restoring import Settings
 from promptir_basicsr.pictures.picture import format_problems
 
 
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
         restorer.check_labels(labels, args.strength)
     except ValueError as error:
         raise OptionError([f'--labels: {line}' for line in str(error).splitlines()]) from error
-    least = size_multiple_of(restorer.net)
+    least = restorer.traits.size_multiple
     if isinstance(args.tile, int) and args.tile < least:
         raise OptionError([f'--tile: {args.tile}; the network wants tiles of multiples of {least}. Take 128 or more.'])
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ import torch
 
 from promptir_basicsr.core.arrays import save_picture
 from promptir_basicsr.demo.content import preview, read_upload, remove_older, restore_upload, summary, weights_markup
-from promptir_basicsr.inference.restorer import Restorer, labels_of
+from promptir_basicsr.inference.restorer import Restorer
 
 if TYPE_CHECKING:
     import gradio
@@ -56,9 +56,9 @@ def build_page(
     import gradio as gr
 
     activity = activity or Activity()
-    net: Any = restorer.net
-    labels = labels_of(net) if getattr(net, 'takes_degradation', False) else []
-    has_sensor = bool(labels) and getattr(net, 'sensor', None) is not None
+    traits = restorer.traits
+    labels = list(traits.labels) if traits.takes_degradation else []
+    has_sensor = bool(labels) and traits.holds_sensor
 
     originals: dict[str, str] = {}  # by the file that stands for one that browsers cannot show
     tracker = gr.Progress()  # gradio finds it as a default

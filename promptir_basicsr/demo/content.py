@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 import torch
 
+from promptir_basicsr.archs.traits import unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple, save_picture, to_bytes, to_float
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.data.images import decode
 from promptir_basicsr.data.sources import resolve
 from promptir_basicsr.degradations.spec import Degrade
-from promptir_basicsr.inference.restorer import Restorer, labels_of
-from promptir_basicsr.inference.restoring import size_multiple_of
+from promptir_basicsr.inference.restorer import Restorer
 from promptir_basicsr.pictures.io import decode_picture, measure_picture, write_picture
 from promptir_basicsr.pictures.picture import EXTENSIONS, Picture, PictureError
 
@@ -151,25 +151,24 @@ def prompt_shares(
 
     It is the whole, or the middle of large pictures: reducing them would take away their noise.
     """
-    net: Any = restorer.net
-    if not hasattr(net, 'prompt_weights') or not getattr(net, 'prompts', True):
+    net, traits = unwrapped(restorer.net), restorer.traits
+    if not traits.has_prompt_weights or traits.levels == ():
         return {}, ''
     whole = _tensor(image).to(restorer.device)
-    takes_degradation = getattr(net, 'takes_degradation', False)
-    if takes_degradation and degradation is None:
+    if traits.takes_degradation and degradation is None:
         degradation = net.degradation_weights(whole)  # the sensor sees all of the picture, as in the restoration
     height, width = whole.shape[-2:]
     top, left = max(0, height - _MIDDLE) // 2, max(0, width - _MIDDLE) // 2
     part = whole[..., top : top + _MIDDLE, left : left + _MIDDLE]
-    x = pad_to_multiple(part, size_multiple_of(net))
-    weights = net.prompt_weights(x, degradation) if takes_degradation else net.prompt_weights(x)
-    names = labels_of(net)
+    x = pad_to_multiple(part, traits.size_multiple)
+    weights = net.prompt_weights(x, degradation) if traits.takes_degradation else net.prompt_weights(x)
+    names = traits.labels
     shares = {}
     for level, values in weights.items():
         each = values[0].float().tolist()
         known = names if len(names) == len(each) else [f'prompt {number}' for number in range(1, len(each) + 1)]
         shares[level] = dict(zip(known, each, strict=True))
-    cut = part.shape != whole.shape and not takes_degradation
+    cut = part.shape != whole.shape and not traits.takes_degradation
     return shares, f'the middle {part.shape[-1]} x {part.shape[-2]} pixels' if cut else ''
 
 

@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from promptir_basicsr.archs.traits import Conditioned, NetworkTraits, traits_of, unwrapped
 from promptir_basicsr.checkpoints.checkpoint import build, read_checkpoint
 from promptir_basicsr.core.arrays import to_float
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.inference.restoring import Settings, restore_images, size_multiple_of
+from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.runtime.precision import device_problems, find_device
 
 Image = TypeVar('Image', np.ndarray, Tensor)
@@ -54,6 +56,11 @@ class Restorer:
         self.checkpoint = read_checkpoint(weights, network, key)
         self.net = build(self.checkpoint, self.device)
         self._check_output(os.fspath(weights))
+
+    @property
+    def traits(self) -> NetworkTraits:
+        """What the network says it is, and its arguments say of it."""
+        return traits_of(self.net, self.checkpoint.network)
 
     def restore(
         self,
@@ -100,20 +107,20 @@ class Restorer:
             ValueError: it does not, or has to be told something.
         """
         self._check_told(degradation, strength)
-        net: Any = self.net
-        if getattr(net, 'takes_degradation', False) and hasattr(net, 'prompt_context'):
-            side = size_multiple_of(net)
+        if self.traits.conditioned:
+            net: Conditioned = unwrapped(self.net)
+            side = self.traits.size_multiple
             with torch.no_grad():
                 net.prompt_context(torch.zeros(1, 3, side, side, device=self.device), degradation, strength)
 
     def _check_output(self, path: str) -> None:
         """A network that enlarges, or tells degradations apart, would give nonsense without a word."""
-        net: Any = self.net
-        side = -(-_PROBE // size_multiple_of(net)) * size_multiple_of(net)
+        net, traits = self.net, self.traits
+        side = -(-_PROBE // traits.size_multiple) * traits.size_multiple
         x = torch.zeros(1, 3, side, side, device=self.device)
         try:
             with torch.no_grad():
-                y = net(x, 0) if getattr(net, 'takes_degradation', False) else net(x)
+                y = net(x, 0) if traits.takes_degradation else net(x)
         except (RuntimeError, ValueError):  # some networks want larger images; the first picture will tell
             return
         if not isinstance(y, Tensor) or y.shape != x.shape:
@@ -123,15 +130,14 @@ class Restorer:
 
     def _check_told(self, degradation: Any, strength: Any) -> None:
         """Networks ignore what they do not take, and know no more than that labels are missing."""
-        net: Any = self.net
-        kind = type(net).__name__
-        if not getattr(net, 'takes_degradation', False):
+        kind, traits = type(self.net).__name__, self.traits
+        if not traits.takes_degradation:
             if degradation is not None or strength != 1:
                 raise ValueError(f'{kind} is blind: it takes neither labels nor a strength. Leave them out.')
-        elif degradation is None and getattr(net, 'sensor', None) is None:
+        elif degradation is None and traits.needs_degradation:
             raise ValueError(
                 f'{kind} is told the degradation of an image, and these weights have no sensor to find it. '
-                f'Give a label or a mixture of: {", ".join(labels_of(net))}.'
+                f'Give a label or a mixture of: {", ".join(traits.labels)}.'
             )
 
     def _tensor(self, image: Tensor, degradation: Any, strength: Any, progress: Any) -> Tensor:
@@ -151,7 +157,8 @@ class Restorer:
         return [_like(image, one) for image, one in zip(images, restored, strict=True)]
 
     def _run(self, x: Tensor, degradation: Any, strength: Any, progress: Any) -> Tensor:
-        restored = restore_images(self.net, x, self.settings, degradation, strength, progress)
+        settings = replace(self.settings, size_multiple=self.settings.size_multiple or self.traits.size_multiple)
+        restored = restore_images(self.net, x, settings, degradation, strength, progress)
         if not torch.isfinite(restored).all():
             hint = '' if self.settings.precision == 'fp32' else ' fp32 has a wider range.'
             raise ValueError(f'{type(self.net).__name__} gave values that are not finite.{hint}')
@@ -168,12 +175,6 @@ def restore(
         weights, options: as of `Restorer`.
     """
     return Restorer(weights, **options).restore(image, degradation, strength)
-
-
-def labels_of(net: Any) -> list[str]:
-    """The labels that a network takes: names, or ids where they are not known."""
-    names = getattr(net, 'degradations', None)
-    return list(names) if names else [str(number) for number in range(getattr(net, 'num_degradations', 0))]
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.global_statistics import Place, WholeImage
+from promptir_basicsr.archs.traits import Conditioned, traits_of, unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import check_count, unknown
@@ -129,15 +130,6 @@ def restore_images(
             torch.cuda.empty_cache()  # here, where the error no longer holds what was computed
 
 
-def size_multiple_of(net: nn.Module) -> int:
-    """What a network wants the sides of its input to be multiples of: its `size_multiple` or `window_size`, or 1."""
-    for name in ('size_multiple', 'window_size'):
-        own = getattr(net, name, None)
-        if isinstance(own, int) and own > 0:
-            return own
-    return 1
-
-
 class _Restoration:
     """Of one batch of images."""
 
@@ -153,7 +145,8 @@ class _Restoration:
         self.net, self.x, self.settings, self.progress = net, x, settings, progress
         weights = next((p for p in net.parameters() if p.is_floating_point()), x)
         self.device, self.dtype = weights.device, weights.dtype
-        self.multiple = settings.size_multiple or size_multiple_of(net)
+        self.traits = traits_of(net)
+        self.multiple = settings.size_multiple or self.traits.size_multiple
         self.told = self._told(degradation, strength)
         self.done = self.total = 0
         self.tile = self._tile()
@@ -221,15 +214,16 @@ class _Restoration:
         """What takes the most memory: a pass over a tile that adds to the quantities of the whole image."""
         whole = WholeImage(self.net, len(x))
         whole.at(Place.of_all(*x.shape[-2:]))
-        with eagerly(_is_compiled(self.net)), whole.attached() if self.settings.statistics != 'tile' else nullcontext():
+        with eagerly(self.traits.compiled), whole.attached() if self.settings.statistics != 'tile' else nullcontext():
             self._pass(x)
 
     def _told(self, degradation: Any, strength: float | Mapping[str, float]) -> tuple[Any, ...]:
         """What the network is given beside the image."""
-        if not getattr(self.net, 'takes_degradation', False):
+        if not self.traits.takes_degradation:
             return ()
-        if degradation is None and getattr(self.net, 'sensor', None) is not None:
-            degradation = self.net.degradation_weights(self.x.to(self.device, self.dtype))  # type: ignore[operator]
+        if degradation is None and self.traits.holds_sensor:
+            net: Conditioned = unwrapped(self.net)
+            degradation = net.degradation_weights(self.x.to(self.device, self.dtype))
         return (degradation,) if strength == 1.0 else (degradation, strength)
 
     def _count(self, x: Tensor) -> int:
@@ -253,7 +247,7 @@ class _Restoration:
         elif self.settings.statistics == 'tile' or not (whole := WholeImage(self.net, len(x))):
             output = self._blended(padded, grid)
         else:
-            with eagerly(_is_compiled(self.net)), whole.attached():
+            with eagerly(self.traits.compiled), whole.attached():
                 self._record(whole, padded, grid)
                 output = self._blended(padded, grid, whole)
         return output[..., :height, :width]
@@ -316,7 +310,3 @@ def _laid(x: Tensor, turns: int, mirrored: bool) -> Tensor:
 def _laid_back(x: Tensor, turns: int, mirrored: bool) -> Tensor:
     x = torch.rot90(x, -turns, (-2, -1))
     return x.flip(-1) if mirrored else x
-
-
-def _is_compiled(net: nn.Module) -> bool:
-    return hasattr(net, '_orig_mod') or getattr(net, '_compiled_call_impl', None) is not None

@@ -524,6 +524,18 @@ def test_any_network_that_keeps_the_size(tmp_path: Path, command) -> None:
     assert differ(opencv_pixels(Path('b.png').read_bytes()), direct(image, net)) <= 1
 
 
+def test_a_window_that_only_the_arguments_name_is_padded_to(tmp_path: Path) -> None:
+    options = {'type': 'SwinIR', 'img_size': 16, 'window_size': 8, 'embed_dim': 8, 'depths': [1], 'num_heads': [2]}
+    options['upscale'] = 1
+    net = ARCH_REGISTRY.get('SwinIR')(**{key: value for key, value in options.items() if key != 'type'}).eval()
+    torch.save({'params': net.state_dict()}, tmp_path / 'swinir.pth')
+    restorer = Restorer(tmp_path / 'swinir.pth', network=options, device='cpu')
+    x = torch.rand(1, 3, 19, 24)
+    with torch.no_grad():
+        expected = net(torch.nn.functional.pad(x, (0, 0, 0, 5), 'reflect'))[..., :19, :]
+    torch.testing.assert_close(restorer.restore(x), expected)
+
+
 def test_every_argument_is_documented() -> None:
     page = (Path(__file__).parents[2] / 'docs' / 'restore.md').read_text()
     actions = argument_parser('restore')._actions
