@@ -9,16 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.conditioning import weights_of
+from promptir_basicsr.archs.traits import Conditioned, traits_of, unwrapped
 from promptir_basicsr.runtime.processes import Share
-
-
-def mixture(labels: Mapping[Any, float], net: nn.Module, lq: Tensor) -> Tensor:
-    """{name or id: weight} as (B, T) weights for a network that takes labels.
-
-    Raises:
-        ValueError: it is not understood.
-    """
-    return weights_of(labels, lq, net.num_degradations, net.degradations, 'val.labels')  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -41,27 +33,27 @@ class LabelSource:
     """
 
     def __init__(self, net: nn.Module, wanted: bool | str | Mapping[Any, float], dataset: str) -> None:
-        self.net, self.wanted, self.dataset = net, wanted, dataset
-        self.takes = bool(getattr(net, 'takes_degradation', False))
-        self.sensing = getattr(net, 'sensor', None) is not None
+        self.net: Conditioned = unwrapped(net)
+        self.wanted, self.dataset, self.traits = wanted, dataset, traits_of(net)
         self._told = False
         self._sensed: list[Sensed | None] = []  # an entry an image
 
     def give(self, lq: Tensor, data: Mapping[str, Any], label: Tensor | None) -> Tensor | None:
         """The label or the weights for one image lq: (1, 3, H, W), before any padding; `label` is the true one."""
-        if self.takes and isinstance(self.wanted, Mapping):
-            return mixture(self.wanted, self.net, lq)
-        if not self.takes or not self.sensing or (label is not None and self.wanted != 'sensor'):
+        traits = self.traits
+        if traits.takes_degradation and isinstance(self.wanted, Mapping):
+            return weights_of(self.wanted, lq, traits.num_degradations, traits.degradations, 'val.labels')
+        if not traits.takes_degradation or traits.needs_degradation or (label is not None and self.wanted != 'sensor'):
             self._told = label is not None
             self._sensed.append(None)
             return label
         with torch.no_grad():
-            probabilities = self.net.sense(lq)  # type: ignore[operator]
+            probabilities = self.net.sense(lq)
         task = data['task'][0] if 'task' in data else self.dataset
         confidence, found = probabilities.max(dim=1)
         right = None if label is None else found.item() == label.item()
         self._sensed.append(Sensed(task, confidence.item(), right))
-        return found if self.net.hard_sensor else probabilities
+        return found if self.traits.hard_sensor else probabilities
 
     def complete(self, share: Share) -> None:
         """Bring in what other processes heard, each of its share of the images."""
@@ -69,12 +61,13 @@ class LabelSource:
 
     def lines(self) -> list[str]:
         """For people: whose labels the network was given, and of the sensor's the confidence in each task."""
-        if self.takes and isinstance(self.wanted, Mapping):
+        takes = self.traits.takes_degradation
+        if takes and isinstance(self.wanted, Mapping):
             return [f'Labels: {dict(self.wanted)} for every image.']
         confidence = self.confidence()
-        if not self.takes or not confidence:
-            return ['Labels: true ones.'] if self.takes and self._told else []
-        kind = 'the likeliest of each image' if self.net.hard_sensor else 'probabilities'
+        if not takes or not confidence:
+            return ['Labels: true ones.'] if takes and self._told else []
+        kind = 'the likeliest of each image' if self.traits.hard_sensor else 'probabilities'
         lines = [f"Labels: the sensor's, {kind}."]
         for task, value in confidence.items():
             right = [each.right for each in self._sensed if each and each.task == task and each.right is not None]

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.prompts import PromptGenBlock, PromptInPrompt
+from promptir_basicsr.archs.traits import Conditioned, Prompted, names_of, traits_of, unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset
 from promptir_basicsr.explain.scores import in_their_span
@@ -85,7 +85,7 @@ def _cut(x: Tensor, size: int, multiple: int) -> Tensor:
 
 def prompted_networks() -> list[str]:
     """Names of the registered networks that have prompts."""
-    return sorted(name for name, network in ARCH_REGISTRY if hasattr(network, 'prompt_weights'))
+    return names_of(lambda traits: traits.has_prompt_weights)
 
 
 class PromptedNet:
@@ -107,26 +107,25 @@ class PromptedNet:
 
     def __init__(self, net: nn.Module, device: torch.device | str = 'cpu') -> None:
         self.net, self.device = net.to(device).eval(), torch.device(device)
-        self.told = bool(getattr(net, 'takes_degradation', False))
-        self.sensing = self.told and getattr(net, 'sensor', None) is not None
-        self.multiple = int(getattr(net, 'size_multiple', None) or 1)
+        self.prompts: Prompted = unwrapped(net)
+        traits = traits_of(net)
+        self.told, self.multiple = traits.takes_degradation, traits.size_multiple
+        self.sensing = self.told and traits.holds_sensor
+        self.degradations = traits.labels if self.told else ()
         self.levels = self._find()
-        names = getattr(net, 'degradations', None) if self.told else None
-        number = getattr(net, 'num_degradations', 0) if self.told else 0
-        self.degradations = tuple(names or map(str, range(number)))
 
     def _find(self) -> dict[str, PromptGenBlock | PromptInPrompt]:
         """Modules are called in the order of the levels; so neither names nor places of them need to be known."""
         kind = type(self.net).__name__
         advice = f'Networks with prompts: {", ".join(prompted_networks())}.'
-        if not hasattr(self.net, 'prompt_weights'):
+        if not traits_of(self.net).has_prompt_weights:
             raise ValueError(f'{kind} has no prompts, so there is nothing to explain. {advice}')
         side = -(-64 // self.multiple) * self.multiple
         x = torch.zeros(1, 3, side, side, device=self.device)
         called: list[Any] = []
         with torch.no_grad(), self._listening(lambda module, *_: called.append(module)):
             try:
-                names = list(self.net.prompt_weights(x, 0 if self.told else None))  # type: ignore[operator]
+                names = list(self.prompts.prompt_weights(x, 0 if self.told else None))
             except ValueError as error:
                 raise ValueError(f'{error} {advice}') from error
             called.clear()
@@ -148,7 +147,7 @@ class PromptedNet:
 
     def vectors(self) -> dict[str, np.ndarray]:
         """The prompts that tell degradations apart, each as a vector, level by level: (K, length)."""
-        return {level: _array(x) for level, x in self.net.prompt_vectors().items()}  # type: ignore[operator]
+        return {level: _array(x) for level, x in self.prompts.prompt_vectors().items()}
 
     def pictures(self) -> dict[str, np.ndarray]:
         """The prompts that are images: (N, D, S, S), N of PromptIR's and the one basic prompt of PIP's."""
@@ -169,7 +168,8 @@ class PromptedNet:
     def sense(self, sample: Sample) -> np.ndarray:
         """What the sensor says of a sample: (T,) probabilities."""
         with torch.no_grad():
-            return _array(cast(Any, self.net).sense(sample.lq[None].to(self.device)))[0]
+            net: Conditioned = unwrapped(self.net)
+            return _array(net.sense(sample.lq[None].to(self.device)))[0]
 
     @contextmanager
     def changed(self, changes: Mapping[str, Change]) -> Iterator[None]:
@@ -248,7 +248,7 @@ def observe(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[],
     rows: dict[str, dict[str, list[np.ndarray]]] = {
         kind: {level: [] for level in levels} for kind in ('weights', 'features', 'prompts')
     }
-    net = cast(Any, prompted.net)
+    net = prompted.net
     names = {module: level for level, module in prompted.levels.items()}
     equal = torch.full((len(prompted.degradations),), 1.0)
 
@@ -261,12 +261,12 @@ def observe(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[],
 
         with torch.no_grad(), prompted._listening(listen):
             if prompted.told:
-                weights = net.prompt_weights(x, sample.label)
+                weights = prompted.prompts.prompt_weights(x, sample.label)
                 net(x, equal)
                 features = {level: heard[level][0] for level in levels}
                 net(x, sample.label)
             else:
-                weights = net.prompt_weights(x)
+                weights = prompted.prompts.prompt_weights(x)
                 if len(heard) < len(levels):  # a network may find its weights without making prompts of them
                     net(x)
                 features = {level: heard[level][0] for level in levels}

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.reading import plain
 from promptir_basicsr.core.errors import OptionError, need_extra
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.core.vocabulary import EXPORT_SIZES
 from promptir_basicsr.export.graphs import Run, Traced, onnx_bytes, program_bytes, run_onnx, run_program, trace
-from promptir_basicsr.inference.restoring import restore_images, size_multiple_of
+from promptir_basicsr.inference.restoring import restore_images
 
 TOLERANCE = 1e-4
 """The largest difference from the network that a file may have, where values reach 1; more where they reach further."""
@@ -124,10 +125,11 @@ def export_program(
 
 def describe(net: nn.Module, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a file tells about its network, as JSON has it; in ONNX whatever is no text is written as JSON."""
+    traits = traits_of(net)
     told = {
         'package': __version__,
-        'size_multiple': size_multiple_of(net),
-        'degradations': getattr(net, 'degradations', None),
+        'size_multiple': traits.size_multiple,
+        'degradations': traits.degradations,
         **(metadata or {}),
     }
     return {key: plain(value) for key, value in told.items() if value is not None}
@@ -144,10 +146,10 @@ def _export(
     read: Callable[[bytes], Run],
 ) -> list[Difference]:
     """Trace, write to memory, read that back, compare, and only then write to the disk."""
-    takes = bool(getattr(net, 'takes_degradation', False))
-    if labels and not takes:
+    traits = traits_of(net)
+    if labels and not traits.takes_degradation:
         raise OptionError([f'labels: {type(net).__name__} takes no degradation. Leave it out.'])
-    labels = takes and (labels or getattr(net, 'sensor', None) is None)
+    labels = labels or traits.needs_degradation
     traced = trace(net, labels, fixed)
     shape = 'any' if fixed is None else [1, 3, *fixed]
     content = write(traced, describe(net, {**(metadata or {}), 'image': shape}))
@@ -161,15 +163,14 @@ def _export(
 
 def _compare(net: nn.Module, run: Run, sizes: Iterable[tuple[int, int, int]], labels: bool) -> list[Difference]:
     """What a file gives against what a network gives, as it is used for restoring, on the CPU."""
-    net = copy.deepcopy(net).cpu().float().eval()
+    net, traits = copy.deepcopy(net).cpu().float().eval(), traits_of(net)
     differences = []
     for number, (batch, height, width) in enumerate(sizes):
         draw = torch.Generator().manual_seed(number)
         image = _pictures((batch, 3, height, width), draw)
-        degradation = torch.rand(batch, int(net.num_degradations), generator=draw) if labels else None  # type: ignore[arg-type]
+        degradation = torch.rand(batch, traits.num_degradations, generator=draw) if labels else None
         with torch.no_grad():
-            classifies = hasattr(net, 'probabilities')
-            expected = net(image) if classifies else restore_images(net, image, degradation=degradation)
+            expected = net(image) if traits.is_sensor else restore_images(net, image, degradation=degradation)
             found = run(image, degradation)
         same = found.shape == expected.shape and (number > 0 or _bears_flat(run, image, degradation))
         largest = (found - expected).abs().max().item() if same else float('nan')

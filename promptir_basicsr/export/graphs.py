@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from promptir_basicsr.archs.layers.formulation import set_formulation
+from promptir_basicsr.archs.traits import Conditioned, traits_of, unwrapped
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.inference.restoring import size_multiple_of
 
 METADATA_FILE = 'metadata.json'
 """What is told about the network, inside a file of torch.export."""
@@ -53,7 +53,8 @@ class AnySize(nn.Module):
     def forward(self, image: Tensor, degradation: Tensor | None = None) -> Tensor:
         """image: (B, 3, H, W), RGB, [0, 1]; degradation: (B, T), >= 0. Returns (B, 3, H, W), not clamped."""
         if self.takes_degradation and degradation is None:  # the sensor sees the image as it is
-            degradation = self.net.degradation_weights(self._continued(image, 1))  # type: ignore[operator]
+            net: Conditioned = unwrapped(self.net)
+            degradation = net.degradation_weights(self._continued(image, 1))
         x = self._continued(image, self.multiple)
         y = self.net(x, degradation) if self.takes_degradation else self.net(x)
         if y.ndim != 4:
@@ -101,15 +102,15 @@ def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None) -> Traced:
     """
     kind, plain = type(net).__name__, copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     set_formulation(plain, 'plain')
+    traits = traits_of(plain)
     shape = _TRACED if size is None else (1, 3, *size)
     inputs: dict[str, Tensor] = {'image': torch.linspace(0, 1, shape[2] * shape[3]).view(shape[2:]).expand(shape)}
     free: dict[str, Any] = {'image': {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
     if labels:
-        count = int(plain.num_degradations)  # type: ignore[arg-type]
+        count = traits.num_degradations
         inputs['degradation'] = torch.full((shape[0], count), 1 / count)
         free['degradation'] = {0: Dim.DYNAMIC}
-    takes = bool(getattr(plain, 'takes_degradation', False))
-    module = AnySize(plain, size_multiple_of(plain), takes, size is not None).eval()
+    module = AnySize(plain, traits.size_multiple, traits.takes_degradation, size is not None).eval()
     try:
         with torch.no_grad(), quietly():
             program = torch.export.export(

@@ -67,7 +67,7 @@ def set_activation_checkpointing(net: nn.Module, checkpointing: str) -> int:
         raise ValueError(unknown(type(net).__name__, 'checkpointing', checkpointing, CHECKPOINTING))
     own = set_checkpointing(net, checkpointing)
     for module in net.modules():
-        if getattr(module, 'recomputes', False):  # of an earlier call
+        if isinstance(module, _Recomputed):  # of an earlier call
             module.__class__ = type(module).__mro__[1]
     if checkpointing == 'none':
         return 0
@@ -122,6 +122,12 @@ def _is_block(module: nn.Module) -> bool:
     return weighs and not any(isinstance(each, Formulated) for each in module.modules())
 
 
+class _Recomputed:
+    """A block of which the forward pass keeps the input alone."""
+
+    __slots__ = ()  # the class of a block can only be replaced by one of the same layout
+
+
 @cache
 def _recomputed(kind: type[nn.Module], in_context: bool) -> type[nn.Module]:
     """A class of blocks that keep their input alone.
@@ -139,5 +145,5 @@ def _recomputed(kind: type[nn.Module], in_context: bool) -> type[nn.Module]:
         call = partial(contextvars.copy_context().run, kind.forward) if in_context else kind.forward
         return checkpoint(call, self, *args, use_reentrant=False, **kwargs)
 
-    content = {'forward': forward, 'recomputes': True, '__module__': kind.__module__, '__doc__': kind.__doc__}
-    return type(kind.__name__, (kind,), content)
+    content = {'forward': forward, '__module__': kind.__module__, '__doc__': kind.__doc__}
+    return type(kind.__name__, (kind, _Recomputed), content)
