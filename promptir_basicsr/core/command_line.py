@@ -180,7 +180,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--weights', metavar='FILE', help='weights of a trained network')
     parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where weights do not tell theirs')
     parser.add_argument('--key', metavar='NAME', help='which weights of the file; default: params_ema, then params')
-    parser.add_argument('--tile', type=_tile, default='auto', metavar='auto|none|N', help='side of tiles in pixels')
+    parser.add_argument('--tile', type=_any_tile, default='auto', metavar='auto|none|N', help='side of tiles in pixels')
     parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: %(default)s')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1; default: %(default)s')
     parser.add_argument(
@@ -217,6 +217,11 @@ def _tile(text: str) -> int | str | None:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is none of auto, none and a whole number of pixels')
     return int(text)
+
+
+def _any_tile(text: str) -> int | str | None:
+    """Others are refused together with what else is wrong."""
+    return None if text == 'none' else int(text) if text.isdecimal() else text
 
 
 def _format(text: str) -> str:
