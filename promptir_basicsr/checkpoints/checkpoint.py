@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
 from promptir_basicsr.archs.traits import traits_of
+from promptir_basicsr.checkpoints.folder import atomic_save
 from promptir_basicsr.checkpoints.matching import Fit, fit, network_problems, new_network, shapes_of, without_prefix
 from promptir_basicsr.checkpoints.reading import (
     FORMAT,
@@ -28,7 +29,7 @@ from promptir_basicsr.checkpoints.reading import (
 )
 from promptir_basicsr.checkpoints.recognition import RECOGNIZED, recognize
 from promptir_basicsr.core.errors import OptionError, SaveError
-from promptir_basicsr.core.files import atomic_save, atomic_write
+from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.options.file import read_options

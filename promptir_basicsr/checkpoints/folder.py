@@ -1,13 +1,35 @@
-"""The files of a run: those of an iteration, whole or not, and the older ones removed."""
+"""The files of a run: written, found to be whole or not, and the older ones removed."""
 
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from promptir_basicsr.core.errors import SaveError
-from promptir_basicsr.core.files import UNFINISHED
+from promptir_basicsr.core.files import atomic_write, is_unfinished
+
+
+def atomic_save(content: Any, path: str | os.PathLike[str]) -> None:
+    """`torch.save` of a checkpoint or a training state: complete or not at all.
+
+    Raises:
+        SaveError: the file could not be written; what was at `path` is unchanged.
+    """
+    atomic_write(lambda file: torch.save(content, file), path, bytes_of(content))
+
+
+def bytes_of(content: Any) -> int:
+    """About the size of a file with the tensors of a checkpoint or training state."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(map(bytes_of, content.values()))
+    return sum(map(bytes_of, content)) if isinstance(content, (list, tuple)) else 8
 
 
 def damage(path: str) -> str:
@@ -26,13 +48,15 @@ def damage(path: str) -> str:
 
 
 def remove_unfinished(folders: Iterable[str]) -> list[str]:
-    """Remove what a kill has left of files that were being written; the names."""
+    """Remove files that this package was writing when it was killed, and no others; their paths."""
     found = []
     for folder in filter(os.path.isdir, folders):
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(UNFINISHED):
-                os.remove(os.path.join(folder, name))
-                found.append(name)
+        with os.scandir(folder) as entries:
+            paths = [each.path for each in entries if is_unfinished(each.name) and each.is_file(follow_symlinks=False)]
+        for path in sorted(paths):
+            with suppress(FileNotFoundError):
+                os.remove(path)
+                found.append(path)
     return found
 
 

@@ -10,9 +10,10 @@ from rich.console import Console
 from torch import Tensor
 
 from promptir_basicsr.checkpoints.checkpoint import digest, halved, read_checkpoint, write_checkpoint
+from promptir_basicsr.checkpoints.folder import bytes_of
 from promptir_basicsr.checkpoints.reading import LAYOUTS
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.files import bytes_of, megabytes
+from promptir_basicsr.core.files import megabytes
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.vocabulary import LAYOUT_ENDINGS
 

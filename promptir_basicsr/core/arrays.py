@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from promptir_basicsr.core.files import atomic_write
+
 
 def to_float(image: np.ndarray) -> np.ndarray:
     """uint8 or uint16 -> float32 in [0, 1]."""
@@ -30,13 +32,14 @@ def save_picture(image: np.ndarray, path: str | Path) -> None:
     """Write an (H, W, 3) RGB uint8 picture as PNG; makes the folder.
 
     Raises:
-        OSError: the file could not be written.
+        SaveError: the file could not be written.
+        OSError: its folder could not be made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     done, content = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done
-    path.write_bytes(content.tobytes())
+    atomic_write(content.tobytes(), path)
 
 
 def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:

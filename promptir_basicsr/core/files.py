@@ -1,56 +1,133 @@
-"""Files that are written whole or not at all."""
+"""Write files: the only place where this package creates, replaces or renames a file.
+
+A file is written under a temporary name in the folder of its target and replaces the target when it is complete, so
+that under its own name there is the file before or the file after, never a part of one. A process that is killed leaves
+at most a file (or a folder) with a name of `is_unfinished`.
+"""
 
 import errno
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
 from promptir_basicsr.core.errors import SaveError
+from promptir_basicsr.core.messages import printable
 
-UNFINISHED = '.tmp'
+_PREFIX, _SUFFIX = '.promptir-', '.part'
+_UNFINISHED = re.compile(rf'{re.escape(_PREFIX)}\w+{re.escape(_SUFFIX)}', re.ASCII)
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)
 
 
-def atomic_save(content: Any, path: str) -> None:
-    """`torch.save` under a temporary name, flushed, then renamed: a kill leaves the file before or the file after.
+def is_unfinished(name: str) -> bool:
+    """Whether a file name is one of those that files have here while they are written."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def atomic_write(
+    content: str | bytes | Callable[[BinaryIO], object], path: str | os.PathLike[str], size: int | None = None
+) -> None:
+    """Write a file, flush it to the disk and put it in the place of `path`: complete or not at all.
+
+    A new file has the permissions of the umask, a replaced one those that it had. A symbolic link is replaced, not
+    followed.
+
+    Args:
+        content: bytes; text, written in UTF-8 with its line ends as they are and escapes for what UTF-8 does not have;
+            or a function that writes to the binary stream it is passed.
+        size: bytes that a function writes, approximately, for the message of an error. Default: unknown.
 
     Raises:
-        SaveError: the file could not be written, for want of space as a rule; what stood at `path` is untouched.
+        SaveError: the file could not be written, in most cases for lack of space; what was at `path` is unchanged.
     """
-    _replace(path, lambda file: torch.save(content, file), bytes_of(content))
-
-
-def atomic_write(text: str | bytes, path: str) -> None:
-    """The same for bytes, or for text in UTF-8 with its line ends as they are."""
-    content = text.encode('utf-8') if isinstance(text, str) else text
-    _replace(path, lambda file: file.write(content), len(content))
-
-
-def _replace(path: str, write: Callable[[BinaryIO], Any], size: int) -> None:
-    temporary = path + UNFINISHED
+    path = os.fspath(path)
+    if isinstance(content, str):
+        content = content.encode('utf-8', 'backslashreplace')
+    if isinstance(content, bytes):
+        size = len(content)
     try:
-        with open(temporary, 'wb') as file:
+        _replace(path, content if callable(content) else partial(_put, content))
+    except (OSError, RuntimeError) as error:
+        cause = _cause(error)
+        if cause is None:
+            raise
+        raise SaveError(_failure(path, cause, size)) from error
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def _replace(path: str, write: Callable[[BinaryIO], object]) -> None:
+    mode, folder = _mode_of(path), os.path.dirname(path) or '.'
+    temporary = os.path.join(folder, f'{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}')
+    descriptor = os.open(temporary, _CREATE, 0o666)
+    try:
+        with open(descriptor, 'wb') as file:
+            if mode is not None:
+                with suppress(OSError, AttributeError):  # not every file system and system has permissions
+                    os.fchmod(descriptor, mode)
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
         os.replace(temporary, path)
-        _flush_folder(os.path.dirname(path) or '.')
-    except (OSError, RuntimeError) as error:
-        # torch speaks of positions in the file where the system had no room for it.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        with suppress(OSError):
-            os.remove(temporary)  # its space is free again
-        raise SaveError(_failure(path, cause, size)) from error
-    finally:
+    except BaseException:
         with suppress(OSError):
             os.remove(temporary)
+        raise
+    _flush_folder(folder)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `path`, with all it holds, at the end of the block.
+
+    After an error in the block, `path` is unchanged and the new folder removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(suffix=_SUFFIX, prefix=_PREFIX, dir=path.parent) as temporary:
+        new, old = Path(temporary) / 'new', Path(temporary) / 'old'
+        new.mkdir()
+        yield new
+        if path.exists():
+            os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
+
+
+def _mode_of(path: str) -> int | None:
+    """The permissions of a file that is to be replaced; None where there is none.
+
+    Raises:
+        OSError: what is there is not a file.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EEXIST, 'It is not a regular file', path)
+    return stat.S_IMODE(status.st_mode) & 0o777
+
+
+def _cause(error: BaseException) -> OSError | None:
+    """The refusal of the system behind an error. torch reports positions in the file where there was no space."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def _flush_folder(folder: str) -> None:
@@ -66,8 +143,10 @@ def _flush_folder(folder: str) -> None:
             os.close(handle)
 
 
-def _failure(path: str, cause: OSError, size: int) -> str:
-    line = f"'{path}' could not be written: {cause.strerror or cause}. It needs {megabytes(size)}"
+def _failure(path: str, cause: OSError, size: int | None) -> str:
+    line = f"'{printable(path)}' could not be written: {printable(cause.strerror or str(cause))}"
+    if size is not None:
+        line += f'. It needs {megabytes(size)}'
     with suppress(OSError):
         line += f', {megabytes(shutil.disk_usage(os.path.dirname(path) or ".").free)} are free there'
     if cause.errno == errno.EFBIG:
@@ -78,15 +157,6 @@ def _failure(path: str, cause: OSError, size: int) -> str:
 def megabytes(size: int) -> str:
     """`135.4 MB` of bytes."""
     return f'{size / 1e6:,.1f} MB'
-
-
-def bytes_of(content: Any) -> int:
-    """About the size of a file with the tensors of a checkpoint or training state."""
-    if isinstance(content, Tensor):
-        return content.numel() * content.element_size()
-    if isinstance(content, Mapping):
-        return sum(map(bytes_of, content.values()))
-    return sum(map(bytes_of, content)) if isinstance(content, (list, tuple)) else 8
 
 
 def read_json(path: str) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ import torch
 from promptir_basicsr.archs.traits import unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple, save_picture, to_bytes, to_float
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.data.images import decode
 from promptir_basicsr.data.sources import resolve
@@ -248,7 +249,9 @@ def copy_examples(source: Path, folder: Path) -> list[tuple[str, Path]]:
     if not readable:
         raise OptionError([f"--examples: there is no picture in '{source}'. Allowed: {', '.join(EXTENSIONS)}."])
     folder.mkdir(parents=True, exist_ok=True)
-    return [(path.stem, Path(shutil.copyfile(path, folder / path.name))) for path in readable]
+    for path in readable:
+        atomic_write(path.read_bytes(), folder / path.name)
+    return [(path.stem, folder / path.name) for path in readable]
 
 
 def remove_older(folder: Path, seconds: float) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from promptir_basicsr.core.files import atomic_write
@@ -106,7 +107,7 @@ def append_csv(
     header = ['iter', 'dataset', 'task', 'images', *metrics, *measured]
     before = _read_csv(path)
     if before and before[0] != header:
-        os.replace(path, f'{path}.old')
+        atomic_write(Path(path).read_bytes(), f'{path}.old')
         before = []
     kept = [line for line in before[1:] if line[:1] != [str(iteration)] or not isinstance(iteration, int)]
     new = [

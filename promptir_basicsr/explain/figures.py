@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
+from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.explain.scores import ALL_LEVELS, Score, principal_components
 
 DPI = 150
@@ -79,10 +80,14 @@ def drawing(height: float, width: float = WIDTH) -> Drawing:
 def save(figure: Drawing, folder: Path, name: str) -> tuple[Path, Path]:
     """Write NAME.png and NAME.svg; the same figure gives the same bytes. Returns both paths."""
     png, svg = folder / f'{name}.png', folder / f'{name}.svg'
-    FigureCanvasAgg(figure).print_figure(png, dpi=DPI, metadata={'Software': None})
+    _print(FigureCanvasAgg(figure), png, 'png', {'Software': None})
     figure.set_layout_engine('none')  # what was laid out stays, for both files alike
-    FigureCanvasSVG(figure).print_figure(svg, dpi=DPI, format='svg', metadata={'Date': None})
+    _print(FigureCanvasSVG(figure), svg, 'svg', {'Date': None})
     return png, svg
+
+
+def _print(canvas: Any, path: Path, kind: str, metadata: Mapping[str, Any]) -> None:
+    atomic_write(lambda file: canvas.print_figure(file, dpi=DPI, format=kind, metadata=metadata), path)
 
 
 def words(name: str) -> str:

@@ -2,9 +2,7 @@
 them."""
 
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from promptir_basicsr.checkpoints.checkpoint import build, read_checkpoint
 from promptir_basicsr.checkpoints.pretrained import load_sensor
 from promptir_basicsr.core.errors import OptionError, need_extra
+from promptir_basicsr.core.files import atomic_folder
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.core.vocabulary import EXPLAIN_DEFAULTS
@@ -124,7 +123,7 @@ def explain(
         raise OptionError(
             [f"'{opt}': its data sets of validation or test have one task, {tasks[0]}. Give two or more."]
         )
-    with _complete_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         report = _report(opt, path, network, prompted, samples, tasks, settings, unfinished, progress)
     return report, folder
 
@@ -279,21 +278,3 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise OptionError([f"--out: '{folder}' is not empty. Take another folder, or replace it with --overwrite."])
     if not (folder / 'report.json').is_file():
         raise OptionError([f"--out: '{folder}' was not written by this command. Take another folder."])
-
-
-@contextmanager
-def _complete_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside a place, which takes the place at the end, and is removed if there was an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}_', dir=folder.parent) as temporary:
-        new, old = Path(temporary) / 'new', Path(temporary) / 'old'
-        new.mkdir()
-        yield new
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(new, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise

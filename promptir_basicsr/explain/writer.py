@@ -46,7 +46,7 @@ class Writer:
         writer = csv.writer(text, lineterminator='\n')
         writer.writerow(table.columns)
         writer.writerows([['' if value is None else value for value in row] for row in table.rows])
-        _write(text.getvalue(), str(self.folder / f'{name}.csv'))
+        atomic_write(text.getvalue(), self.folder / f'{name}.csv')
         self.files[f'{name}.csv'] = table
         return table
 
@@ -78,12 +78,7 @@ class Writer:
             },
         }
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
-        _write(text, str(self.folder / 'report.json'))
-
-
-def _write(text: str, path: str) -> None:
-    """Names of files may hold what is no text; it is written as escapes."""
-    atomic_write(text.encode('utf-8', 'backslashreplace').decode('utf-8'), path)
+        atomic_write(text, self.folder / 'report.json')
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,11 @@
 """Read, check and complete options before BasicSR creates anything."""
 
 import argparse
+import codecs
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from basicsr.utils import options as host_options
 from promptir_basicsr.checks.run import check_options
 from promptir_basicsr.core.command_line import argument_parser
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.core.messages import printable
 from promptir_basicsr.host.distributed import common_seed, launch_problems, processes_of, restarted, start_processes
 from promptir_basicsr.options.file import find_option_file, read_option_file
 
@@ -26,9 +30,11 @@ _host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = 
 
 def adapt() -> None:
     """BasicSR evaluates `--force_yml` as code, lets typos pass, ignores `path: experiments_root` (index release) and
-    asks for CUDA wherever `num_gpu` is not 0. Its own parser still runs, on options that are checked."""
+    asks for CUDA wherever `num_gpu` is not 0. Its own parser still runs, on options that are checked. It copies the
+    option file in the encoding of the locale, in place."""
     basicsr.train.parse_options = basicsr.test.parse_options = parse_options
     basicsr.train.make_exp_dirs = basicsr.test.make_exp_dirs = make_exp_dirs
+    basicsr.train.copy_opt_file = copy_opt_file
 
 
 def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], argparse.Namespace]:
@@ -51,7 +57,8 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     args.auto_resume = args.auto_resume or (is_train and restarted())
     with tempfile.TemporaryDirectory() as folder:
         complete = Path(folder) / Path(args.opt).name
-        complete.write_text(yaml.safe_dump(options, sort_keys=False), encoding='ascii')  # BasicSR reads in the locale's
+        # In ASCII: BasicSR reads in the encoding of the locale.
+        atomic_write(yaml.safe_dump(options, sort_keys=False), complete)
         opt, parsed = _call_host(root_path, is_train, args, str(complete))
     parsed.opt, parsed.force_yml = args.opt, args.force_yml
     _complete(opt, where, is_train)
@@ -62,6 +69,17 @@ def make_exp_dirs(opt: Mapping[str, Any]) -> None:
     """BasicSR makes a folder of every key of `path` that it does not know; here, of those that are paths."""
     paths = {key: value for key, value in opt['path'].items() if not isinstance(value, bool)}
     _host_make_exp_dirs({**opt, 'path': paths})
+
+
+def copy_opt_file(opt_file: str, experiments_root: str) -> None:
+    """Copy the option file of a run into its folder, below comments with the time and the command.
+
+    Raises:
+        SaveError: the copy could not be written.
+    """
+    comments = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {printable(" ".join(sys.argv))}\n\n'
+    copy = os.path.join(experiments_root, os.path.basename(opt_file))
+    atomic_write(comments.encode('utf-8') + Path(opt_file).read_bytes().removeprefix(codecs.BOM_UTF8), copy)
 
 
 def checked_options(

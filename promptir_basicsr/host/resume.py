@@ -12,6 +12,7 @@ from torch import distributed
 
 from promptir_basicsr.checkpoints.folder import damage, remove_unfinished, saved_iterations
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.models.run import current
 
 
@@ -78,9 +79,10 @@ def find_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     paths = opt['path']
     models, states = paths.get('models') or '', paths['training_states']
     lines = []
-    unfinished = remove_unfinished([models, states, os.path.dirname(states)])
+    pictures = [folder for folder, _, _ in os.walk(paths.get('visualization') or '')]
+    unfinished = remove_unfinished([models, states, os.path.dirname(states), *pictures])
     if unfinished:
-        lines.append(f'--auto_resume: removed what a kill left unfinished: {", ".join(unfinished)}.')
+        lines.append(f'--auto_resume: removed what a kill left unfinished: {first_few(unfinished)}.')
     iterations = saved_iterations(states, '', '.state')
     if not iterations:
         instead = f"going on from '{paths['resume_state']}'" if paths.get('resume_state') else 'starting anew'

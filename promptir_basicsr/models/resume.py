@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from promptir_basicsr.checkpoints.folder import remove_older
+from promptir_basicsr.checkpoints.folder import atomic_save, remove_older
 from promptir_basicsr.checkpoints.pretrained import state_problems
 from promptir_basicsr.checkpoints.reading import METADATA
 from promptir_basicsr.core.errors import OptionError, SickTraining, Stopped
-from promptir_basicsr.core.files import atomic_save, atomic_write
+from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.evaluation.results import has_iteration, last_measured, measured, up_to
 from promptir_basicsr.evaluation.validation import Report

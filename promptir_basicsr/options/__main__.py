@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.options.json_schema import json_schema
 from promptir_basicsr.options.reference import JSON_SCHEMA, REFERENCE, reference
 
@@ -23,7 +24,7 @@ def main() -> int:
         sys.stderr.write(f"--write: the folder '{args.write}' does not exist.\n")
         return 2
     for name, text in files().items():
-        (args.write / name).write_text(text, encoding='utf-8')
+        atomic_write(text, args.write / name)
     return 0
 
 

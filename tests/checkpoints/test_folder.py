@@ -4,9 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptir_basicsr.checkpoints.folder import damage, remove_older, remove_unfinished, saved_iterations
+from promptir_basicsr.checkpoints.folder import (
+    atomic_save,
+    damage,
+    remove_older,
+    remove_unfinished,
+    saved_iterations,
+)
 from promptir_basicsr.core.errors import SaveError
-from promptir_basicsr.core.files import atomic_save
 
 
 def test_every_byte_of_a_tensor_is_guarded(tmp_path: Path) -> None:
@@ -67,8 +72,36 @@ def test_nothing_is_removed_for_a_checkpoint_that_is_torn(name: str, tmp_path: P
     assert len(os.listdir(models)) == len(os.listdir(states)) == 3
 
 
-def test_unfinished_files_are_removed(tmp_path: Path) -> None:
-    for name in ('a.pth.tmp', 'a.pth', 'b.state.tmp', 'tmp'):
+class Refuses:
+    def __reduce__(self):
+        raise OSError('no space left')
+
+
+def test_a_failed_save_is_an_error_and_leaves_the_file_before_it(tmp_path: Path) -> None:
+    path = tmp_path / 'net.pth'
+    atomic_save({'iter': 1}, path)
+    before = path.read_bytes()
+    with pytest.raises(SaveError, match='no space left'):
+        atomic_save({'iter': 2, 'bad': Refuses()}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ['net.pth']
+
+
+def test_the_bytes_of_a_checkpoint_are_those_of_torch(tmp_path: Path) -> None:
+    content = {'params': {'weight': torch.arange(3)}, 'iter': 3}
+    atomic_save(content, tmp_path / 'net.pth')
+    with open(tmp_path / 'plain.pth', 'wb') as file:
+        torch.save(content, file)
+    assert (tmp_path / 'net.pth').read_bytes() == (tmp_path / 'plain.pth').read_bytes()
+
+
+def test_unfinished_files_are_removed_and_no_others(tmp_path: Path) -> None:
+    unfinished = [f'.promptir-{number:016x}.part' for number in (1, 2)]
+    others = ['a.pth', 'a.pth.tmp', 'b.part', '.promptir-.part', '.promptir-1.part.old', 'tmp']
+    for name in unfinished + others:
         (tmp_path / name).touch()
-    assert remove_unfinished([str(tmp_path), str(tmp_path / 'nowhere')]) == ['a.pth.tmp', 'b.state.tmp']
-    assert sorted(os.listdir(tmp_path)) == ['a.pth', 'tmp']
+    (tmp_path / '.promptir-3.part').mkdir()
+    (tmp_path / '.promptir-4.part').symlink_to(tmp_path / 'a.pth')
+    removed = remove_unfinished([str(tmp_path), str(tmp_path / 'nowhere')])
+    assert removed == [str(tmp_path / name) for name in unfinished]
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, '.promptir-3.part', '.promptir-4.part'])

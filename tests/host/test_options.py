@@ -355,3 +355,20 @@ def test_the_seed_of_the_process_is_untouched_by_a_refusal(parse: Parse) -> None
     torch.manual_seed(123)
     refusal(parse, '--force_yml', 'train:total_iter=0')
     assert torch.initial_seed() == 123
+
+
+def test_the_option_file_is_copied_as_it_is_below_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the encoding of the locale, and onto itself."""
+    source = tmp_path / 'üben.yml'
+    source.write_text('\ufeffname: "\N{LATIN SMALL LETTER U WITH DIAERESIS}"\n', encoding='utf-8')
+    monkeypatch.setattr(sys, 'argv', ['basicsr train', '-opt', 'a\x1b\nb: c.yml'])
+    monkeypatch.setattr('locale.getpreferredencoding', lambda *_: 'ascii')
+    (tmp_path / 'run').mkdir()
+    basicsr.train.copy_opt_file(str(source), str(tmp_path / 'run'))
+    copy = tmp_path / 'run' / source.name
+    lines = copy.read_text(encoding='utf-8').splitlines()
+    assert lines[0].startswith('# GENERATE TIME: ')
+    assert lines[1:] == ['# CMD:', '# basicsr train -opt a\\x1b\\nb: c.yml', '', 'name: "ü"']
+    basicsr.train.copy_opt_file(str(copy), str(tmp_path / 'run'))
+    assert read_options(str(copy)) == {'name': 'ü'}
+    assert os.listdir(tmp_path / 'run') == [source.name]

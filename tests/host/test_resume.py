@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from promptir_basicsr import cli
+from promptir_basicsr.checkpoints.folder import atomic_save
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.files import atomic_save
 from promptir_basicsr.host.resume import find_state, load_resume_state
 
 # isort: split
@@ -241,12 +241,17 @@ def test_states_of_which_none_is_whole_are_an_error(tmp_path: Path) -> None:
 
 def test_what_a_kill_left_unfinished_is_removed(tmp_path: Path) -> None:
     opt = checkpoints(tmp_path, 2)
-    for name in ('models/net_g_4.pth.tmp', 'training_states/4.state.tmp', 'results.md.tmp'):
-        (tmp_path / name).write_bytes(b'half')
+    opt['path']['visualization'] = str(tmp_path / 'visualization')
+    (tmp_path / 'visualization/set/task').mkdir(parents=True)
+    for folder in ('models', 'training_states', '.', 'visualization/set/task'):
+        for name in ('.promptir-0123456789abcdef.part', 'mine.tmp', 'mine.part'):
+            (tmp_path / folder / name).write_bytes(b'half')
     _, lines = find_state(opt)
-    assert lines[0].startswith('--auto_resume: removed what a kill left unfinished: net_g_4.pth.tmp, 4.state.tmp, ')
-    assert not list(tmp_path.rglob('*.tmp'))
-    assert len(list(tmp_path.rglob('*.*'))) == 2
+    said = f'--auto_resume: removed what a kill left unfinished: {tmp_path}/models/.promptir-0123456789abcdef.part, '
+    assert lines[0].startswith(said)
+    assert lines[0].endswith(' and 1 more.')
+    assert sum(path.name.startswith('.promptir') for path in tmp_path.rglob('*')) == 0
+    assert len(list(tmp_path.rglob('mine.*'))) == 8
 
 
 @pytest.mark.parametrize('there', [True, False])

@@ -125,7 +125,7 @@ def assert_same_end(one: Path, other: Path, last: int, went_back: bool = False) 
     first, second = (torch.load(folder / path, weights_only=True) for folder in (one, other))
     for key in first.keys() - untold:
         assert same(first[key], second[key]), key
-    assert not list(other.rglob('*.tmp'))
+    assert not list(other.rglob('.*.part'))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -330,7 +330,7 @@ def test_a_failed_save_is_an_error_that_leaves_all_files_whole(
         'All files that were there before are whole. Make room; a training goes on with --auto_resume.'
     )
     assert 'Traceback' not in done.stderr
-    after = {path: path.read_bytes() for path in root.rglob('*') if path.suffix in ('.pth', '.state', '.tmp')}
+    after = {path: path.read_bytes() for path in root.rglob('*') if path.suffix in ('.pth', '.state', '.part')}
     assert {path: after[path] for path in before} == before
     assert set(after) == set(before)
     # There is room again.

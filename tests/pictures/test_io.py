@@ -581,6 +581,15 @@ def test_a_file_is_written_by_its_extension(tmp_path: Path) -> None:
     assert Image.open(tmp_path / 'f.jpg').format == 'PNG'
 
 
+def test_the_longest_names_and_files_beside_them(tmp_path: Path) -> None:
+    path, beside = tmp_path / f'{"a" * 251}.png', tmp_path / 'b.png.tmp'
+    beside.write_bytes(b'mine')
+    write_picture(path, Picture(photograph()))
+    write_picture(tmp_path / 'b.png', Picture(photograph()))
+    assert beside.read_bytes() == b'mine'
+    assert path.stat().st_mode == (tmp_path / 'b.png').stat().st_mode == beside.stat().st_mode
+
+
 def test_a_disk_without_room_leaves_what_was_there(tmp_path: Path) -> None:
     resource = pytest.importorskip('resource', reason='limits the size of files')
     path = tmp_path / 'x.png'

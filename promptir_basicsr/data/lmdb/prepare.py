@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.core.errors import ImageError, SaveError
+from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.vocabulary import VERIFIED_IMAGES
 from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.lmdb.plan import HEADER, Preparation, difference, estimated_bytes
@@ -226,14 +227,10 @@ def _write(path: Path, content: bytes) -> None:
     if path.exists() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        raise PrepareError(f"'{path}' cannot be written ({error.strerror}).") from error
-    finally:
-        part.unlink(missing_ok=True)
+        atomic_write(content, path)
+    except SaveError as error:
+        raise PrepareError(str(error)) from error
 
 
 def _prepared(writer: DatabaseWriter) -> Prepared:

@@ -18,6 +18,7 @@ import lmdb
 import numpy as np
 
 from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.core.files import atomic_write, is_unfinished
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.data.images import EncodedImage
 from promptir_basicsr.data.lmdb.reader import (
@@ -134,7 +135,8 @@ def check_removable(path: Path) -> None:
     """
     if path.is_symlink() or not path.is_dir():
         raise PrepareError(f"'{path}' is no folder and not removed. Move it away, or choose another --out.")
-    strange = sorted(file.name for file in path.iterdir() if file.name not in _FILES)
+    names = [file.name for file in path.iterdir()]
+    strange = sorted(name for name in names if name not in _FILES and not is_unfinished(name))
     if strange:
         raise PrepareError(
             f"'{path}' holds '{strange[0]}', which is not part of a database, and is not removed. Move it away."
@@ -460,7 +462,7 @@ class DatabaseWriter:
                     height, width = (min(side, self.plan.sub_images[0]) for side in (height, width))
                 for name in _stored_names(record, self.plan):
                     lines.append(f'{key_of(name, STEM).decode("ascii")}.{extension} ({height},{width},3) {level}\n')
-            (self._part / META_INFO).write_text(''.join(lines), encoding='ascii')
+            atomic_write(''.join(lines), self._part / META_INFO)
         logger.info(
             f"BasicSR's own LMDB backend can read {len(readable):,} of the {len(self.records):,} images in "
             f"'{self.plan.path}'."

@@ -36,8 +36,7 @@ def write_page(path: str | Path, report: Report) -> None:
     """
     text = render(report)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # Names of files may hold what is no text; a browser shows its escapes.
-    atomic_write(text.encode('utf-8', 'backslashreplace'), str(path))
+    atomic_write(text, path)
 
 
 def render(report: Report) -> str:
