@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
 from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.folder import atomic_save
-from promptir_basicsr.checkpoints.matching import Fit, fit, network_problems, new_network, shapes_of, without_prefix
+from promptir_basicsr.checkpoints.matching import Fit, fit, network_problems, new_network, shapes_of
 from promptir_basicsr.checkpoints.reading import (
     FORMAT,
     HEADER_KEY,
@@ -26,6 +26,7 @@ from promptir_basicsr.checkpoints.reading import (
     WeightFile,
     plain,
     read_weight_file,
+    readings,
 )
 from promptir_basicsr.checkpoints.recognition import RECOGNIZED, recognize
 from promptir_basicsr.core.errors import OptionError, SaveError
@@ -275,7 +276,7 @@ def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
             return fit(file.sets[key], named), 'as the file says'
         except OptionError as error:
             problems += error.problems
-    for _, weights, _ in without_prefix(file.sets[key]):
+    for _, weights, _ in readings(file.sets[key]):
         options = recognize(shapes_of(weights))
         if options is None:
             continue

@@ -1,6 +1,6 @@
 """Whether weights are those of a network: names, shapes, what wrappers have put before the names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +9,10 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from promptir_basicsr.archs.traits import traits_of
+from promptir_basicsr.checkpoints.reading import readings
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import error_lines, first_few
 from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
-
-PREFIXES = ('module.', 'net.', 'model.', 'net_g.', '_orig_mod.')
-"""What wrappers put before the names of a network's parameters."""
 
 _MOST_SHOWN = 4  # names in a message
 
@@ -54,7 +52,7 @@ def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> Fit:
     wanted = shapes_of(net.state_dict())
     unused = unused_shapes(net)
     misfits = []
-    for prefix, named, outside in without_prefix(weights):
+    for prefix, named, outside in readings(weights):
         shapes = shapes_of(named)
         dropped = [name for name, shape in unused.items() if shapes.get(name) == shape]
         own = {name: shape for name, shape in shapes.items() if name not in dropped}
@@ -108,30 +106,6 @@ def unused_shapes(net: Any) -> dict[str, tuple[int, ...]]:
 
 def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
-
-
-def without_prefix(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor], list[str]]]:
-    """Ways to read the names: a prefix, the weights that have it without it, and the names that do not.
-
-    First the prefix that all names have, then the names as they are, then prefixes that some have.
-    """
-    counts: dict[str, int] = {}
-    for name in weights:
-        prefix = _prefix(name)
-        counts[prefix] = counts.get(prefix, 0) + 1
-    some = [prefix for prefix in counts if prefix]
-    whole = [prefix for prefix in some if counts[prefix] == len(weights)]
-    for prefix in (*whole, '', *sorted(set(some) - set(whole), key=lambda prefix: (-counts[prefix], prefix))):
-        named = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        yield prefix, named, [name for name in weights if not name.startswith(prefix)]
-
-
-def _prefix(name: str) -> str:
-    """`module.net.` of `module.net.output.weight`."""
-    rest = name
-    while wrapper := next((prefix for prefix in PREFIXES if rest.startswith(prefix)), ''):
-        rest = rest[len(wrapper) :]
-    return name[: len(name) - len(rest)]
 
 
 def shown_network(options: Mapping[str, Any]) -> str:

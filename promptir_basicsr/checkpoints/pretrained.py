@@ -8,8 +8,6 @@ what is counted -> {parameter: axis}, e.g. `{'prompts': {'prompt_param': 1, 'lin
 
 import logging
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
 from promptir_basicsr.archs.traits import growable_axes, traits_of, unwrapped
+from promptir_basicsr.checkpoints.reading import named_as, read_weight_file, readings
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few
 
@@ -142,7 +141,7 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[st
     except RuntimeError:
         return []
     try:
-        weights, _ = read_weights(path, (key,), 'meta')
+        weights, _ = read_weights(path, (key,), net)
         complete = with_prompts(weights, net)
         if not is_train and complete.keys() != weights.keys():
             return [
@@ -255,54 +254,39 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def read_weights(
-    path: str, keys: Sequence[str | None], device: str = 'cpu', where: str = 'path.pretrain_network_g'
+    path: str, keys: Sequence[str | None], net: nn.Module, where: str = 'path.pretrain_network_g'
 ) -> tuple[dict[str, Tensor], str]:
-    """The weights of a checkpoint by name, without the prefix `module.` of a parallel wrapper; the file stays as it is.
+    """The weights in a file as those of a network, by its names; the file may have any layout.
 
     Args:
         path: the file.
-        keys: which weights of it, such as `params_ema`: the first of them that is there, then `params`. A bare state
-            dict is taken whatever the keys.
-        device: where the tensors are wanted; on `meta` they have names, sizes and types alone.
+        keys: which weights of it, such as `params_ema`: the first of them that is there, then `params`. Weights without
+            a key, and those of Lightning, are taken whatever the keys.
+        net: the network; not changed.
         where: the option that names the file, for messages.
 
     Returns:
-        The weights, and the key they were found under; empty for a bare state dict.
+        The weights on the CPU, and the key they were found under; empty where they have none.
 
     Raises:
         OptionError: the file cannot be read, or holds no such weights.
     """
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        first_line = str(error).partition('\n')[0]
-        foreign = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path)
-        hint = f' {_convert(path)}' if foreign else ''
-        raise OptionError([f"{where}: '{path}' cannot be read ({first_line}).{hint}"]) from error
-    content = content if isinstance(content, Mapping) else {}
-    for name in (*keys, 'params'):
-        if _are_weights(content.get(name)):
-            return _without_prefix(content[name]), str(name)
-    if _are_weights(content):
-        return _without_prefix(content), ''
-    held = [str(name) for name, value in content.items() if _are_weights(value)]
-    advice = f'Take `param_key_g: {held[0]}`.' if held else 'It is no checkpoint of a network.'
-    if 'state_dict' in held:
-        advice += f' {_convert(path)}'
-    where = where.replace('pretrain_network_g', 'param_key_g')
-    raise OptionError([f"{where}: '{path}' holds no weights under '{keys[0]}'. {advice}"])
+    weights, key = _chosen(path, keys, where)
+    # Those of the network inside a PromptedNetwork, and of the sensor inside a network, may have a file of their own.
+    known = {name.removeprefix('network.') for name in net.state_dict()} | net.state_dict().keys()
+    return named_as(weights, known | {f'{SENSOR_PREFIX}{name}' for name in known}), key
 
 
-def _convert(path: str) -> str:
-    return f"If it is of a released program: `basicsr convert '{path}' NEW.pth` makes a file that is read here."
-
-
-def _are_weights(value: object) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
-
-
-def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix('module.'): value for name, value in weights.items()}
+def _chosen(path: str, keys: Sequence[str | None], where: str) -> tuple[dict[str, Tensor], str]:
+    """The weights in a file by the names that they have there, and their key."""
+    file = read_weight_file(path, where)
+    usual = (*keys, 'params', '', *(['state_dict'] if file.layout == 'official' else []))
+    key = next((key for key in usual if key in file.sets), None)
+    if key is None:
+        where = where.replace('pretrain_network_g', 'param_key_g')
+        found = f"'{file.path}' holds no weights under '{keys[0]}'. Take `param_key_g: {next(iter(file.sets))}`."
+        raise OptionError([f'{where}: {found}'])
+    return file.sets[key], key
 
 
 def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
@@ -325,7 +309,7 @@ def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
     logger.info(f'Sensor: {type(sensors[0]).__name__}, weights of {path}; they are not trained here.')
     if came_along:
         return
-    weights = _read(path, 'cpu')
+    weights = _read(path, sensors[0])
     for sensor in sensors:
         problems = _sensor_misfits(weights, sensor, path)
         if problems:
@@ -358,7 +342,7 @@ def sensor_problems(options: Mapping[str, Any]) -> list[str]:
             net = ARCH_REGISTRY.get(network['type'])(
                 **{name: value for name, value in network.items() if name != 'type'}
             )
-        return _sensor_misfits(_read(path, 'meta'), net.sensor, path)
+        return _sensor_misfits(_read(path, net.sensor), net.sensor, path)
     except OptionError as error:
         return error.problems
     except RuntimeError:  # not every constructor can do without memory
@@ -369,16 +353,15 @@ def _source(paths: Mapping[str, Any]) -> tuple[str, bool]:
     """The file of the sensor's weights, '' for none; and whether it is that of the whole network."""
     own, whole = paths.get('pretrain_network_sensor'), paths.get('pretrain_network_g')
     if whole and (paths.get('resume_state') or not own):
-        keys = (paths.get('param_key_g', 'params'),)
-        weights, _ = read_weights(os.path.expanduser(whole), keys, 'meta')
-        if any(name.startswith(SENSOR_PREFIX) for name in weights):
+        weights, _ = _chosen(whole, (paths.get('param_key_g', 'params'),), 'path.pretrain_network_g')
+        if any(name.startswith(SENSOR_PREFIX) for _, named, _ in readings(weights) for name in named):
             return whole, True
     return (os.path.expanduser(own), False) if own else ('', False)
 
 
-def _read(path: str, device: str) -> dict[str, Tensor]:
+def _read(path: str, sensor: nn.Module) -> dict[str, Tensor]:
     """The weights of a sensor from a checkpoint of SensorModel, averaged ones first, or of a network that has one."""
-    weights, _ = read_weights(path, ('params_ema', 'params'), device, SENSOR_PATH)
+    weights, _ = read_weights(path, ('params_ema', 'params'), sensor, SENSOR_PATH)
     inside = {
         name.removeprefix(SENSOR_PREFIX): part for name, part in weights.items() if name.startswith(SENSOR_PREFIX)
     }

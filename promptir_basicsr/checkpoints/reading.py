@@ -14,7 +14,7 @@ import types
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -41,6 +41,9 @@ HEADER_KEY = 'promptir_basicsr'
 
 USUAL_KEYS = ('params_ema', 'params', 'state_dict', 'model_state_dict')
 """Where weights are looked for in a file, in this order."""
+
+PREFIXES = ('module.', 'net.', 'model.', 'net_g.', '_orig_mod.')
+"""What wrappers put before the names of a network's parameters, in any combination."""
 
 _WRONG_FILES = (
     (b'version https://git-lfs', 'is a pointer of git LFS, not the file itself. Run `git lfs pull` where it is from.'),
@@ -87,7 +90,7 @@ class WeightFile:
     iteration: int | None = None
 
     def choose(self, key: str | None = None) -> str:
-        """The key of the weights that are meant: the named one, else the first of USUAL_KEYS, else the only one.
+        """The key of the weights: the given one, else the first of USUAL_KEYS, else the only one.
 
         Raises:
             OptionError: there are none of that name, or several without a usual one.
@@ -107,13 +110,55 @@ class WeightFile:
         return ', '.join(key or 'no name (a bare state dict)' for key in self.sets)
 
 
-def read_weight_file(path: str | os.PathLike[str]) -> WeightFile:
+def read_weight_file(path: str | os.PathLike[str], where: str = '') -> WeightFile:
     """Read a file of weights of any layout; nothing in it is run.
 
+    Args:
+        where: the option that names the file, for messages.
+
     Raises:
-        OptionError: it is not there, no such file, cut off or damaged; says what it is.
+        OptionError: the file does not exist, holds no weights, is cut off or damaged; says which.
     """
-    path = os.path.expanduser(os.fspath(path))
+    try:
+        return _read(os.path.expanduser(os.fspath(path)))
+    except OptionError as error:
+        if not where:
+            raise
+        raise OptionError([f'{where}: {problem}' for problem in error.problems]) from error
+
+
+def readings(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor], list[str]]]:
+    """Ways to read the names of weights: a prefix of wrappers, the weights that have it by their names without it, and
+    the names that do not have it.
+
+    First the longest prefix that all names have, then shorter ones, last none; then prefixes that some names have.
+    """
+    counts: dict[str, int] = {}
+    for name in weights:
+        for prefix in _prefixes(name):
+            counts[prefix] = counts.get(prefix, 0) + 1
+    for prefix in sorted(counts, key=lambda prefix: (-counts[prefix], -len(prefix), prefix)):
+        named = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        yield prefix, named, [name for name in weights if not name.startswith(prefix)]
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """None, `module.` and `module.net.` of `module.net.output.weight`."""
+    prefix: str | None = ''
+    while prefix is not None:
+        yield prefix
+        prefix = next((prefix + each for each in PREFIXES if name.startswith(prefix + each)), None)
+
+
+def named_as(weights: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
+    """Weights by the names of a network, without the prefix of wrappers: the reading with most of the known names.
+
+    Names that do not have that prefix are of losses and other things saved beside the network, and are left out.
+    """
+    return max((named for _, named, _ in readings(weights)), key=lambda named: sum(name in known for name in named))
+
+
+def _read(path: str) -> WeightFile:
     _check_there(path)
     try:
         with open(path, 'rb') as file:

@@ -149,9 +149,10 @@ class PromptModel(Resumable):
             OptionError: the file cannot be read or does not fit the network.
         """
         bare, paths = self.get_bare_model(net), self.opt['path']
-        weights, key = read_weights(load_path, (param_key, paths.get('param_key_g')))
-        logger.info(f'Loading {type(bare).__name__} model from {load_path} ({key or "a bare state dict"}).')
         resuming = paths.get('resume_state') and 'network_g' not in (paths.get('ignore_resume_networks') or ())
+        where = 'path.resume_state' if resuming else 'path.pretrain_network_g'
+        weights, key = read_weights(load_path, (param_key, paths.get('param_key_g')), bare, where)
+        logger.info(f'Loading {type(bare).__name__} model from {load_path} ({key or "a bare state dict"}).')
         # What the file does not have is the trained network's, so that the averaged one gets the same.
         weights = with_prompts(weights, self.get_bare_model(self.net_g))
         found = check_fit(weights, bare, load_path, paths, bool(resuming))

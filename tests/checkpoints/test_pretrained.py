@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -250,12 +251,17 @@ def test_a_loose_load_keeps_what_fits_and_grows_where_asked(tmp_path: Path, old:
 @pytest.mark.parametrize(
     ('content', 'said'),
     [
-        ({'epoch': 3, 'state_dict': {'net.weight': torch.zeros(1)}}, "under 'params'. Take `param_key_g: state_dict`."),
-        ({'epoch': 3, 'iter': 4}, "holds no weights under 'params'. It is no checkpoint of a network."),
-        ([torch.zeros(1)], 'It is no checkpoint of a network.'),
-        (b'PK\x03\x04 torn', 'cannot be read ('),
+        ({'epoch': 3, 'state_dict': {'net.weight': torch.zeros(1)}}, 'not in the network: weight. Give network_g'),
+        ({'params_ema': {'weight': torch.zeros(1)}}, "no weights under 'params'. Take `param_key_g: params_ema`."),
+        ({'epoch': 3, 'iter': 4}, 'holds no weights of a network. It has: epoch, iter'),
+        ([torch.zeros(1)], 'holds no weights by name but a list'),
+        (b'PK\x03\x04 torn', 'is cut off: 0.0 MB without the end.'),
+        (b'words', 'holds no weights: it is no file of PyTorch (.pth, .pt, .ckpt) or safetensors.'),
+        (b'version https://git-lfs.github.com/spec/v1', 'is a pointer of git LFS'),
+        (b'<!doctype html>', 'is a web page'),
+        (b'', 'is empty.'),
     ],
-    ids=['lightning', 'numbers', 'list', 'torn'],
+    ids=['lightning', 'ema', 'numbers', 'list', 'torn', 'text', 'lfs', 'page', 'empty'],
 )
 def test_files_that_hold_no_weights(content: Any, said: str, tmp_path: Path) -> None:
     path = tmp_path / 'old.pth'
@@ -263,7 +269,72 @@ def test_files_that_hold_no_weights(content: Any, said: str, tmp_path: Path) -> 
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    assert said in problem_of(options(tmp_path, str(path)))
+    problem = problem_of(options(tmp_path, str(path)))
+    assert problem.startswith(('path.pretrain_network_g: ', 'path.param_key_g: '))
+    assert said in problem
+    assert problem.count('\n') == 0
+    assert f"'{path}'" in problem
+
+
+def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Runs:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / 'run'),)
+
+    path = save({'params': {'weight': torch.zeros(1)}, 'callbacks': Runs()}, tmp_path)
+    assert 'are those of another PromptIR; ' in problem_of(options(tmp_path, path))
+    assert not (tmp_path / 'run').exists()
+
+
+WRAPPERS = ('module.', 'net.', 'model.', 'net_g.', '_orig_mod.', 'net._orig_mod.module.', 'module.module.model.net.')
+
+
+@pytest.mark.parametrize('wrapper', ['', *WRAPPERS])
+@pytest.mark.parametrize('name', ['old.pth', 'old.ckpt', 'old.safetensors', 'released.ckpt'])
+def test_training_starts_from_every_layout_and_wrapper(
+    name: str, wrapper: str, tmp_path: Path, old: PromptIR, messages: Any
+) -> None:
+    released = name.startswith('released')
+    state = {
+        f'{wrapper}{key}': value for key, value in (old.released_state_dict() if released else old.state_dict()).items()
+    }
+    path = tmp_path / name
+    if name.endswith('.safetensors'):
+        safetensors.torch.save_file(state, path)
+    elif name.endswith('.ckpt'):
+        torch.save({'epoch': 3, 'state_dict': {**state, 'loss_fn.weight': torch.zeros(2)} if wrapper else state}, path)
+    else:
+        torch.save({'params': state, 'params_ema': state}, path)
+    opt = options(tmp_path, str(path), num_prompts=5)
+    opt['train']['ema_decay'] = 0.9
+    assert start_problems(opt) == []
+    model = build_model(opt)
+    for net in (model.net_g, model.net_g_ema):
+        assert all(torch.equal(value, old.state_dict()[key]) for key, value in net.state_dict().items())
+
+
+class Wrapping(nn.Module):
+    """A network of a third party, with parameters that have the names of wrappers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 3, 1))
+        self.model = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.model(x))
+
+
+@pytest.mark.parametrize('wrapper', ['', *WRAPPERS])
+def test_names_of_a_network_that_look_like_wrappers(
+    wrapper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Wrapping', Wrapping)
+    state = Wrapping().state_dict()
+    opt = run_options(tmp_path, network_g={'type': 'Wrapping'})
+    opt['path']['pretrain_network_g'] = save({f'{wrapper}{key}': value for key, value in state.items()}, tmp_path)
+    loaded = build_model(opt).net_g.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in state.items())
 
 
 def test_networks_of_others_are_checked_when_they_are_loaded(tmp_path: Path) -> None:

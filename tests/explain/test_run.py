@@ -18,11 +18,12 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.files import atomic_folder
 from promptir_basicsr.explain.chapters import weights_section
 from promptir_basicsr.explain.experiments import investigate, untrained_network
 from promptir_basicsr.explain.figures import embedding_figure, in_digits, save, style, words
 from promptir_basicsr.explain.prompted import PromptedNet, observe
-from promptir_basicsr.explain.run import Settings, _complete_folder, _load, explain
+from promptir_basicsr.explain.run import Settings, _load, explain
 from promptir_basicsr.explain.writer import Study, Writer
 from tests.explain.explain_data import PIP, PROMPTIR, TASKS, options_of, samples_of
 
@@ -311,14 +312,14 @@ def test_nothing_is_replaced_unless_told_and_nothing_of_others_ever(tmp_path, bl
 
 def test_a_folder_is_complete_or_what_it_was(tmp_path):
     folder = tmp_path / 'deep' / 'out'
-    with pytest.raises(FileNotFoundError), _complete_folder(folder) as unfinished:
+    with pytest.raises(FileNotFoundError), atomic_folder(folder) as unfinished:
         (unfinished / 'missing' / 'report.json').write_text('half')
     assert os.listdir(folder.parent) == []
     for content in ('first', 'second'):
-        with _complete_folder(folder) as unfinished:
+        with atomic_folder(folder) as unfinished:
             (unfinished / 'report.json').write_text(content)
         assert (folder / 'report.json').read_text() == content
-    with pytest.raises(FileNotFoundError), _complete_folder(folder) as unfinished:
+    with pytest.raises(FileNotFoundError), atomic_folder(folder) as unfinished:
         (unfinished / 'missing' / 'report.json').write_text('third')
     assert os.listdir(folder.parent) == ['out']
     assert (folder / 'report.json').read_text() == 'second'

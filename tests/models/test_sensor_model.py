@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 import skimage.data
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -294,6 +295,28 @@ def test_pip_takes_the_averaged_weights_of_a_sensor_and_never_trains_them(tmp_pa
     assert torch.equal(other.net_g.sensor.classifier.bias, saved['params_ema']['classifier.bias'])
 
 
+@pytest.mark.parametrize('wrapper', ['module.', '_orig_mod.', 'net._orig_mod.module.'])
+@pytest.mark.parametrize('layout', ['params_ema', 'safetensors', 'state_dict'])
+def test_a_sensor_is_read_from_every_layout_and_wrapper(wrapper, layout, tmp_path, trained):
+    saved = torch.load(trained, weights_only=True)['params_ema']
+    named = {f'{wrapper}{name}': value for name, value in saved.items()}
+    file = tmp_path / f'sensor.{layout}'
+    safetensors.torch.save_file(named, file) if layout == 'safetensors' else torch.save({layout: named}, file)
+    opt = pip_options(tmp_path, file)
+    assert problems_of(opt) == []
+    model = build_model(opt)
+    assert all(torch.equal(value, saved[name]) for name, value in model.net_g.sensor.state_dict().items())
+    # And from the whole network, of which it is a part.
+    whole = {f'{wrapper}{name}': value for name, value in model.net_g.state_dict().items()}
+    torch.save({'params': whole}, tmp_path / 'whole.pth')
+    for key in ('pretrain_network_sensor', 'pretrain_network_g'):
+        opt['path'] = {**pip_options(tmp_path, trained)['path'], 'pretrain_network_sensor': None}
+        opt['path'][key] = str(tmp_path / 'whole.pth')
+        assert problems_of(opt) == []
+        found = build_model(opt).net_g.sensor.state_dict()
+        assert all(torch.equal(value, saved[name]) for name, value in found.items())
+
+
 def test_weights_without_a_sensor_and_a_sensor_of_its_own(tmp_path, trained):
     opt = pip_options(tmp_path, trained)
     released = tmp_path / 'released.pth'
@@ -440,7 +463,7 @@ def test_wrong_options_of_a_sensors_training(tmp_path, changes, message):
         ({'network_g__sensor': None}, 'path.pretrain_network_sensor: network_g has no sensor. Give it one'),
         ({'network_g__sensor': None, 'val__labels': 'sensor'}, 'val.labels: network_g has no sensor.'),
         ({'path__pretrain_network_sensor': 'nowhere.pth'}, "pretrain_network_sensor: the file 'nowhere.pth' does not"),
-        ({'path__pretrain_network_sensor': __file__}, f"path.pretrain_network_sensor: '{__file__}' cannot be read ("),
+        ({'path__pretrain_network_sensor': __file__}, f"path.pretrain_network_sensor: '{__file__}' holds no weights: "),
     ],
 )
 def test_wrong_options_of_a_network_with_a_sensor(tmp_path, trained, changes, message):
