@@ -21,7 +21,7 @@ from promptir_basicsr.core.errors import (
     SickTraining,
     Stopped,
 )
-from promptir_basicsr.core.messages import unknown
+from promptir_basicsr.core.messages import printable, unknown
 
 PLUGIN_GROUP = 'basicsr.plugins'
 USAGE = """usage: basicsr VERB ...
@@ -66,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         activate()
     except ImportError as error:
-        return _fail(str(error))
+        return _fail(*str(error).splitlines())
     load_plugins()
     try:
         return VERBS[verb](parsed) or 0
     except OptionError as error:
-        return _fail('\n'.join(error.problems))
+        return _fail(*error.problems)
     except ImageError as error:
         return _stop(f'{error} `basicsr check -opt FILE` finds all such images before a run.')
     except SaveError as error:
@@ -95,7 +95,7 @@ def load_plugins() -> None:
         except Exception as error:  # whatever a third party's module raises
             sys.stderr.write(
                 f"basicsr: the plugin '{plugin.name}' ({plugin.value}) was skipped, because it cannot be imported: "
-                f'{type(error).__name__}: {error}\n'
+                f'{type(error).__name__}: {printable(error)}\n'
             )
 
 
@@ -138,9 +138,9 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 }
 
 
-def _fail(message: str) -> int:
+def _fail(*lines: str) -> int:
     logging.shutdown()
-    sys.stderr.write(message.rstrip() + '\n')
+    sys.stderr.writelines(f'{printable(line)}\n' for line in lines)
     return 2
 
 

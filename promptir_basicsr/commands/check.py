@@ -17,6 +17,7 @@ from rich.text import Text
 from promptir_basicsr.checks.check import check_file
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
 from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.core.messages import printable
 from promptir_basicsr.optim.rates import RatePoint
 
 NAMES_SHOWN = 10
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
             progress=True,
         )
     except ImageError as error:
-        sys.stderr.write(f'{error}\n')
+        sys.stderr.write(f'{printable(error)}\n')
         return 1
     try:
         if args.json:
@@ -68,7 +69,7 @@ def print_report(report: Report, console: Console) -> None:
             console.print(Text(f'{title}: {len(findings):,}', style))
             for lines in _grouped(findings):
                 for line in lines:
-                    _say(console, line.lstrip(), indent=len(line) - len(line.lstrip()) + 2)
+                    _say(console, line.lstrip(' '), indent=len(line) - len(line.lstrip(' ')) + 2)
             console.print()
     purpose, errors = ('Training' if report.training else 'The test'), len(report.of(ERROR))
     if errors:
@@ -80,6 +81,7 @@ def print_report(report: Report, console: Console) -> None:
 
 def _say(console: Console, sentence: str, style: str = '', indent: int = 0) -> None:
     """A sentence: folded at words on a terminal, a line in a file."""
+    sentence = printable(sentence)
     if console.is_terminal:
         console.print(Padding(Text(sentence, style, overflow='fold'), (0, 0, 0, indent)))
     else:
@@ -103,7 +105,7 @@ def _tasks_table(dataset: DatasetReport, report: Report) -> Table:
             cells += ['-' if share is None else f'{share:.1%}']
         found = [finding.severity for finding in report.findings if finding.where == task.where]
         table.add_row(
-            Text(task.name),
+            Text(printable(task.name)),
             *cells,
             *[f'{task.in_batch}'] * fixed,
             Text(_state(found), 'red' if ERROR in found else ''),

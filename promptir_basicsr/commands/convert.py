@@ -14,7 +14,7 @@ from promptir_basicsr.checkpoints.folder import bytes_of
 from promptir_basicsr.checkpoints.reading import LAYOUTS
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import megabytes
-from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.messages import first_few, printable
 from promptir_basicsr.core.vocabulary import LAYOUT_ENDINGS
 
 _MARGIN = 14
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
 
     def say(*lines: str) -> None:
         for each in lines:
-            console.print(each)
+            console.print(printable(each))
 
     say(line('file', checkpoint.path), *(line('', note) for note in checkpoint.notes))
     say(network_line(checkpoint.network), *weights_lines(checkpoint.weights))

@@ -4,6 +4,7 @@ import argparse
 
 from rich.console import Console
 
+from promptir_basicsr.core.messages import printable
 from promptir_basicsr.explain.run import PAGE, Settings, explain
 
 
@@ -23,6 +24,6 @@ def main(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for section in report.sections:
         first = section.text.partition('\n\n')[0]
-        console.print(f'{section.title}\n  {first}\n'.replace('\n', '\n  ').rstrip() + '\n')
-    console.print(f'{folder / PAGE if settings.page else folder}')
+        console.print(printable(f'{section.title}\n  {first}\n'.replace('\n', '\n  ').rstrip() + '\n', keep='\n'))
+    console.print(printable(folder / PAGE if settings.page else folder))
     return 0

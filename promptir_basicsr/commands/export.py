@@ -14,6 +14,7 @@ from rich.table import Table
 from promptir_basicsr.checkpoints.checkpoint import Checkpoint, build, read_checkpoint
 from promptir_basicsr.core.errors import OptionError, need_extra
 from promptir_basicsr.core.files import megabytes
+from promptir_basicsr.core.messages import printable
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.core.vocabulary import EXPORT_FORMATS
 from promptir_basicsr.export.exporter import PACKAGES, Difference, ExportMismatch, export_onnx, export_program
@@ -46,10 +47,10 @@ def main(args: argparse.Namespace) -> int:
             differences = export_program(net, path, sizes, **options)
     except ExportMismatch as error:
         _report(error.differences)
-        sys.stderr.write(f'{error}\n')
+        sys.stderr.write(f'{printable(error)}\n')
         return 1
     _report(differences)
-    sys.stdout.write(f'{path}: {megabytes(os.path.getsize(path))}\n')
+    sys.stdout.write(f'{printable(path)}: {megabytes(os.path.getsize(path))}\n')
     return 0
 
 

@@ -10,10 +10,11 @@ import cv2
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from promptir_basicsr.core.command_line import cores
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.core.messages import check_count, printable
 from promptir_basicsr.data.lmdb.plan import Preparation, plan_preparation
 from promptir_basicsr.data.lmdb.prepare import Prepared, in_units, prepare_databases, verify_databases
 from promptir_basicsr.data.lmdb.writer import PrepareError
@@ -60,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
             compared = verify_databases(preparation, count, workers)
             sys.stdout.write(f'{compared:,} images compared with their sources: no difference.\n')
     except PrepareError as error:
-        sys.stderr.write(f'{error}\n')
+        sys.stderr.writelines(f'{printable(line)}\n' for line in error.args)
         return 1
     except KeyboardInterrupt:
         sys.stderr.write('\nInterrupted. The same command continues where it stopped.\n')
@@ -98,7 +99,7 @@ def _report(preparation: Preparation, prepared: Sequence['Prepared']) -> None:
     for row in prepared:
         settings = row.plan.settings['sub_images']
         table.add_row(
-            str(row.plan.path.relative_to(preparation.file.parent)),
+            Text(printable(row.plan.path.relative_to(preparation.file.parent))),
             f'{row.images:,}',
             row.plan.storage + (f', {settings[0]} every {settings[1]}' if settings else ''),
             in_units(row.source_bytes),
@@ -110,11 +111,6 @@ def _report(preparation: Preparation, prepared: Sequence['Prepared']) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table)
     verb = 'train' if 'train' in preparation.options else 'test' if 'val' in preparation.options else ''
-    if verb:
-        console.print(f'basicsr {verb} -opt {preparation.file}', soft_wrap=True, markup=False)
-    else:
-        console.print(
-            f'{preparation.file} holds data sets only: put its `datasets` into an option file.',
-            soft_wrap=True,
-            markup=False,
-        )
+    file = printable(preparation.file)
+    only = f'{file} holds data sets only: put its `datasets` into an option file.'
+    console.print(f'basicsr {verb} -opt {file}' if verb else only, soft_wrap=True, markup=False)

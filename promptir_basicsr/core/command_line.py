@@ -3,7 +3,9 @@
 import argparse
 import os
 from collections.abc import Callable
+from typing import NoReturn
 
+from promptir_basicsr.core.messages import printable
 from promptir_basicsr.core.vocabulary import (
     EXPLAIN_DEFAULTS,
     EXPORT_FORMATS,
@@ -16,9 +18,14 @@ from promptir_basicsr.core.vocabulary import (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def argument_parser(verb: str) -> argparse.ArgumentParser:
     """The parser of a verb's arguments."""
-    parser = argparse.ArgumentParser(prog=f'basicsr {verb}', description=_DESCRIPTIONS.get(verb))
+    parser = _Parser(prog=f'basicsr {verb}', description=_DESCRIPTIONS.get(verb))
     _PARTS[verb](parser)
     return parser
 

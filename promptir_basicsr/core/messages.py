@@ -1,10 +1,14 @@
 """Wording: where, what was found, what is allowed, how to mend it."""
 
+import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, TypeGuard
 
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), '')
 _NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 
 
@@ -32,9 +36,27 @@ def shown(value: object, most: int = 160) -> str:
     return text if len(text) <= most else f'{text[:most]}...'
 
 
-def printable(text: str) -> str:
-    """A text on one line, with escapes for what does not print."""
-    return text if text.isprintable() else ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def printable(text: object, keep: str = '') -> str:
+    """A text on one line, with escapes for characters that do not print: line breaks, control characters, halves of
+    surrogates. Every name of a file and every text of other people passes through it on its way to a terminal or log.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return ''.join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+class Printable(logging.Filter):
+    """Makes records of a log printable; those of other packages may have several lines."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        keep = '' if record.pathname.startswith(_PACKAGE) else '\n\t'
+        with suppress(TypeError, ValueError):  # arguments that do not fit, which the handlers of the log report
+            record.msg, record.args = printable(record.getMessage(), keep), ()
+        return True
 
 
 def quotes_hint(value: object) -> str:

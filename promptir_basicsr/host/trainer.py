@@ -15,12 +15,14 @@ from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models import build_model as _host_build_model
 from basicsr.utils import MessageLogger
 
+from promptir_basicsr.core.messages import Printable
 from promptir_basicsr.data.sampler import EpochSampler
 from promptir_basicsr.models.run import begin, current
 from promptir_basicsr.models.signals import ALWAYS, FURTHER, ignore_once
 
 _host_loaders: Callable[..., Any] = inspect.unwrap(basicsr.train.create_train_val_dataloader)
 _host_pipeline: Callable[[str], None] = inspect.unwrap(basicsr.train.train_pipeline)
+_printable = Printable()
 
 _host_worker_init: Callable[..., None] = basicsr.data.worker_init_fn
 
@@ -129,7 +131,7 @@ def adapt() -> None:
     """BasicSR dies of a signal wherever it is, its workers before it, and loses what it did since the last state.
     `worker_init_fn` seeds numpy and random by worker only: noise and crops would repeat every epoch, and change with
     the number of workers. BasicSR's trainer begins an epoch anew where it resumes, and gives nobody a chance between
-    two iterations."""
+    two iterations. Its log passes control characters on to the terminal."""
     basicsr.data.worker_init_fn = worker_init_fn
     basicsr.train.EnlargedSampler = EpochSampler
     basicsr.train.create_train_val_dataloader = create_train_val_dataloader
@@ -137,3 +139,4 @@ def adapt() -> None:
     basicsr.train.CPUPrefetcher, basicsr.train.CUDAPrefetcher = CountingCPUPrefetcher, CountingCUDAPrefetcher
     basicsr.train.MessageLogger = KnownMessageLogger
     basicsr.train.train_pipeline = train_pipeline
+    logging.getLogger('basicsr').addFilter(_printable)

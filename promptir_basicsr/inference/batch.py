@@ -72,6 +72,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """A line on standard output; above the bar where both are in a terminal."""
+        line = printable(line)
         if self._above:
             self._console.print(line)
         else:
@@ -80,7 +81,7 @@ class Reporter:
     def tell_network(self, restorer: 'Restorer') -> None:
         """Which network was found in the file of weights, and where it runs."""
         checkpoint = restorer.checkpoint
-        self.say(f'{printable(checkpoint.path)}: {" ".join(checkpoint.notes)} Device: {restorer.device}.')
+        self.say(f'{checkpoint.path}: {" ".join(checkpoint.notes)} Device: {restorer.device}.')
 
     def tell_plan(self) -> None:
         """What would be done."""
@@ -113,7 +114,7 @@ class Reporter:
         speed = outcome.pixels / 1e6 / outcome.seconds if outcome.seconds else 0.0
         failed = f', {len(outcome.failed):,} failed' if outcome.failed else ''
         if outcome.failed:
-            self._console.print('\n'.join(['Not restored:', *(f'  {line}' for line in outcome.failed)]))
+            self._console.print('\n'.join(['Not restored:', *(f'  {printable(line)}' for line in outcome.failed)]))
         self.say(
             f'{outcome.restored:,} restored{failed}{_left_out(self._plan)}, {outcome.seconds:.1f} s, '
             f'{speed:.3g} megapixels/s'
@@ -206,7 +207,7 @@ class _Run:
                 self._fail(str(error))
                 continue
             except Exception as error:  # whatever it is, the other files go on
-                self._fail(f"'{printable(job.target)}' could not be written: {_first_line(error)}")
+                self._fail(f"'{job.target}' could not be written: {_first_line(error)}")
                 continue
             self.outcome.restored += 1
             self.outcome.pixels += picture.size[0] * picture.size[1]
@@ -235,7 +236,7 @@ class _Run:
                 for one in together:
                     self._restore([one], pool)
                 return
-            self._fail(f"'{printable(jobs[0].source)}' could not be restored: {_first_line(error)}")
+            self._fail(f"'{jobs[0].source}' could not be restored: {_first_line(error)}")
             return
         seconds = (time.perf_counter() - begun) / len(together)
         for (job, picture), image in zip(together, images, strict=True):
@@ -259,7 +260,7 @@ def _read(jobs: Sequence[Job]) -> list[tuple[Job, 'Picture | PictureError']]:
 
 def _write_new(job: Job, picture: Picture, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(job.target):
-        raise PictureError(f"'{printable(job.target)}' has come into being meanwhile; it was not replaced.")
+        raise PictureError(f"'{job.target}' has come into being meanwhile; it was not replaced.")
     write_picture(job.target, picture, job.kind or picture.format)
 
 
@@ -268,7 +269,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _arrow(job: Job) -> str:
-    return f'{printable(job.source)} -> {printable(job.target)}'
+    return f'{job.source} -> {job.target}'
 
 
 def _shown(size: Size) -> str:

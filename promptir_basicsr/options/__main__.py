@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.core.messages import printable
 from promptir_basicsr.options.json_schema import json_schema
 from promptir_basicsr.options.reference import JSON_SCHEMA, REFERENCE, reference
 
@@ -21,7 +22,7 @@ def main() -> int:
         sys.stdout.write(files()[JSON_SCHEMA])
         return 0
     if not args.write.is_dir():
-        sys.stderr.write(f"--write: the folder '{args.write}' does not exist.\n")
+        sys.stderr.write(f"--write: the folder '{printable(args.write)}' does not exist.\n")
         return 2
     for name, text in files().items():
         atomic_write(text, args.write / name)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from promptir_basicsr.core.errors import ImageError, SaveError
 from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.core.messages import printable
 from promptir_basicsr.core.vocabulary import VERIFIED_IMAGES
 from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.lmdb.plan import HEADER, Preparation, difference, estimated_bytes
@@ -77,7 +78,7 @@ def prepare_databases(preparation: Preparation, workers: int = 1, overwrite: boo
             if whole and not writer.finished and writer.plan.path not in mismatched:
                 writer.complete()
     if problems:
-        raise PrepareError(_list_of(problems, 'images or pairs cannot be used') + _what_to_do(preparation))
+        raise PrepareError(*_list_of(problems, 'images or pairs cannot be used'), _what_to_do(preparation))
     *lists, options = preparation.files.items()
     for path, content in lists:
         _write(path, content)
@@ -111,7 +112,7 @@ def verify_databases(preparation: Preparation, count: int | None = VERIFIED_IMAG
             problems += [problem for problem in _shown(found, f'verify {plan.path.name}', len(names)) if problem]
             compared += len(names)
     if problems:
-        raise PrepareError(_list_of(problems, f'of {compared:,} images compared differ from their sources'))
+        raise PrepareError(*_list_of(problems, f'of {compared:,} images compared differ from their sources'))
     return compared
 
 
@@ -181,7 +182,7 @@ def _in_order(
 
 def _shown(results: Iterable[Result], name: str, total: int, done: int = 0) -> Iterable[Result]:
     """With a progress bar, where there is a terminal."""
-    return tqdm(results, desc=name, total=total, initial=done, unit=' images', disable=None)
+    return tqdm(results, desc=printable(name), total=total, initial=done, unit=' images', disable=None)
 
 
 def _size_mismatches(
@@ -250,14 +251,14 @@ def _evenly(total: int, count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, total - 1, count)})
 
 
-def _list_of(problems: Sequence[str], title: str) -> str:
+def _list_of(problems: Sequence[str], title: str) -> list[str]:
     more = [f'  and {len(problems) - _SHOWN:,} more'] if len(problems) > _SHOWN else []
-    return '\n'.join([f'{len(problems):,} {title}:', *(f'  {problem}' for problem in problems[:_SHOWN]), *more])
+    return [f'{len(problems):,} {title}:', *(f'  {problem}' for problem in problems[:_SHOWN]), *more]
 
 
 def _what_to_do(preparation: Preparation) -> str:
     return (
-        '\nMend these images, or leave them out of the lists, and run the command again. What was good is kept in '
+        'Mend these images, or leave them out of the lists, and run the command again. What was good is kept in '
         f"'{preparation.file.parent}' and not done again."
     )
 

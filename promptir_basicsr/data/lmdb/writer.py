@@ -58,7 +58,10 @@ Value = bytes | memoryview
 
 
 class PrepareError(RuntimeError):
-    """A database cannot be made of these images or on this disk; the message says why and how to go on."""
+    """A database cannot be made of these images or on this disk; the lines say why and how to go on."""
+
+    def __str__(self) -> str:
+        return '\n'.join(self.args)
 
 
 def part_of(path: Path) -> Path:
