@@ -59,6 +59,7 @@ _WRONG_FILES = (
     (b'%PDF', 'is a PDF document.'),
 )
 _HEAD = 1024
+_MOST_WRAPPERS, _MOST_READINGS = 8, 32  # names in a file may be anything, in any number
 _LONGEST_HEADER = 100_000_000  # of safetensors
 
 METADATA = 'metadata'
@@ -137,17 +138,20 @@ def readings(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Ten
     for name in weights:
         for prefix in _prefixes(name):
             counts[prefix] = counts.get(prefix, 0) + 1
-    for prefix in sorted(counts, key=lambda prefix: (-counts[prefix], -len(prefix), prefix)):
+    for prefix in sorted(counts, key=lambda prefix: (-counts[prefix], -len(prefix), prefix))[:_MOST_READINGS]:
         named = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         yield prefix, named, [name for name in weights if not name.startswith(prefix)]
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """None, `module.` and `module.net.` of `module.net.output.weight`."""
-    prefix: str | None = ''
-    while prefix is not None:
+    """No prefix, `module.` and `module.net.` of `module.net.output.weight`."""
+    prefix = ''
+    for _ in range(_MOST_WRAPPERS):
         yield prefix
-        prefix = next((prefix + each for each in PREFIXES if name.startswith(prefix + each)), None)
+        wrapped = next((prefix + each for each in PREFIXES if name.startswith(prefix + each)), None)
+        if wrapped is None:
+            return
+        prefix = wrapped
 
 
 def named_as(weights: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import skimage.io
 import torch
 from torch import nn
 
-from promptir_basicsr.checkpoints.reading import are_weights, read_weight_file
+from promptir_basicsr.checkpoints.reading import are_weights, named_as, read_weight_file, readings
 from promptir_basicsr.core.errors import OptionError
 
 WEIGHTS = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.tensor([1.5, -2.0]))
@@ -308,3 +308,23 @@ def test_what_are_weights() -> None:
     assert not are_weights({'weight': torch.ones(1), 'epoch': 3})
     assert not are_weights({0: torch.ones(1)})
     assert not are_weights(io.BytesIO())
+
+
+def test_readings_of_names() -> None:
+    one = torch.zeros(1)
+    named = {'module.net.a': one, 'module.net.b': one, 'module.c': one}
+    assert [(prefix, sorted(found), outside) for prefix, found, outside in readings(named)] == [
+        ('module.', ['c', 'net.a', 'net.b'], []),
+        ('', ['module.c', 'module.net.a', 'module.net.b'], []),
+        ('module.net.', ['a', 'b'], ['module.c']),
+    ]
+    assert sorted(named_as(named, {'a', 'b'})) == ['a', 'b']
+    assert sorted(named_as(named, {'net.a', 'c'})) == ['c', 'net.a', 'net.b']
+    assert sorted(named_as({'module.a': one}, ())) == ['a']
+
+
+def test_names_of_a_stranger_take_no_time() -> None:
+    one = torch.zeros(1)
+    wrappers = ('module.', 'net.', 'model.', 'net_g.', '_orig_mod.')
+    names = [f'{a}{b}{c}{d}{"net." * 10_000}x' for a in wrappers for b in wrappers for c in wrappers for d in wrappers]
+    assert len(list(readings(dict.fromkeys(names, one)))) == 32
