@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f'{versions()}\n')
         return 0
     if verb not in VERBS:
-        return _fail(unknown('basicsr', 'verb', verb, VERBS))
+        return _fail(str(unknown('basicsr', 'verb', verb, VERBS)))
     sys.argv = [f'basicsr {verb}', *arguments[1:]]
     parsed = argument_parser(verb).parse_args()  # ends the process after --help and wrong arguments
     try:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return VERBS[verb](parsed) or 0
     except OptionError as error:
-        return _fail(*error.problems)
+        return _fail(*error.lines)
     except ImageError as error:
         return _stop(f'{error} `basicsr check -opt FILE` finds all such images before a run.')
     except SaveError as error:

@@ -19,6 +19,7 @@ from promptir_basicsr.archs.layers.arguments import check_backbone, check_ends, 
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX, ConditionedNetwork, PromptContext
 from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
 from promptir_basicsr.archs.layers.restormer import Downsample, OverlapPatchEmbed, TransformerBlock, Upsample
+from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.registry import register
 
 PROMPT_HEADS = 2  # of the attention between the two prompts, at every level
@@ -56,7 +57,7 @@ class PIPRestormer(ConditionedNetwork):
         hard_sensor: what it finds likeliest alone counts, not its probabilities as they are.
 
     Raises:
-        ValueError: an argument is not allowed; the message names it and says what is.
+        OptionError: an argument is not allowed; the message names it and says what is.
     """
 
     scale = 1
@@ -260,13 +261,17 @@ def _check_prompts(prompt_dims: Sequence[int], prompt_sizes: Sequence[int]) -> N
     check_whole_numbers('PIPRestormer', 'prompt_dims', prompt_dims, length=3)
     # A head of fewer channels has nothing to select from; queries and keys would never learn.
     if any(width % INTERACTION_HEADS or width < 3 * INTERACTION_HEADS for width in prompt_dims):
-        raise ValueError(
-            f'PIPRestormer: prompt_dims is {prompt_dims!r}; they must be multiples of {INTERACTION_HEADS} of at least '
-            f'{3 * INTERACTION_HEADS}, so that each of the {INTERACTION_HEADS} heads has three channels or more.'
+        raise argument_error(
+            'PIPRestormer',
+            'prompt_dims',
+            f'prompt_dims is {prompt_dims!r}; they must be multiples of {INTERACTION_HEADS} of at least '
+            f'{3 * INTERACTION_HEADS}, so that each of the {INTERACTION_HEADS} heads has three channels or more.',
         )
     check_whole_numbers('PIPRestormer', 'prompt_sizes', prompt_sizes, length=3)
     if min(prompt_sizes) < 2:
-        raise ValueError(
-            f'PIPRestormer: prompt_sizes is {prompt_sizes!r}; they must be at least 2: the attention compares channels '
-            'over the pixels of the prompts, and one pixel tells nothing.'
+        raise argument_error(
+            'PIPRestormer',
+            'prompt_sizes',
+            f'prompt_sizes is {prompt_sizes!r}; they must be at least 2: the attention compares channels over the '
+            'pixels of the prompts, and one pixel tells nothing.',
         )

@@ -9,7 +9,8 @@ Shapes: B batch, C channels, H W height and width, T degradations. `width` featu
 size and twice the features of the one above it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, Promp
 from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
 from promptir_basicsr.archs.layers.restormer import WithBiasNorm
 from promptir_basicsr.archs.layers.taps import HEADS, check_prompt, default_width
+from promptir_basicsr.core.errors import OptionError, argument_error
+from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.core.registry import register
 
 LEVELS = 4
@@ -54,7 +57,7 @@ class PIPNAFNet(ConditionedNetwork):
         hard_sensor: what it finds likeliest alone counts, not its probabilities as they are.
 
     Raises:
-        ValueError: an argument is not allowed; the message names it and says what is.
+        OptionError: an argument is not allowed; the message names it and says what is.
     """
 
     scale = 1
@@ -85,7 +88,8 @@ class PIPNAFNet(ConditionedNetwork):
         prompt_dims = [default_width(each, interaction) for each in widths[:-1]] if prompt_dims is None else prompt_dims
         _check_prompts(widths, prompt_dims, prompt_sizes, interaction)
         if sensor is not None and not prompts:
-            raise ValueError('PIPNAFNet: without prompts there is nothing to ask a sensor for. Leave sensor out.')
+            message = 'without prompts there is nothing to ask a sensor for. Leave sensor out.'
+            raise argument_error('PIPNAFNet', 'prompts', message, 'sensor')
         self.img_channel = img_channel
         self.takes_degradation = prompts
         self.prompts = prompts
@@ -260,9 +264,10 @@ def _check_backbone(
 ) -> None:
     for name, value in (('img_channel', img_channel), ('middle_blk_num', middle_blk_num)):
         if not is_whole(value, least=1):
-            raise ValueError(f'PIPNAFNet: {name} is {value!r}; it must be an integer of at least 1.')
+            raise argument_error('PIPNAFNet', name, f'{name} is {value!r}; it must be an integer of at least 1.')
     if not is_whole(width, least=2) or width % 2:
-        raise ValueError(f'PIPNAFNet: width is {width!r}; it must be a positive even number, such as 32.')
+        message = f'width is {width!r}; it must be a positive even number, such as 32.'
+        raise argument_error('PIPNAFNet', 'width', message)
     check_whole_numbers('PIPNAFNet', 'enc_blk_nums', enc_blk_nums, LEVELS)
     check_whole_numbers('PIPNAFNet', 'dec_blk_nums', dec_blk_nums, LEVELS)
 
@@ -273,11 +278,20 @@ def _check_prompts(
     check_whole_numbers('PIPNAFNet', 'prompt_dims', prompt_dims, LEVELS)
     check_whole_numbers('PIPNAFNet', 'prompt_sizes', prompt_sizes, LEVELS)
     problems = [
-        f'PIPNAFNet: {problem}'
+        problem.said_by('PIPNAFNet')
         for level in range(LEVELS)
-        for problem in check_prompt(
-            f'level{level + 1}', widths[level], prompt_dims[level], prompt_sizes[level], interaction
-        )
+        for problem in _level_problems(level, widths[level], prompt_dims[level], prompt_sizes[level], interaction)
     ]
     if problems:
-        raise ValueError('\n'.join(problems))
+        raise OptionError(problems)
+
+
+def _level_problems(level: int, channels: int, dim: int, size: int, interaction: str) -> Iterator[Problem]:
+    """The problems of a level's prompt, which are shown by its name."""
+    arguments: dict[str | int, Keys] = {
+        'prompt_dim': ('prompt_dims', level),
+        'prompt_size': ('prompt_sizes', level),
+        'interaction': ('interaction',),
+    }
+    for found in check_prompt(f'level{level + 1}', channels, dim, size, interaction):
+        yield replace(found, path=arguments[found.path[-1]], shown=found.place)

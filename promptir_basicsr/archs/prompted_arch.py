@@ -29,7 +29,9 @@ from promptir_basicsr.archs.layers.taps import (
     to_tokens,
 )
 from promptir_basicsr.archs.traits import traits_of
+from promptir_basicsr.core.errors import OptionError, argument_error
 from promptir_basicsr.core.messages import unknown_keys
+from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered, register
 
 IMAGE_CHANNELS = 3
@@ -69,7 +71,7 @@ class PromptedNetwork(ConditionedNetwork):
         size_multiple: the network's own, or its windows' times its largest stride, or that stride.
 
     Raises:
-        ValueError: an argument is not allowed; the message names it and says what is, a line each.
+        OptionError: an argument is not allowed; the message names it and says what is, a line each.
     """
 
     scale = 1
@@ -92,9 +94,10 @@ class PromptedNetwork(ConditionedNetwork):
         super().__init__(num_degradations, degradations)
         problems = check_kinds(prompts, interaction)
         if not is_whole(num_prompts, least=1):
-            problems.append(f'num_prompts: {num_prompts!r} is not a whole number of at least 1.')
+            problems.append(problem('num_prompts', f'{num_prompts!r} is not a whole number of at least 1.'))
         if sensor is not None and prompts == 'promptir':
-            problems.append("sensor: PromptIR's prompts are blind and ask none. Leave it out, or take PIP's prompts.")
+            message = "PromptIR's prompts are blind and ask none. Leave it out, or take PIP's prompts."
+            problems.append(problem('sensor', message))
         problems += _check_network(network)
         _raise(problems)
         interaction = interaction or ('topm' if prompts == 'pip' else 'promptir')
@@ -272,25 +275,28 @@ def _find(found: Survey, taps: object, interaction: str) -> list[_Tap]:
     """The taps of the options, in the order in which the network calls them.
 
     Raises:
-        ValueError: they are not taps of the network, or a prompt cannot be built; all problems.
+        OptionError: they are not taps of the network, or a prompt cannot be built; all problems.
     """
     if not isinstance(taps, Sequence) or isinstance(taps, str) or not taps:
-        raise ValueError(
-            f'PromptedNetwork: taps is {taps!r}; give a list of modules, such as {[*found.taps][-2:]}, each a name or '
-            '{module: name, prompt_dim: 64, prompt_size: 64}.'
+        raise argument_error(
+            'PromptedNetwork',
+            'taps',
+            f'taps is {taps!r}; give a list of modules, such as {[*found.taps][-2:]}, each a name or '
+            '{module: name, prompt_dim: 64, prompt_size: 64}.',
         )
-    points, problems, seen = [], [], set()
+    points, seen = [], set()
+    problems: list[Problem] = []
     for number, tap in enumerate(taps):
-        where = f'taps[{number}]'
+        where = ('taps', number)
         options = {'module': tap} if isinstance(tap, str) else tap
         if not isinstance(options, Mapping):
-            problems.append(f'{where}: give {{module: name}}, not {tap!r}.')
+            problems.append(problem(where, f'give {{module: name}}, not {tap!r}.'))
             continue
         problems += unknown_keys(where, options, TAP_KEYS)
         module = options.get('module')
         wrong = found.problem(module)
         if wrong or module in seen:
-            problems.append(f'{where}.module: {wrong or f"{module!r} stands in the list twice."}')
+            problems.append(problem((*where, 'module'), wrong or f'{module!r} stands in the list twice.'))
             continue
         seen.add(module)
         given = found.taps[str(module)]
@@ -307,7 +313,7 @@ def _build(options: Mapping[str, Any]) -> tuple[nn.Module, Survey]:
     """The network of the options, and what its modules give.
 
     Raises:
-        ValueError: it cannot be built or run, or has prompts of its own.
+        OptionError: it cannot be built or run, or has prompts of its own.
     """
     kind = options['type']
     try:
@@ -315,30 +321,31 @@ def _build(options: Mapping[str, Any]) -> tuple[nn.Module, Survey]:
             **{key: value for key, value in options.items() if key != 'type'}
         )
     except Exception as error:  # whatever it is, the network of these options does not exist
-        raise ValueError(
-            f'PromptedNetwork: network: {kind} cannot be built: {str(error) or type(error).__name__}'
-        ) from error
+        message = f'network: {kind} cannot be built: {str(error) or type(error).__name__}'
+        raise argument_error('PromptedNetwork', 'network', message) from error
     traits = traits_of(network, options)
     if traits.takes_degradation or isinstance(network, PromptedNetwork):
-        raise ValueError(f'PromptedNetwork: network.type: {kind} has such prompts itself. Take a network without.')
+        message = f'network.type: {kind} has such prompts itself. Take a network without.'
+        raise argument_error('PromptedNetwork', ('network', 'type'), message)
     side = traits.declared_multiple or 16 * (traits.window_size or 1)
     try:
         return network, survey(network, IMAGE_CHANNELS, side * -(-64 // side))
     except ValueError as error:
-        raise ValueError(f'PromptedNetwork: network: {kind} {error}') from error
+        raise argument_error('PromptedNetwork', 'network', f'network: {kind} {error}') from error
 
 
-def _check_network(options: object) -> list[str]:
+def _check_network(options: object) -> list[Problem]:
     """The problems of the type and the names of the arguments of a network."""
     if not isinstance(options, Mapping) or 'type' not in options:
-        return [f'network: give options with a type, e.g. {{type: SwinIR, upscale: 1}}, not {options!r}.']
-    problems = check_registered('network.type', 'network', options['type'], ARCH_REGISTRY)
+        message = f'give options with a type, e.g. {{type: SwinIR, upscale: 1}}, not {options!r}.'
+        return [problem('network', message)]
+    problems = check_registered(('network', 'type'), 'network', options['type'], ARCH_REGISTRY)
     if problems:
         return problems
     arguments = {key: value for key, value in options.items() if key != 'type'}
     return check_arguments('network', find_registered(ARCH_REGISTRY, options['type']), arguments)
 
 
-def _raise(problems: Sequence[str]) -> None:
+def _raise(problems: Sequence[Problem]) -> None:
     if problems:
-        raise ValueError('\n'.join(f'PromptedNetwork: {problem}' for problem in problems))
+        raise OptionError(each.said_by('PromptedNetwork') for each in problems)

@@ -23,6 +23,7 @@ from promptir_basicsr.archs.layers.arguments import (
 )
 from promptir_basicsr.archs.layers.prompts import PromptGenBlock
 from promptir_basicsr.archs.layers.restormer import Downsample, OverlapPatchEmbed, TransformerBlock, Upsample
+from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.registry import register
 
 INTERACTION_HEADS = 4  # of the block that mixes features and prompt, at every level
@@ -50,7 +51,7 @@ class PromptIR(nn.Module):
         prompts: False gives the backbone without any prompt, for ablations.
 
     Raises:
-        ValueError: an argument is not allowed; the message names it and says what is.
+        OptionError: an argument is not allowed; the message names it and says what is.
     """
 
     scale = 1
@@ -249,8 +250,10 @@ def unused_shapes(dim: int) -> dict[str, tuple[int, int, int, int]]:
 
 def _check_prompts(num_prompts: int, prompt_sizes: Sequence[int]) -> None:
     if not is_whole(num_prompts, least=1):
-        raise ValueError(
-            f'PromptIR: num_prompts is {num_prompts!r}; it must be an integer of at least 1. '
-            'The paper has 5; for a network without prompts set prompts to False.'
+        raise argument_error(
+            'PromptIR',
+            'num_prompts',
+            f'num_prompts is {num_prompts!r}; it must be an integer of at least 1. '
+            'The paper has 5; for a network without prompts set prompts to False.',
         )
     check_whole_numbers('PromptIR', 'prompt_sizes', prompt_sizes, length=3)

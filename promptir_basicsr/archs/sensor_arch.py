@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from promptir_basicsr.archs.layers.arguments import check_image, is_whole
 from promptir_basicsr.archs.layers.conditioning import check_names
 from promptir_basicsr.archs.layers.restormer import LayerNorm2d
+from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.registry import register
 
 _LEAST_SIDE = 16  # smaller images are continued by their border up to it
@@ -46,7 +47,7 @@ class DegradationSensor(nn.Module):
         degradations: T names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
 
     Raises:
-        ValueError: an argument is not allowed; the message names it and says what is.
+        OptionError: an argument is not allowed; the message names it and says what is.
     """
 
     scale = 1
@@ -67,7 +68,8 @@ class DegradationSensor(nn.Module):
         self.degradations = check_names('DegradationSensor', num_degradations, degradations)
         for name, value, least in (('dim', dim, 4), ('num_blocks', num_blocks, 0), ('inp_channels', inp_channels, 1)):
             if not is_whole(value, least):
-                raise ValueError(f'DegradationSensor: {name} is {value!r}; it must be an integer of at least {least}.')
+                message = f'{name} is {value!r}; it must be an integer of at least {least}.'
+                raise argument_error('DegradationSensor', name, message)
         self.num_degradations = num_degradations
         self.inp_channels = inp_channels
         widths = (dim, 2 * dim, 4 * dim, 4 * dim)

@@ -32,6 +32,7 @@ from promptir_basicsr.checkpoints.recognition import RECOGNIZED, recognize
 from promptir_basicsr.core.errors import OptionError, SaveError
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.options.file import read_options
 
@@ -260,7 +261,7 @@ def _fitted(file: WeightFile, key: str, options: Mapping[str, Any]) -> Fit:
     try:
         return fit(file.sets[key], options)
     except OptionError as error:
-        raise OptionError([f"'{file.path}': {problem}" for problem in error.problems]) from error
+        raise OptionError(problem.said_by(f"'{file.path}'") for problem in error.problems) from error
 
 
 def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
@@ -269,7 +270,7 @@ def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
     Raises:
         OptionError: it cannot be told.
     """
-    problems = []
+    problems: list[Problem] = []
     named = file.metadata.get('network_g')
     if isinstance(named, Mapping):
         try:
@@ -285,14 +286,14 @@ def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
         except OptionError as error:
             problems += error.problems
     *most, last = RECOGNIZED
-    looks = f'they look like none of {", ".join(most)} and {last}'
+    reason = f'they look like none of {", ".join(most)} and {last}.'
     if problems:
-        looks = problems[0].rstrip('.')
+        reason = f'{problems[0]}'
     elif any('taps.' in name for name in file.sets[key]):
-        looks = 'they seem to be of a PromptedNetwork, and nothing tells the backbone in it'
+        reason = 'they seem to be of a PromptedNetwork, and nothing tells the backbone in it.'
     raise OptionError(
         [
-            f"'{file.path}': the network cannot be told from its weights: {looks}. "
+            f"'{file.path}': the network cannot be told from its weights: {reason} "
             'Give `-opt FILE` with the network_g that they are of.'
         ]
     )

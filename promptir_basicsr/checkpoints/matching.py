@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.reading import readings
-from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.messages import error_lines, first_few
+from promptir_basicsr.core.errors import OptionError, problems_of
+from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
 
 _MOST_SHOWN = 4  # names in a message
@@ -80,12 +81,12 @@ def new_network(options: Mapping[str, Any], device: str = 'cpu') -> nn.Module:
     except Exception as error:  # whatever it is, the network of these options does not exist
         if device == 'meta' and isinstance(error, RuntimeError):  # or it does, and cannot do without memory
             return new_network(options)
-        raise OptionError(error_lines('network_g', error)) from error
+        raise OptionError(problems_of('network_g', error)) from error
 
 
-def network_problems(options: Mapping[str, Any]) -> list[str]:
+def network_problems(options: Mapping[str, Any]) -> list[Problem]:
     """Why there is no such network: its type, or the names of its arguments."""
-    problems = check_registered('network_g.type', 'network', options.get('type'), ARCH_REGISTRY)
+    problems = check_registered(('network_g', 'type'), 'network', options.get('type'), ARCH_REGISTRY)
     if problems:
         return problems
     arguments = {name: value for name, value in options.items() if name != 'type'}

@@ -21,13 +21,15 @@ from promptir_basicsr.archs.traits import growable_axes, traits_of, unwrapped
 from promptir_basicsr.checkpoints.reading import named_as, read_weight_file, readings
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.problems import Keys, Problem, problem
 
 # States of an optimizer that have the size of their parameter, one for each family.
 _MOMENTS = ('exp_avg', 'momentum_buffer', 'square_avg', 'sum')
 
 logger = logging.getLogger('basicsr')
 
-SENSOR_PATH = 'path.pretrain_network_sensor'
+WEIGHTS: Keys = ('path', 'pretrain_network_g')
+SENSOR_WEIGHTS: Keys = ('path', 'pretrain_network_sensor')
 NO_SENSOR = 'network_g has no sensor. Give it one, `sensor: {type: DegradationSensor, ...}`'
 
 
@@ -78,7 +80,7 @@ def check_fit(
             `strict_load_g`.
     """
     strict, allowed = paths.get('strict_load_g', True), bool(paths.get('grow_g')) and not resuming
-    where = 'path.resume_state' if resuming else 'path.pretrain_network_g'
+    where = ('path', 'resume_state' if resuming else 'pretrain_network_g')
     found = _differences(weights, net)
     problems = _growth_problems(where, found, path, allowed, resuming) if strict or allowed else []
     problems += _misfits(where, weights, net, found, path) if strict else []
@@ -108,7 +110,7 @@ def grow(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], found: Sequ
     return grown
 
 
-def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[str]:
+def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Problem]:
     """Why `path.pretrain_network_g` cannot be the start of `network_g`, found before anything is created.
 
     A file that is not there is told elsewhere. Networks of others, and those that cannot be built without memory, are
@@ -120,7 +122,8 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[st
     """
     network, paths = options['network_g'], options['path']
     if paths.get('grow_g') and not is_train:
-        return ['path.grow_g: belongs to a training; rows that are new have learned nothing yet. Leave it out.']
+        message = 'belongs to a training; rows that are new have learned nothing yet. Leave it out.'
+        return [problem(('path', 'grow_g'), message)]
     file, key = paths.get('pretrain_network_g'), paths.get('param_key_g', 'params')
     path = os.path.expanduser(file) if isinstance(file, str) else ''
     # A training state brings weights of its own.
@@ -128,10 +131,11 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[st
         return []
     run = os.path.join(os.path.expanduser(str(paths.get('experiments_root') or 'experiments')), str(options['name']))
     if is_train and os.path.realpath(path).startswith(os.path.join(os.path.realpath(run), '')):
-        return [
-            f"path.pretrain_network_g: '{path}' lies in the folder of this very run, '{run}', which BasicSR renames "
-            'before it starts anew. Give the new run another `name`, or continue the old one with `resume_state`.'
-        ]
+        message = (
+            f"'{path}' lies in the folder of this very run, '{run}', which BasicSR renames before it starts anew. "
+            'Give the new run another `name`, or continue the old one with `resume_state`.'
+        )
+        return [problem(WEIGHTS, message)]
     kind = ARCH_REGISTRY.get(network['type'])
     if not traits_of(kind).declared:
         return []
@@ -144,17 +148,18 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[st
         weights, _ = read_weights(path, (key,), net)
         complete = with_prompts(weights, net)
         if not is_train and complete.keys() != weights.keys():
-            return [
-                f"path.pretrain_network_g: '{path}' holds a network without prompts. A training can start from it; a "
-                f'test needs weights that {network["type"]} was trained to.'
-            ]
+            message = (
+                f"'{path}' holds a network without prompts. A training can start from it; a test needs weights that "
+                f'{network["type"]} was trained to.'
+            )
+            return [problem(WEIGHTS, message)]
         check_fit(complete, net, path, paths)
     except OptionError as error:
         return error.problems
     return []
 
 
-def state_problems(states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], net: nn.Module) -> list[str]:
+def state_problems(states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], net: nn.Module) -> list[Problem]:
     """Why saved states of optimizers belong to a network of other sizes."""
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     differ = []
@@ -171,10 +176,11 @@ def state_problems(states: Sequence[Any], optimizers: Sequence[torch.optim.Optim
                 differ.append(f'{names.get(id(parameter), number)} {shapes[0]} -> {tuple(parameter.shape)}')
     if not differ:
         return []
-    return [
-        f'path.resume_state: the optimizer was saved for a network of other sizes: {first_few(differ, most=9)}. '
+    message = (
+        f'the optimizer was saved for a network of other sizes: {first_few(differ, most=9)}. '
         f'A resumed run goes on with the same network. {_NEW_RUN}'
-    ]
+    )
+    return [problem(('path', 'resume_state'), message)]
 
 
 _NEW_RUN = (
@@ -197,8 +203,10 @@ def _differences(weights: Mapping[str, Tensor], net: nn.Module) -> list[Differen
     return found
 
 
-def _growth_problems(where: str, found: Sequence[Difference], path: str, allowed: bool, resuming: bool) -> list[str]:
-    """A line for each thing that is counted and cannot grow."""
+def _growth_problems(
+    where: Keys, found: Sequence[Difference], path: str, allowed: bool, resuming: bool
+) -> list[Problem]:
+    """A problem for each thing that is counted and cannot grow."""
     problems = []
     for counted in dict.fromkeys(difference.counted for difference in found):
         members = [difference for difference in found if difference.counted == counted]
@@ -207,22 +215,22 @@ def _growth_problems(where: str, found: Sequence[Difference], path: str, allowed
             continue
         before = ' or '.join(map(str, sorted({each.before for each in members})))
         after = ' or '.join(map(str, sorted({each.after for each in members})))
-        problem = f"{where}: the network has {after} {counted}, the file '{path}' {before}. These tensors differ: "
-        problem += f'{first_few(map(str, members), most=9)}. '
+        message = f"the network has {after} {counted}, the file '{path}' {before}. These tensors differ: "
+        message += f'{first_few(map(str, members), most=9)}. '
         if resuming:
-            problem += f'A resumed run goes on with the same network. {_NEW_RUN}'
+            message += f'A resumed run goes on with the same network. {_NEW_RUN}'
         elif shrinks:
             most = max(each.before for each in members)
-            problem += f'The number of {counted} can grow, not shrink: give the network at least {most}.'
+            message += f'The number of {counted} can grow, not shrink: give the network at least {most}.'
         else:
-            problem += f'`path: {{grow_g: true}}` keeps the {before} of the file and starts the new ones afresh.'
-        problems.append(problem)
+            message += f'`path: {{grow_g: true}}` keeps the {before} of the file and starts the new ones afresh.'
+        problems.append(problem(where, message))
     return problems
 
 
 def _misfits(
-    where: str, weights: Mapping[str, Tensor], net: nn.Module, counted: Sequence[Difference], path: str
-) -> list[str]:
+    where: Keys, weights: Mapping[str, Tensor], net: nn.Module, counted: Sequence[Difference], path: str
+) -> list[Problem]:
     """What else differs: other sizes, names that only one of the two has."""
     told, state = {difference.name for difference in counted}, net.state_dict()
     sizes = [
@@ -243,10 +251,11 @@ def _misfits(
     ]
     if not parts:
         return []
-    return [
-        f"{where}: the weights in '{path}' are those of another {type(net).__name__}; "
+    message = (
+        f"the weights in '{path}' are those of another {type(net).__name__}; "
         f'{"; ".join(parts)}. Give network_g the options that the file was trained with, or take another file.'
-    ]
+    )
+    return [problem(where, message)]
 
 
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -254,7 +263,7 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def read_weights(
-    path: str, keys: Sequence[str | None], net: nn.Module, where: str = 'path.pretrain_network_g'
+    path: str, keys: Sequence[str | None], net: nn.Module, where: Keys = WEIGHTS
 ) -> tuple[dict[str, Tensor], str]:
     """The weights in a file as those of a network, by its names; the file may have any layout.
 
@@ -277,15 +286,15 @@ def read_weights(
     return named_as(weights, known | {f'{SENSOR_PREFIX}{name}' for name in known}), key
 
 
-def _chosen(path: str, keys: Sequence[str | None], where: str) -> tuple[dict[str, Tensor], str]:
+def _chosen(path: str, keys: Sequence[str | None], where: Keys) -> tuple[dict[str, Tensor], str]:
     """The weights in a file by the names that they have there, and their key."""
     file = read_weight_file(path, where)
     usual = (*keys, 'params', '', *(['state_dict'] if file.layout == 'official' else []))
     key = next((key for key in usual if key in file.sets), None)
     if key is None:
-        where = where.replace('pretrain_network_g', 'param_key_g')
+        option = ('path', 'param_key_g') if where == WEIGHTS else where
         found = f"'{file.path}' holds no weights under '{keys[0]}'. Take `param_key_g: {next(iter(file.sets))}`."
-        raise OptionError([f'{where}: {found}'])
+        raise OptionError([problem(option, found)])
     return file.sets[key], key
 
 
@@ -317,7 +326,7 @@ def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
         sensor.load_state_dict(weights)
 
 
-def sensor_problems(options: Mapping[str, Any]) -> list[str]:
+def sensor_problems(options: Mapping[str, Any]) -> list[Problem]:
     """Why the sensor of `network_g` cannot work, found before anything is created.
 
     Args:
@@ -325,8 +334,9 @@ def sensor_problems(options: Mapping[str, Any]) -> list[str]:
     """
     network, paths, val = options['network_g'], options['path'], options.get('val') or {}
     if not network.get('sensor'):
-        problems = [f'{SENSOR_PATH}: {NO_SENSOR}.'] if paths.get('pretrain_network_sensor') else []
-        return problems + ([f'val.labels: {NO_SENSOR}, or take true ones.'] if val.get('labels') == 'sensor' else [])
+        problems = [problem(SENSOR_WEIGHTS, f'{NO_SENSOR}.')] if paths.get('pretrain_network_sensor') else []
+        sensed = val.get('labels') == 'sensor'
+        return problems + [problem(('val', 'labels'), f'{NO_SENSOR}, or take true ones.')] * sensed
     files = [paths.get(key) for key in ('pretrain_network_sensor', 'pretrain_network_g', 'resume_state')]
     if not all(isinstance(file, str) and os.path.isfile(os.path.expanduser(file)) for file in files if file):
         return []
@@ -353,7 +363,7 @@ def _source(paths: Mapping[str, Any]) -> tuple[str, bool]:
     """The file of the sensor's weights, '' for none; and whether it is that of the whole network."""
     own, whole = paths.get('pretrain_network_sensor'), paths.get('pretrain_network_g')
     if whole and (paths.get('resume_state') or not own):
-        weights, _ = _chosen(whole, (paths.get('param_key_g', 'params'),), 'path.pretrain_network_g')
+        weights, _ = _chosen(whole, (paths.get('param_key_g', 'params'),), WEIGHTS)
         if any(name.startswith(SENSOR_PREFIX) for _, named, _ in readings(weights) for name in named):
             return whole, True
     return (os.path.expanduser(own), False) if own else ('', False)
@@ -361,14 +371,14 @@ def _source(paths: Mapping[str, Any]) -> tuple[str, bool]:
 
 def _read(path: str, sensor: nn.Module) -> dict[str, Tensor]:
     """The weights of a sensor from a checkpoint of SensorModel, averaged ones first, or of a network that has one."""
-    weights, _ = read_weights(path, ('params_ema', 'params'), sensor, SENSOR_PATH)
+    weights, _ = read_weights(path, ('params_ema', 'params'), sensor, SENSOR_WEIGHTS)
     inside = {
         name.removeprefix(SENSOR_PREFIX): part for name, part in weights.items() if name.startswith(SENSOR_PREFIX)
     }
     return inside or weights
 
 
-def _sensor_misfits(weights: Mapping[str, Tensor], sensor: nn.Module, path: str) -> list[str]:
+def _sensor_misfits(weights: Mapping[str, Tensor], sensor: nn.Module, path: str) -> list[Problem]:
     state = sensor.state_dict()
     shapes = {
         name: [tuple(part[name].shape) if name in part else 'none' for part in (weights, state)]
@@ -377,16 +387,18 @@ def _sensor_misfits(weights: Mapping[str, Tensor], sensor: nn.Module, path: str)
     differ = [f'{name} {found} -> {wanted}' for name, (found, wanted) in shapes.items() if found != wanted]
     if not differ:
         return []
-    return [
-        f"{SENSOR_PATH}: the weights in '{path}' are those of another {type(sensor).__name__}; they differ in "
-        f'{first_few(differ)}. Give network_g.sensor the options that the file was trained with, or take another file.'
-    ]
+    message = (
+        f"the weights in '{path}' are those of another {type(sensor).__name__}; they differ in {first_few(differ)}. "
+        'Give network_g.sensor the options that the file was trained with, or take another file.'
+    )
+    return [problem(SENSOR_WEIGHTS, message)]
 
 
-def _nowhere(paths: Mapping[str, Any]) -> str:
+def _nowhere(paths: Mapping[str, Any]) -> Problem:
     whole = paths.get('pretrain_network_g')
     found = f" '{whole}' holds none." if whole else ''
-    return (
-        f'{SENSOR_PATH}: is missing, and network_g has a sensor that needs weights.{found} Name a checkpoint that '
-        'SensorModel has written (options/sensor.yml trains one), or leave `sensor` out of network_g.'
+    message = (
+        f'is missing, and network_g has a sensor that needs weights.{found} Name a checkpoint that SensorModel has '
+        'written (options/sensor.yml trains one), or leave `sensor` out of network_g.'
     )
+    return problem(SENSOR_WEIGHTS, message)

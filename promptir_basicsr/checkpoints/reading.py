@@ -26,6 +26,7 @@ from promptir_basicsr.checkpoints.folder import damage
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import megabytes
 from promptir_basicsr.core.messages import did_you_mean, first_few
+from promptir_basicsr.core.problems import Keys
 
 LAYOUTS = {
     'basicsr': "BasicSR's, {'params': ...}",
@@ -111,7 +112,7 @@ class WeightFile:
         return ', '.join(key or 'no name (a bare state dict)' for key in self.sets)
 
 
-def read_weight_file(path: str | os.PathLike[str], where: str = '') -> WeightFile:
+def read_weight_file(path: str | os.PathLike[str], where: str | Keys = '') -> WeightFile:
     """Read a file of weights of any layout; nothing in it is run.
 
     Args:
@@ -123,9 +124,7 @@ def read_weight_file(path: str | os.PathLike[str], where: str = '') -> WeightFil
     try:
         return _read(os.path.expanduser(os.fspath(path)))
     except OptionError as error:
-        if not where:
-            raise
-        raise OptionError([f'{where}: {problem}' for problem in error.problems]) from error
+        raise OptionError(problem.below(where) for problem in error.problems) from error
 
 
 def readings(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor], list[str]]]:

@@ -14,8 +14,8 @@ from promptir_basicsr.checks.data import (
 )
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
 from promptir_basicsr.checks.run import check_options
-from promptir_basicsr.core.errors import MachineProblem
 from promptir_basicsr.core.messages import check_count, is_number
+from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.data.sampler import plan_epochs
 from promptir_basicsr.data.tasks import TaskSurvey
 from promptir_basicsr.optim.rates import rate_curve
@@ -49,10 +49,14 @@ def check_file(
     options, places = read_option_file(path, force_yml)
     sets = options['datasets'] if isinstance(options.get('datasets'), Mapping) else {}
     training = 'train' in options or 'train' in sets
-    surveys: dict[str, list[TaskSurvey]] = {}
+    surveys: dict[Keys, list[TaskSurvey]] = {}
     problems = check_options(options, training, processes, surveys)
 
-    ours = [CheckedDataset.of(f'datasets.{key}', sets[key], surveys) for key in sets if f'datasets.{key}' in surveys]
+    ours = [
+        CheckedDataset.of(str(key), sets[key], surveys[found])
+        for key in sets
+        if (found := ('datasets', str(key))) in surveys
+    ]
     images = Images()
     for dataset in ours:
         for task in dataset.tasks():
@@ -78,29 +82,13 @@ def check_file(
     return report
 
 
-def _told(problem: str, ours: Sequence[CheckedDataset], places: Places) -> Finding:
-    """A sentence of `check_options` as `basicsr train` says it, with the images it speaks of."""
-    severity, kind = (NOTE, 'machine') if isinstance(problem, MachineProblem) else (ERROR, 'options')
-    if kind == 'machine':
-        return Finding(severity, kind, '', f'This machine: {problem}')
-    message = places.located(problem)
-    for survey in (survey for dataset in ours for survey in dataset.surveys):
-        if problem in survey.gaps:
-            found, items = _gap(problem, survey)
-            return Finding(severity, found, survey.where, message, items)
-        if problem.startswith(survey.where):
-            return Finding(severity, kind, survey.where, message)
-    datasets = [dataset.where for dataset in ours if problem.startswith(f'{dataset.where}.')]
-    return Finding(severity, kind, datasets[0] if datasets else '', message)
-
-
-def _gap(problem: str, survey: TaskSurvey) -> tuple[str, list[tuple[str, str]]]:
-    """Kind and items of images that are missing."""
-    if survey.missing and problem.startswith((f'{survey.where}.list:', f'{survey.where}.files:')):
-        return 'missing', [(name, '') for name in survey.missing]
-    if survey.orphans and problem.startswith(f'{survey.where}: {len(survey.orphans):,} of '):
-        return 'orphans', [(name, f'needs {clear}') for name, clear in survey.orphans]
-    return 'missing', []
+def _told(problem: Problem, ours: Sequence[CheckedDataset], places: Places) -> Finding:
+    """A problem as `basicsr train` says it, of the task or the data set that it belongs to."""
+    if problem.kind == 'machine':
+        return Finding(NOTE, problem.kind, '', f'This machine: {problem}')
+    where = next((dataset.where for dataset in ours if problem.place[:-1][:2] == dataset.path), '')
+    where = next((survey.where for dataset in ours for survey in dataset.surveys if problem in survey), where)
+    return Finding(ERROR, problem.kind, where, places.located(problem), list(problem.items))
 
 
 def _foreign(where: str, options: object, report: Report) -> DatasetReport:
@@ -132,13 +120,18 @@ def _epoch(options: Mapping[str, Any], ours: Sequence[CheckedDataset], processes
     )
 
 
-_RATE_OPTIONS = ('train:', 'train.total_iter', 'train.warmup_iter', 'train.optim_g', 'train.scheduler')
+_RATE_OPTIONS = ('total_iter', 'warmup_iter', 'optim_g', 'scheduler')
 
 
-def _add_rates(report: Report, options: Mapping[str, Any], problems: Sequence[str]) -> None:
+def _add_rates(report: Report, options: Mapping[str, Any], problems: Sequence[Problem]) -> None:
     """The learning rate, where the options of the schedule are sound."""
     train = options.get('train')
-    if not isinstance(train, Mapping) or any(problem.startswith(_RATE_OPTIONS) for problem in problems):
+    if not isinstance(train, Mapping) or any(map(_is_of_rate, problems)):
         return
     if all(isinstance(train.get(key), Mapping) for key in ('optim_g', 'scheduler')) and 'total_iter' in train:
         report.schedule, report.learning_rate = train['scheduler']['type'], rate_curve(train)
+
+
+def _is_of_rate(problem: Problem) -> bool:
+    """Whether a problem is with an option that the learning rate depends on, or with `train` as a whole."""
+    return problem.place == ('train',) or (problem.place[:1] == ('train',) and problem.place[1] in _RATE_OPTIONS)

@@ -8,6 +8,7 @@ from typing import Any
 from promptir_basicsr.checks.images import ImageFacts, Wanted, find_duplicates, inspect_images
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, Duplicates, Finding, TaskReport
 from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.core.problems import Keys, place
 from promptir_basicsr.data.images import centre_area
 from promptir_basicsr.data.lmdb.reader import whole_name
 from promptir_basicsr.data.protocol import expand_protocol
@@ -18,16 +19,25 @@ from promptir_basicsr.data.tasks import Task, TaskSurvey, known_count
 
 @dataclass
 class CheckedDataset:
-    """One of our data sets: its place, its options and what its tasks came to."""
+    """One of our data sets: its key in `datasets`, its options and what its tasks came to."""
 
-    where: str
+    key: str
     opt: Mapping[str, Any]
     surveys: list[TaskSurvey]
 
     @classmethod
-    def of(cls, where: str, opt: Mapping[str, Any], surveys: Mapping[str, list[TaskSurvey]]) -> 'CheckedDataset':
-        phase = where.split('.')[1].split('_')[0]
-        return cls(where, expand_protocol({**opt, 'phase': phase}, where), surveys[where])
+    def of(cls, key: str, opt: Mapping[str, Any], surveys: list[TaskSurvey]) -> 'CheckedDataset':
+        phase = key.split('_')[0]
+        return cls(key, expand_protocol({**opt, 'phase': phase}, ('datasets', key)), surveys)
+
+    @property
+    def path(self) -> Keys:
+        return ('datasets', self.key)
+
+    @property
+    def where(self) -> str:
+        """The place as it is shown."""
+        return place(self.path)
 
     @property
     def training(self) -> bool:

@@ -5,6 +5,7 @@ Options of networks, datasets, losses and models that are not ours are held only
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from promptir_basicsr.archs.traits import names_of, traits_of
 from promptir_basicsr.checkpoints.pretrained import sensor_problems, start_problems
 from promptir_basicsr.checks.speed import check_speed
 from promptir_basicsr.checks.train import check_train
-from promptir_basicsr.core.errors import MachineProblem, OptionError
-from promptir_basicsr.core.messages import check_count, error_lines, first_few, missing, shown, unknown
+from promptir_basicsr.core.errors import OptionError, problems_of
+from promptir_basicsr.core.messages import check_count, first_few, missing, shown, unknown, unknown_name
+from promptir_basicsr.core.problems import Keys, Kind, Problem, keys, place, problem
 from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
 from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.protocol import expand_protocol
@@ -38,9 +40,9 @@ def check_options(
     options: Mapping[str, Any],
     is_train: bool,
     processes: int = 1,
-    surveys: 'dict[str, list[TaskSurvey]] | None' = None,
-) -> list[str]:
-    """All problems of an option file, a line each; each begins with the place of the option.
+    surveys: 'dict[Keys, list[TaskSurvey]] | None' = None,
+) -> list[Problem]:
+    """All problems of an option file.
 
     Args:
         options: the file's content as read.
@@ -51,10 +53,10 @@ def check_options(
     model = options.get('model_type')
     ours = (model, is_train) in OWN_RUNS if isinstance(model, str) else False
     problems = run_schema(model, is_train).problems(options)
-    told = {_place_of(problem) for problem in problems}
+    told = {(each.place, each.path) for each in problems}
     sections = {key: options[key] for key in SECTIONS if isinstance(options.get(key), Mapping)}
     # What follows needs more than an option by itself. It leaves alone what is no option at all.
-    found: list[str] = []
+    found: list[Problem] = []
     if 'model_type' in options:
         found += check_registered('model_type', 'model', model, MODEL_REGISTRY)
     found += _check_gpus(options.get('num_gpu'))
@@ -73,39 +75,32 @@ def check_options(
         found += _check_val(sections['val'])
     if ours:
         found += check_speed(options, sections, is_train, processes, network)
-    return problems + [problem for problem in found if _place_of(problem) not in told]
+    return problems + [each for each in found if (each.place, each.path) not in told]
 
 
-def _place_of(problem: str) -> str:
-    """What a problem begins with; of a key that is not known the key belongs to it."""
-    place, _, text = problem.partition(': ')
-    return f'{place}: {text.partition(".")[0]}' if text.startswith('unknown option ') else place
-
-
-def _check_gpus(number: object) -> list[str]:
+def _check_gpus(number: object) -> list[Problem]:
     there = torch.cuda.device_count()
     if isinstance(number, bool) or not isinstance(number, int) or number <= there:
         return []
-    found = f'num_gpu: {number} asked for, this machine shows {there}. '
-    return [MachineProblem(f'{found}Write `num_gpu: auto` (all there are) or `num_gpu: 0` (CPU).')]
+    advice = 'Write `num_gpu: auto` (all there are) or `num_gpu: 0` (CPU).'
+    return [Problem(('num_gpu',), f'{number} asked for, this machine shows {there}. {advice}', 'machine')]
 
 
-def _check_path(paths: Mapping[str, Any]) -> list[str]:
+def _check_path(paths: Mapping[str, Any]) -> list[Problem]:
     """BasicSR makes a folder of every key that it does not know."""
     return [
-        f'path.{key}: {shown(value)} is not text.'
+        problem(('path', str(key)), f'{shown(value)} is not text.')
         for key, value in paths.items()
         if key not in PathOptions.model_fields and not isinstance(value, str | None)
     ]
 
 
-def check_network(options: Mapping[str, Any], where: str = 'network_g') -> list[str]:
+def check_network(options: Mapping[str, Any], where: str | Keys = 'network_g') -> list[Problem]:
     """A network's type and the names of its options; ours are also built, without memory, to check the values."""
     if 'type' not in options:
-        return [
-            f'{line} One of: {", ".join(sorted(ARCH_REGISTRY.keys()))}.' for line in missing(where, options, ['type'])
-        ]
-    problems = check_registered(f'{where}.type', 'network', options['type'], ARCH_REGISTRY)
+        known = ', '.join(sorted(ARCH_REGISTRY.keys()))
+        return [replace(each, message=f'{each.message} One of: {known}.') for each in missing(where, options, ['type'])]
+    problems = check_registered((*keys(where), 'type'), 'network', options['type'], ARCH_REGISTRY)
     if problems:
         return problems
     network = find_registered(ARCH_REGISTRY, options['type'])
@@ -118,18 +113,18 @@ def check_network(options: Mapping[str, Any], where: str = 'network_g') -> list[
     return problems
 
 
-def _build(where: str, network: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[list[str], bool]:
+def _build(where: str | Keys, network: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[list[Problem], bool]:
     """What a network's constructor says, without memory for its weights; and whether it means it for users."""
     try:
         with torch.device('meta'), _limited_modules():
             network(**arguments)
     except ValueError as error:
-        return error_lines(where, error), True
+        return problems_of(where, error), True
     except RuntimeError as error:
         # Others are those of constructors that cannot do without memory.
-        return error_lines(where, error) if any(sign in str(error) for sign in _IMPOSSIBLE) else [], False
+        return problems_of(where, error) if any(sign in str(error) for sign in _IMPOSSIBLE) else [], False
     except Exception as error:  # whatever it is, it would end the training as well
-        return error_lines(where, error), False
+        return problems_of(where, error), False
     return [], False
 
 
@@ -155,46 +150,47 @@ def _limited_modules() -> Iterator[None]:
         handle.remove()
 
 
-def _check_kind(network: Mapping[str, Any], model: str) -> list[str]:
+def _check_kind(network: Mapping[str, Any], model: str) -> list[Problem]:
     """A sensor goes with SensorModel, everything else with PromptModel."""
     is_sensor = traits_of(find_registered(ARCH_REGISTRY, network['type'])).is_sensor
     if is_sensor == (model == 'SensorModel'):
         return []
-    where = f"network_g.type: '{network['type']}'"
-    if is_sensor:
-        return [f'{where} tells degradations apart and restores nothing. Train it by `model_type: SensorModel`.']
-    sensors = ', '.join(names_of(lambda traits: traits.is_sensor))
-    return [f'{where} is no sensor, which `model_type: SensorModel` trains. Allowed: {sensors}.']
+    told = 'tells degradations apart and restores nothing. Train it by `model_type: SensorModel`.'
+    if not is_sensor:
+        sensors = ', '.join(names_of(lambda traits: traits.is_sensor))
+        told = f'is no sensor, which `model_type: SensorModel` trains. Allowed: {sensors}.'
+    return [problem(('network_g', 'type'), f"'{network['type']}' {told}")]
 
 
-def _check_start(options: Mapping[str, Any], sections: Mapping[str, Any], is_train: bool) -> list[str]:
+def _check_start(options: Mapping[str, Any], sections: Mapping[str, Any], is_train: bool) -> list[Problem]:
     complete = {'name': options.get('name'), 'path': {}, **sections}
     return label_problems(complete) + (start_problems(complete, is_train) or sensor_problems(complete))
 
 
 def _check_datasets(
-    options: Mapping[str, Any], is_train: bool, processes: int, surveys: 'dict[str, list[TaskSurvey]] | None'
-) -> list[str]:
-    problems: list[str] = []
+    options: Mapping[str, Any], is_train: bool, processes: int, surveys: 'dict[Keys, list[TaskSurvey]] | None'
+) -> list[Problem]:
+    problems: list[Problem] = []
     datasets = options['datasets']
     allowed = ('train', 'val') if is_train else ('test', 'val')
     if is_train and 'train' not in datasets:
-        problems.append('datasets.train: is missing.')
+        problems.append(problem(('datasets', 'train'), 'is missing.'))
     for key, dataset in datasets.items():
-        where, phase = f'datasets.{key}', str(key).split('_')[0]
+        where, phase = ('datasets', str(key)), str(key).split('_')[0]
         # BasicSR takes only the exact word for the training set.
         if phase not in allowed or (phase == 'train' and key != 'train'):
             found = key if phase == 'train' else phase
-            problems.append(unknown(where, 'phase', found, allowed) + ' Several sets: val_1, val_2.')
+            message = unknown_name('phase', found, allowed) + ' Several sets: val_1, val_2.'
+            problems.append(problem(where, message))
             continue
         if not isinstance(dataset, Mapping):
-            problems.append(f'{where}: give options `key: value`, not {dataset!r}.')
+            problems.append(problem(where, f'give options `key: value`, not {dataset!r}.'))
             continue
         loaded = LoadedTraining if phase == 'train' else LoadedDataset
         loading = loaded.problems(dataset, where)
         problems += loading
         if 'type' in dataset:
-            problems += check_registered(f'{where}.type', 'dataset', dataset['type'], DATASET_REGISTRY)
+            problems += check_registered((*where, 'type'), 'dataset', dataset['type'], DATASET_REGISTRY)
         problems += [] if loading else _check_loading(where, dataset, phase)
         if dataset.get('type') == 'AllInOneDataset':
             try:
@@ -212,31 +208,36 @@ def _check_datasets(
     return problems + _same_names(datasets)
 
 
-def _same_names(datasets: Mapping[str, Any]) -> list[str]:
+def _same_names(datasets: Mapping[str, Any]) -> list[Problem]:
     """Results and pictures of a data set are kept under its name."""
-    names: dict[str, list[str]] = {}
+    names: dict[str, list[Keys]] = {}
     for key, dataset in datasets.items():
         if key != 'train' and isinstance(dataset, Mapping) and isinstance(dataset.get('name'), str):
-            names.setdefault(dataset['name'], []).append(f'datasets.{key}')
+            names.setdefault(dataset['name'], []).append(('datasets', str(key)))
     return [
-        f"{' and '.join(places)}: have the same name '{name}'. Give each a `name` of its own."
+        Problem(
+            places[0],
+            f"{' and '.join(map(place, places))}: have the same name '{name}'. Give each a `name` of its own.",
+            shown=(),
+        )
         for name, places in names.items()
         if len(places) > 1
     ]
 
 
-def _check_loading(where: str, dataset: Mapping[str, Any], phase: str) -> list[str]:
+def _check_loading(where: Keys, dataset: Mapping[str, Any], phase: str) -> list[Problem]:
     """What BasicSR's loader reads. It gives workers to the training set only."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     if dataset.get('prefetch_mode') == 'cuda' and not (dataset.get('pin_memory') and torch.cuda.is_available()):
-        problem = f"{where}.prefetch_mode: 'cuda' goes with a GPU and `pin_memory: true`."
-        problems.append(MachineProblem(problem) if dataset.get('pin_memory') else problem)
+        message = "'cuda' goes with a GPU and `pin_memory: true`."
+        kind: Kind = 'machine' if dataset.get('pin_memory') else 'options'
+        problems.append(Problem((*where, 'prefetch_mode'), message, kind))
     if phase != 'train' and dataset.get('persistent_workers'):
-        problems.append(f'{where}.persistent_workers: there are no workers to keep. Leave the key out.')
+        problems.append(problem((*where, 'persistent_workers'), 'there are no workers to keep. Leave the key out.'))
     return problems
 
 
-def _check_patch(where: str, size: int, network: object) -> list[str]:
+def _check_patch(where: Keys, size: int, network: object) -> list[Problem]:
     """Training patches go into the network as they are; images of a validation are padded."""
     if not isinstance(network, Mapping):
         return []
@@ -247,7 +248,8 @@ def _check_patch(where: str, size: int, network: object) -> list[str]:
     if size % multiple == 0:
         return []
     nearest = max(1, round(size / multiple)) * multiple
-    return [f'{where}.gt_size: {size} is not a multiple of {multiple}, which {kind} needs. Take {nearest}.']
+    message = f'{size} is not a multiple of {multiple}, which {kind} needs. Take {nearest}.'
+    return [problem((*where, 'gt_size'), message)]
 
 
 def _size_multiple(kind: str, options: Mapping[str, Any]) -> int:
@@ -260,7 +262,7 @@ def _size_multiple(kind: str, options: Mapping[str, Any]) -> int:
     return traits.declared_multiple or 1
 
 
-def _check_labels(where: str, tasks: 'Sequence[Task]', network: object) -> list[str]:
+def _check_labels(where: Keys, tasks: 'Sequence[Task]', network: object) -> list[Problem]:
     """A network that is told degradations, or tells them, knows as many as its `num_degradations`."""
     kind = network.get('type') if isinstance(network, Mapping) else None
     if not isinstance(network, Mapping) or check_registered('', '', kind, ARCH_REGISTRY):
@@ -271,12 +273,15 @@ def _check_labels(where: str, tasks: 'Sequence[Task]', network: object) -> list[
     if not (above and number and (traits.takes_degradation or traits.is_sensor)):
         return []
     return [
-        f'{where}.tasks: labels of {first_few(above)}; the network knows those from 0 to {number - 1}. '
-        f'Raise network_g.num_degradations, or give the tasks such labels.'
+        problem(
+            (*where, 'tasks'),
+            f'labels of {first_few(above)}; the network knows those from 0 to {number - 1}. '
+            'Raise network_g.num_degradations, or give the tasks such labels.',
+        )
     ]
 
 
-def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> list[str]:
+def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> list[Problem]:
     """Training has to reach total_iter, see `plan_epochs`."""
     plan = plan_epochs(options, samples, processes)
     if plan is None:  # told elsewhere
@@ -285,66 +290,74 @@ def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> l
     if plan.epochs * plan.iterations >= total:
         return []
     sampling = options['datasets']['train'].get('sampling') or {}
-    longer = '`sampling.epoch_size`' if sampling.get('epoch_size') else 'the `copies` of the tasks'
+    longer, key = '`sampling.epoch_size`', 'sampling'
+    if not sampling.get('epoch_size'):
+        longer, key = 'the `copies` of the tasks', 'tasks'
+    named: list[Keys] = [(key,), ('dataset_enlarge_ratio',), ('batch_size_per_gpu',)]
     mend = f'Raise {longer} or `dataset_enlarge_ratio`, or lower `batch_size_per_gpu`.'
     if plan.in_process > 1:
-        mend = 'Start one process a GPU (torchrun ... --launcher pytorch), or take `num_gpu: 1`.'
+        mend, named = 'Start one process a GPU (torchrun ... --launcher pytorch), or take `num_gpu: 1`.', []
     return [
-        f'datasets.train: an epoch has {plan.samples:,} samples, {plan.iterations:,} whole batches of {plan.batch:,}; '
-        f'training would end after {plan.epochs * plan.iterations:,} of {total:,} iterations. ' + mend
+        problem(
+            ('datasets', 'train'),
+            f'an epoch has {plan.samples:,} samples, {plan.iterations:,} whole batches of {plan.batch:,}; training '
+            f'would end after {plan.epochs * plan.iterations:,} of {total:,} iterations. {mend}',
+            *named,
+        )
     ]
 
 
-def _check_val(options: Mapping[str, Any]) -> list[str]:
+def _check_val(options: Mapping[str, Any]) -> list[Problem]:
     """What is measured, by what the best weights are known, and in which tiles images are restored."""
-    metrics, problems = options.get('metrics') or {}, []
+    metrics = options.get('metrics') or {}
+    problems: list[Problem] = []
     if not isinstance(metrics, Mapping):  # told by the schema
         return []
     for name, metric in metrics.items():
-        problems += check_metric(f'val.metrics.{name}', metric)
+        problems += check_metric(('val', 'metrics', str(name)), metric)
     best = options.get('best_metric')
     if best is not None and best not in list(metrics):
-        problems.append(unknown('val.best_metric', 'metric', best, metrics))
+        problems.append(unknown(('val', 'best_metric'), 'metric', best, metrics))
     tile, overlap = options.get('tile'), options.get('tile_overlap')
     overlap = Settings.overlap if overlap is None else overlap
     if isinstance(tile, int) and isinstance(overlap, int) and 0 < tile <= overlap:
-        problems.append(
-            f'val.tile: {tile} pixels, and tile_overlap is {overlap}. Take larger tiles, or a smaller overlap.'
-        )
+        message = f'{tile} pixels, and tile_overlap is {overlap}. Take larger tiles, or a smaller overlap.'
+        problems.append(problem(('val', 'tile'), message))
     return problems
 
 
-def check_metric(where: str, options: object) -> list[str]:
+def check_metric(where: Keys, options: object) -> list[Problem]:
     """A metric's type and the names of its options."""
     if not isinstance(options, Mapping) or 'type' not in options:
-        return [f'{where}: give options with a type, e.g. {{type: calculate_paper_psnr}}, not {options!r}.']
-    problems = check_registered(f'{where}.type', 'metric', options['type'], METRIC_REGISTRY)
+        return [problem(where, f'give options with a type, e.g. {{type: calculate_paper_psnr}}, not {options!r}.')]
+    problems = check_registered((*where, 'type'), 'metric', options['type'], METRIC_REGISTRY)
     if problems:
         return problems
     # `better` is read by the model, BasicSR's metrics let it vanish in their **kwargs.
     arguments = {key: value for key, value in options.items() if key not in ('type', 'better')}
     if options.get('better', 'higher') not in ('higher', 'lower'):
-        problems.append(f"{where}.better: {options['better']!r} is neither 'higher' nor 'lower'.")
+        problems.append(problem((*where, 'better'), f"{options['better']!r} is neither 'higher' nor 'lower'."))
     if 'crop_border' in options:
-        problems += check_count(f'{where}.crop_border', options['crop_border'], least=0)
+        problems += check_count((*where, 'crop_border'), options['crop_border'], least=0)
     metric = find_registered(METRIC_REGISTRY, options['type'])
     problems += check_arguments(where, metric, arguments, given=('img', 'img2'))
-    told = {_place_of(problem) for problem in problems}
-    return problems + [line for line in type_problems(where, metric, arguments) if _place_of(line) not in told]
+    told = {each.path for each in problems}
+    return problems + [each for each in type_problems(where, metric, arguments) if each.path not in told]
 
 
-def label_problems(options: Mapping[str, Any]) -> list[str]:
+def label_problems(options: Mapping[str, Any]) -> list[Problem]:
     """Why a mixture in `val.labels` cannot be given to `network_g`, whose options were found to be right."""
     labels, network = (options.get('val') or {}).get('labels'), options['network_g']
     if not isinstance(labels, Mapping):
         return []
+    where = ('val', 'labels')
     traits = traits_of(find_registered(ARCH_REGISTRY, network['type']), network)
     number = traits.num_degradations
     if not (traits.takes_degradation and number):
-        return [f'val.labels: {network["type"]} takes no labels. Leave the key out.']
+        return [problem(where, f'{network["type"]} takes no labels. Leave the key out.')]
     names = check_names(network['type'], number, network.get('degradations'))
     try:
-        weights_of(labels, torch.zeros(1), number, names, 'val.labels')
-    except ValueError as error:
-        return str(error).splitlines()
+        weights_of(labels, torch.zeros(1), number, names, where)
+    except OptionError as error:
+        return error.problems
     return []

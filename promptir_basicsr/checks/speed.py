@@ -4,14 +4,15 @@ Values that are none at all are the schema's to tell, and left alone here.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, FORMULATIONS
-from promptir_basicsr.core.errors import MachineProblem
 from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import find_registered
 from promptir_basicsr.core.vocabulary import PRECISIONS
 from promptir_basicsr.runtime.precision import device_problems
@@ -24,8 +25,8 @@ def check_speed(
     is_train: bool,
     processes: int,
     network: Mapping[str, Any] | None,
-) -> list[str]:
-    """The problems of these options, a line each, wherever they stand in a file.
+) -> list[Problem]:
+    """The problems of these options, wherever they are in a file.
 
     Args:
         options: the file's content.
@@ -35,64 +36,61 @@ def check_speed(
         network: `network_g`, where it was found to be right.
     """
     gpus = options.get('num_gpu')
-    problems = []
+    problems: list[Problem] = []
     if is_train:
         problems += check_device('precision', options.get('precision'), gpus)
         problems += check_compile(options.get('compile'), gpus, processes)
         data = sections.get('datasets', {}).get('train')
         batch = data.get('batch_size_per_gpu') if isinstance(data, Mapping) else None
         problems += check_accumulate(sections.get('train', {}), batch)
-    problems += check_device('val.precision', sections.get('val', {}).get('precision'), gpus)
+    problems += check_device(('val', 'precision'), sections.get('val', {}).get('precision'), gpus)
     if network is not None:
         problems += check_blocks(network, options.get('formulation'), options.get('activation_checkpointing'))
     return problems
 
 
-def check_device(where: str, precision: object, gpus: object) -> list[str]:
+def check_device(where: str | Keys, precision: object, gpus: object) -> list[Problem]:
     """Whether the device has a precision; `gpus` is `num_gpu`."""
     if not isinstance(precision, str) or precision not in PRECISIONS:
         return []
     on_cpu = gpus == 0 or not torch.cuda.is_available()
     problems = device_problems(where, precision, torch.device('cpu' if on_cpu else 'cuda'))
     # Another machine may have other GPUs.
-    return problems if gpus == 0 else [MachineProblem(problem) for problem in problems]
+    return problems if gpus == 0 else [replace(each, kind='machine') for each in problems]
 
 
-def check_compile(how: object, gpus: object, processes: int) -> list[str]:
+def check_compile(how: object, gpus: object, processes: int) -> list[Problem]:
     """A compiled network is not copied to several GPUs of one process; `gpus` is `num_gpu`."""
     number = torch.cuda.device_count() if gpus == 'auto' else gpus
     if not how or processes > 1 or not isinstance(number, int) or number < 2:
         return []
-    return [
-        f'compile: not for {number} GPUs of one process. Start one process a GPU (torchrun ... --launcher pytorch), or '
-        'take `num_gpu: 1`.'
-    ]
+    advice = 'Start one process a GPU (torchrun ... --launcher pytorch), or take `num_gpu: 1`.'
+    return [problem('compile', f'not for {number} GPUs of one process. {advice}')]
 
 
-def check_accumulate(train: Mapping[str, Any], batch: object) -> list[str]:
+def check_accumulate(train: Mapping[str, Any], batch: object) -> list[Problem]:
     """In how many equal parts a batch passes the network, which only losses that are means allow."""
-    where, count = 'train.accumulate', train.get('accumulate')
+    where, count = ('train', 'accumulate'), train.get('accumulate')
     if not isinstance(count, int) or check_count(where, count, least=2):
         return []
-    problems = []
+    problems: list[Problem] = []
     if isinstance(batch, int) and batch > 0 and batch % count:
         allowed = ', '.join(str(number) for number in range(1, batch + 1) if batch % number == 0)
-        problems.append(
-            f'{where}: {count} does not divide datasets.train.batch_size_per_gpu, {batch}, into equal parts. '
-            f'Allowed: {allowed}.'
-        )
+        message = f'{count} does not divide datasets.train.batch_size_per_gpu, {batch}, into equal parts.'
+        problems.append(problem(where, f'{message} Allowed: {allowed}.'))
     for key in ('pixel_opt', 'frequency_opt', 'perceptual_opt'):
         loss = train.get(key)
         if isinstance(loss, Mapping) and (loss.get('reduction') == 'sum' or loss.get('criterion') == 'fro'):
             wrong = 'reduction' if loss.get('reduction') == 'sum' else 'criterion'
-            problems.append(
-                f"train.{key}.{wrong}: '{loss[wrong]}' gives no mean over images, which `train.accumulate` needs. "
+            message = (
+                f"'{loss[wrong]}' gives no mean over images, which `train.accumulate` needs. "
                 'Take one that does, or leave accumulate out.'
             )
+            problems.append(problem(('train', key, wrong), message))
     return problems
 
 
-def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: Any) -> list[str]:
+def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: Any) -> list[Problem]:
     """Whether a network has the blocks that it is asked for. It is built without memory, if that is possible."""
     if formulation not in (None, *FORMULATIONS) or checkpointing not in (None, *CHECKPOINTING):
         return []

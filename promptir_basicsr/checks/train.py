@@ -2,17 +2,17 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
 from promptir_basicsr.archs.traits import no_prompts, prompts_of, traits_of
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, problems_of
 from promptir_basicsr.core.messages import (
     check_count,
-    error_lines,
     first_few,
     is_number,
     missing,
@@ -20,18 +20,20 @@ from promptir_basicsr.core.messages import (
     shown,
     unknown,
 )
+from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
 from promptir_basicsr.losses.loss_scaler import LossScaler
 from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, scheduler_arguments
 from promptir_basicsr.options.registered import type_problems
 
+PROMPT_LOSS: Keys = ('train', 'prompt_opt')
 IMAGE_LOSSES = ('pixel_opt', 'frequency_opt', 'perceptual_opt')
 
 
 def check_train(
     options: Mapping[str, Any], ours: bool, network: Mapping[str, Any] | None = None, sensor: bool = False
-) -> list[str]:
-    """What is wrong with the section `train` beyond the types of its options, a line each.
+) -> list[Problem]:
+    """What is wrong with the section `train` beyond the types of its options.
 
     Args:
         options: the section.
@@ -40,7 +42,7 @@ def check_train(
         sensor: for SensorModel, whose loss is not an option.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    problems = []
+    problems: list[Problem] = []
     if ours and not sensor and not given.keys() & set(IMAGE_LOSSES):
         problems += missing('train', given, ['pixel_opt'])
     if ours:
@@ -51,7 +53,7 @@ def check_train(
         problems += _check_scheduler(given['scheduler'], given)
     for key in (*IMAGE_LOSSES, 'prompt_opt') if ours else ('pixel_opt', 'perceptual_opt'):
         if isinstance(given.get(key), Mapping) and not sensor:
-            problems += _check_loss(f'train.{key}', given[key])
+            problems += _check_loss(('train', key), given[key])
     if ours and isinstance(given.get('prompt_opt'), Mapping) and network is not None:
         problems += _check_prompts(network)
     if ours and isinstance(given.get('loss_scaler'), Mapping):
@@ -59,43 +61,42 @@ def check_train(
     return problems
 
 
-def _check_total(train: Mapping[str, Any]) -> list[str]:
+def _check_total(train: Mapping[str, Any]) -> list[Problem]:
     """Iterations that lie behind the end of the run, where they would change nothing."""
     total, warmup, scheduler = train.get('total_iter'), train.get('warmup_iter', -1), train.get('scheduler')
     if not isinstance(total, int) or check_count('', total):
         return []
-    problems = []
+    problems: list[Problem] = []
     if not check_count('', warmup) and warmup >= total:
-        problems.append(f'train.warmup_iter: {warmup:,} is not below total_iter {total:,}. Shorten the warm-up.')
+        message = f'{warmup:,} is not below total_iter {total:,}. Shorten the warm-up.'
+        problems.append(problem(('train', 'warmup_iter'), message))
     for key in ('milestones', 'restarts'):
         values = scheduler.get(key) if isinstance(scheduler, Mapping) else None
         late = [value for value in values if is_number(value) and value > total] if isinstance(values, list) else []
         if late:
-            problems.append(
-                f'train.scheduler.{key}: {first_few(f"{value:,}" for value in late)} lie behind total_iter {total:,}. '
-                'Take them out, or train longer.'
-            )
+            message = f'{first_few(f"{value:,}" for value in late)} lie behind total_iter {total:,}.'
+            problems.append(problem(('train', 'scheduler', key), f'{message} Take them out, or train longer.'))
     return problems
 
 
-def _check_optimizer(options: Mapping[str, Any]) -> list[str]:
-    where = 'train.optim_g'
+def _check_optimizer(options: Mapping[str, Any]) -> list[Problem]:
+    where = ('train', 'optim_g')
     problems = missing(where, options, ('type', 'lr'))
     known = [name for name in dir(torch.optim) if inspect.isclass(getattr(torch.optim, name)) and name != 'Optimizer']
     if 'type' not in options:
         return problems
     if options['type'] not in known:
-        return [*problems, unknown(f'{where}.type', 'optimizer', options['type'], known)]
+        return [*problems, unknown((*where, 'type'), 'optimizer', options['type'], known)]
     arguments = {key: value for key, value in options.items() if key != 'type'}
     optimizer = getattr(torch.optim, options['type'])
     problems += check_arguments(where, optimizer, arguments, given=('self', 'params'))
     for key, value in arguments.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(number is None or isinstance(number, bool) or is_number(number) for number in numbers):
-            sentence = f'{where}.{key}: {shown(value)} is neither a number nor a list of numbers.'
-            problems.append(sentence + quotes_hint(value))
+            message = f'{shown(value)} is neither a number nor a list of numbers.{quotes_hint(value)}'
+            problems.append(problem((*where, key), message))
         elif key == 'lr' and not (is_number(value) and value > 0):
-            problems.append(f'{where}.lr: {value!r} is not a number above 0.')
+            problems.append(problem((*where, 'lr'), f'{value!r} is not a number above 0.'))
     if problems:
         return problems
     weights = [torch.zeros(1, 1)]
@@ -104,17 +105,17 @@ def _check_optimizer(options: Mapping[str, Any]) -> list[str]:
         return []
     # torch does not always say which of the options it refuses.
     for key, value in arguments.items():
-        problems += _build(f'{where}.{key}', optimizer, weights, **{key: value})
+        problems += _build((*where, key), optimizer, weights, **{key: value})
     return problems or together
 
 
-def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> list[str]:
-    where, kind, total = 'train.scheduler', options.get('type'), train.get('total_iter', 0)
+def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> list[Problem]:
+    where, kind, total = ('train', 'scheduler'), options.get('type'), train.get('total_iter', 0)
     known_total = not check_count('', total)
     if 'type' not in options:
         return missing(where, options, ['type'])
     if kind not in (*SCHEDULERS, *HOST_SCHEDULERS):
-        return [unknown(f'{where}.type', 'schedule', kind, (*SCHEDULERS, *HOST_SCHEDULERS))]
+        return [unknown((*where, 'type'), 'schedule', kind, (*SCHEDULERS, *HOST_SCHEDULERS))]
     scheduler: Callable[..., Any]
     if kind in SCHEDULERS:
         scheduler, arguments = scheduler_arguments(options, total if known_total else sys.maxsize)
@@ -124,7 +125,7 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
     for key in ('milestones', 'periods', 'restarts', 'restart_weights'):
         value = arguments.get(key, [])
         if not isinstance(value, list) or not all(is_number(number) for number in value):
-            problems.append(f'{where}.{key}: {shown(value)} is not a list of numbers.')
+            problems.append(problem((*where, key), f'{shown(value)} is not a list of numbers.'))
     if not problems:
         optimizer_options = train.get('optim_g')
         lr = optimizer_options.get('lr') if isinstance(optimizer_options, Mapping) else None
@@ -133,71 +134,87 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
     if not problems and kind == 'CosineAnnealingRestartLR' and known_total:
         periods = arguments['periods']
         if sum(periods) < total:
-            problems.append(
-                f'{where}.periods: add up to {sum(periods):,}, less than total_iter {total:,}: BasicSR would stop with '
-                'an error there. Make them add up to total_iter.'
+            message = (
+                f'add up to {sum(periods):,}, less than total_iter {total:,}: BasicSR would stop with an error there. '
+                'Make them add up to total_iter.'
             )
+            problems.append(problem((*where, 'periods'), message))
     return problems
 
 
-def _check_loss(where: str, options: Mapping[str, Any]) -> list[str]:
+def _check_loss(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
     problems = missing(where, options, ['type'])
-    problems = problems or check_registered(f'{where}.type', 'loss', options['type'], LOSS_REGISTRY)
+    problems = problems or check_registered((*where, 'type'), 'loss', options['type'], LOSS_REGISTRY)
     if problems:
         return problems
     loss = find_registered(LOSS_REGISTRY, options['type'])
-    if getattr(loss, 'takes_prompts', False) != (where == 'train.prompt_opt'):
+    if getattr(loss, 'takes_prompts', False) != (where == PROMPT_LOSS):
         return [_misplaced(where, options['type'])]
     arguments = {key: value for key, value in options.items() if key != 'type'}
     problems = check_arguments(where, loss, arguments)
     if not is_number(options.get('loss_weight', 1)):
         weight = options['loss_weight']
-        problems.append(f'{where}.loss_weight: {shown(weight)} is not a number.{quotes_hint(weight)}')
+        problems.append(problem((*where, 'loss_weight'), f'{shown(weight)} is not a number.{quotes_hint(weight)}'))
     problems += [] if problems else type_problems(where, loss, arguments)
     # A perceptual loss is not built here: that reads, or downloads, a network.
-    if not problems and where != 'train.perceptual_opt':
+    if not problems and where != ('train', 'perceptual_opt'):
         problems += _build(where, loss, **arguments)
     return problems
 
 
-def _misplaced(where: str, kind: str) -> str:
-    """The sentence for a loss of images in the place of a loss of prompts, or the other way round."""
-    if where != 'train.prompt_opt':
-        return f"{where}.type: '{kind}' is a loss of the network's prompts, not of images. Its place is prompt_opt."
-    known = sorted(name for name, loss in LOSS_REGISTRY if getattr(loss, 'takes_prompts', False))
-    return f"{where}.type: '{kind}' is a loss of images, not of prompts. Allowed: {', '.join(known)}."
+def _misplaced(where: Keys, kind: str) -> Problem:
+    """A loss of images in the place of a loss of prompts, or the other way round."""
+    message = f"'{kind}' is a loss of the network's prompts, not of images. Its place is prompt_opt."
+    if where == PROMPT_LOSS:
+        known = sorted(name for name, loss in LOSS_REGISTRY if getattr(loss, 'takes_prompts', False))
+        message = f"'{kind}' is a loss of images, not of prompts. Allowed: {', '.join(known)}."
+    return problem((*where, 'type'), message)
 
 
-def _check_prompts(network: Mapping[str, Any]) -> list[str]:
+def _check_prompts(network: Mapping[str, Any]) -> list[Problem]:
     """Whether a network has prompts that a loss can act on. It is built without memory."""
-    where, kind = 'train.prompt_opt', find_registered(ARCH_REGISTRY, network['type'])
+    where, kind = PROMPT_LOSS, find_registered(ARCH_REGISTRY, network['type'])
     if not traits_of(kind).has_prompt_vectors:
-        return [f'{where}: {no_prompts(network["type"])}']
+        return [problem(where, no_prompts(network['type']))]
     try:
         with torch.device('meta'):
             prompts_of(kind(**{key: value for key, value in network.items() if key != 'type'}))
     except ValueError as error:
-        return error_lines(where, error)
+        return problems_of(where, error)
     except RuntimeError:  # not every constructor can do without memory
         pass
     return []
 
 
-def _check_scaler(options: Mapping[str, Any]) -> list[str]:
-    where = 'train.loss_scaler'
+def _check_scaler(options: Mapping[str, Any]) -> list[Problem]:
+    where = ('train', 'loss_scaler')
     problems = check_arguments(where, LossScaler, options)
     known = inspect.signature(LossScaler).parameters
     try:
         LossScaler(**{key: value for key, value in options.items() if key in known})
     except OptionError as error:
-        problems += [f'{where}.{problem}' for problem in error.problems]
+        problems += problems_of(where, error)
     return problems
 
 
-def _build(where: str, function: Callable[..., Any], *given: Any, **arguments: Any) -> list[str]:
+def _build(where: Keys, function: Callable[..., Any], *given: Any, **arguments: Any) -> list[Problem]:
     """What a constructor says to the values of its options."""
     try:
         function(*given, **arguments)
     except Exception as error:  # whatever it is, it would end the training as well
-        return error_lines(where, error)
+        found = problems_of(where, error)
+        if isinstance(error, OptionError):
+            return found
+        return [replace(each, path=(*where, *_cause(function, given, arguments)), shown=where) for each in found]
     return []
+
+
+def _cause(function: Callable[..., Any], given: Sequence[Any], arguments: Mapping[str, Any]) -> Keys:
+    """The argument without which a constructor has nothing to say, because what it says names none for certain."""
+    for key in arguments:
+        try:
+            function(*given, **{other: value for other, value in arguments.items() if other != key})
+        except Exception:
+            continue
+        return (key,)
+    return ()

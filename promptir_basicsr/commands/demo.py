@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.demo.app import Activity, build_page
 from promptir_basicsr.demo.content import copy_examples, make_examples
 from promptir_basicsr.inference.restorer import Restorer
@@ -28,7 +29,9 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         OptionError: mistakes in the arguments, a file that cannot be used, or gradio is missing.
     """
-    problems = [] if args.weights else ['--weights: is missing: the file of a trained network; see docs/weights.md.']
+    problems: list[Problem | str] = []
+    if not args.weights:
+        problems.append('--weights: is missing: the file of a trained network; see docs/weights.md.')
     if not 0 < args.max_megapixels < 1000:
         problems.append(f'--max-megapixels: {args.max_megapixels:g} is not above 0 and below 1000.')
     if not 0 < args.port < 1 << 16:

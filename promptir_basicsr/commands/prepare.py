@@ -15,6 +15,7 @@ from rich.text import Text
 from promptir_basicsr.core.command_line import cores
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import check_count, printable
+from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.data.lmdb.plan import Preparation, plan_preparation
 from promptir_basicsr.data.lmdb.prepare import Prepared, in_units, prepare_databases, verify_databases
 from promptir_basicsr.data.lmdb.writer import PrepareError
@@ -50,11 +51,7 @@ def main(args: argparse.Namespace) -> int:
                 args.only,
             )
         except OptionError as error:
-            # What is wrong with the file begins with its place in it.
-            located = places.located if places else f'{made_from}: {{}}'.format
-            raise OptionError(
-                located(problem) if problem.startswith('datasets') else problem for problem in error.problems
-            ) from error
+            raise OptionError(error.problems, lambda problem: _located(problem, places, made_from)) from error
         prepared = prepare_databases(preparation, workers, args.overwrite)
         _report(preparation, prepared)
         if args.verify is not None:
@@ -80,6 +77,13 @@ def _read_options(args: argparse.Namespace) -> tuple[dict[str, Any], str, str, P
         raise OptionError(['--protocol: give --dataroot, where its folders start, and no --force_yml.'])
     name = Path(args.protocol).stem
     return {'datasets': protocol_datasets(args.protocol, args.dataroot)}, name, f'the protocol {name}', None
+
+
+def _located(problem: Problem, places: Places | None, made_from: str) -> str:
+    """The text of a problem; of one with the data sets after where these are from."""
+    if problem.path[:1] != ('datasets',):
+        return str(problem)
+    return places.located(problem) if places else f'{made_from}: {problem}'
 
 
 def _verify_count(text: str | None) -> int | None:

@@ -5,8 +5,9 @@ import sys
 import warnings
 from typing import Any
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, problems_of
 from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
 from promptir_basicsr.inference.batch import Reporter, measure_sources, restore_files
 from promptir_basicsr.inference.plan import Plan, plan_restoration
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         restorer.check_labels(labels, args.strength)
     except ValueError as error:
-        raise OptionError([f'--labels: {line}' for line in str(error).splitlines()]) from error
+        raise OptionError(f'--labels: {problem}' for problem in problems_of('', error)) from error
     least = restorer.traits.size_multiple
     if isinstance(args.tile, int) and args.tile < least:
         raise OptionError([f'--tile: {args.tile}; the network wants tiles of multiples of {least}. Take 128 or more.'])
@@ -57,9 +58,9 @@ def main(args: argparse.Namespace) -> int:
     return reporter.tell_outcome(outcome)
 
 
-def _problems(args: argparse.Namespace) -> list[str]:
+def _problems(args: argparse.Namespace) -> list[Problem | str]:
     """Mistakes in single arguments."""
-    problems = check_count('--batch', args.batch)
+    problems: list[Problem | str] = [*check_count('--batch', args.batch)]
     if args.format:
         problems += format_problems('--format', args.format)
     if not args.weights:

@@ -1,21 +1,41 @@
 """Every error that ends a command, with its exit status."""
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from promptir_basicsr.core.problems import Keys, Problem, as_problem, keys, problem
 
 _INSTALLED_AS = {'sklearn': 'scikit-learn'}
 
 
 class OptionError(ValueError):
-    """One or more mistakes in the options, a line each."""
+    """One or more mistakes in options or arguments; the text has a line for each.
 
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(problems)
-        super().__init__('\n'.join(self.problems))
+    Args:
+        problems: a sentence is a problem without a place in the options.
+        show: makes the line of a problem, such as one with the line in the option file.
+
+    Attributes:
+        problems: the mistakes.
+    """
+
+    def __init__(self, problems: Iterable[str | Problem], show: Callable[[Problem], str] = str) -> None:
+        problems = [problems] if isinstance(problems, str) else problems  # as torch raises errors of workers again
+        self.problems = [as_problem(each) for each in problems]
+        self.lines = [show(each) for each in self.problems]
+        super().__init__('\n'.join(self.lines))
 
 
-class MachineProblem(str):
-    """A problem that this machine has with the options; they may be right for the one that trains."""
+def argument_error(owner: str, argument: str | Keys, message: str, *others: str) -> OptionError:
+    """A wrong argument of a class that options build, or several that do not go together; the message names them."""
+    return OptionError([problem('', message, keys(argument), *map(keys, others)).said_by(owner)])
+
+
+def problems_of(where: str | Keys, error: Exception) -> list[Problem]:
+    """What an error says of the options at a place: its own problems, or of another error a problem for each line."""
+    if isinstance(error, OptionError):
+        return [each.below(where) for each in error.problems]
+    return [problem(where, line) for line in (str(error) or type(error).__name__).splitlines()]
 
 
 class ImageError(RuntimeError):

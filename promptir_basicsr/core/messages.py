@@ -8,6 +8,8 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, TypeGuard
 
+from promptir_basicsr.core.problems import Keys, Problem, keys, problem
+
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), '')
 _NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 
@@ -18,16 +20,21 @@ def did_you_mean(found: object, allowed: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ''
 
 
-def unknown(where: str, kind: str, found: object, allowed: Iterable[str]) -> str:
+def unknown_name(kind: str, found: object, allowed: Iterable[str]) -> str:
     """The sentence for a name that is not in the list of names."""
     allowed = sorted(map(str, allowed))
-    return f"{where}: unknown {kind} '{found}'.{did_you_mean(found, allowed)} Allowed: {', '.join(allowed)}."
+    return f"unknown {kind} '{found}'.{did_you_mean(found, allowed)} Allowed: {', '.join(allowed)}."
 
 
-def unknown_keys(where: str, options: Mapping[str, Any], allowed: Iterable[str]) -> list[str]:
+def unknown(where: str | Keys, kind: str, found: object, allowed: Iterable[str], *options: Keys) -> Problem:
+    """A name that is not in the list of names; for `options` see `problem`."""
+    return problem(where, unknown_name(kind, found, allowed), *options)
+
+
+def unknown_keys(where: str | Keys, options: Mapping[str, Any], allowed: Iterable[str]) -> list[Problem]:
     """One problem for each key of `options` that is not allowed."""
     allowed = list(allowed)
-    return [unknown(where, 'option', key, allowed) for key in options if key not in allowed]
+    return [unknown(where, 'option', key, allowed, (str(key),)) for key in options if key not in allowed]
 
 
 def shown(value: object, most: int = 160) -> str:
@@ -68,10 +75,10 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
-def check_count(where: str, value: object, least: int = 1) -> list[str]:
+def check_count(where: str | Keys, value: object, least: int = 1) -> list[Problem]:
     """A whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        return [f'{where}: {value!r} is not a whole number of at least {least}.']
+        return [problem(where, f'{value!r} is not a whole number of at least {least}.')]
     return []
 
 
@@ -82,23 +89,30 @@ def first_few(names: Iterable[str], most: int = 3) -> str:
     return ', '.join(names[:most]) + more
 
 
-def missing(where: str, options: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+def missing(where: str | Keys, options: Mapping[str, Any], needed: Iterable[str]) -> list[Problem]:
     """One problem for each key that has to be in `options` and is not."""
-    place = where + '.' if where else ''
-    return [f'{place}{key}: is missing.{meant_by(key, options)}' for key in keys if key not in options]
+    return [missing_key((*keys(where), key), options) for key in needed if key not in options]
 
 
-def meant_by(key: str, options: Iterable[object], known: Iterable[str] = ()) -> str:
-    """` Did you write it as 'typpe'?` of a key that is missing, or nothing.
+def missing_key(path: Keys, options: Iterable[object], known: Iterable[str] = ()) -> Problem:
+    """A key that is missing; its place is that of the key that it was probably written as.
 
     Args:
+        path: of the key.
         options: the keys that are there.
         known: those of them that are right.
     """
+    meant = meant_by(str(path[-1]), options, known)
+    written = (*path[:-1], meant) if meant else path
+    return Problem(written, f'is missing.{written_as(meant)}', shown=path)
+
+
+def meant_by(key: str, options: Iterable[object], known: Iterable[str] = ()) -> str:
+    """The key that is there in place of one that is missing, or ''; see `missing_key`."""
     close = get_close_matches(key, [str(other) for other in options if other not in set(known)], n=1, cutoff=0.7)
-    return f" Did you write it as '{close[0]}'?" if close else ''
+    return close[0] if close else ''
 
 
-def error_lines(where: str, error: Exception) -> list[str]:
-    """What an error says, a problem a line."""
-    return [f'{where}: {line}' for line in (str(error) or type(error).__name__).splitlines()]
+def written_as(key: str) -> str:
+    """` Did you write it as 'typpe'?` or nothing."""
+    return f" Did you write it as '{key}'?" if key else ''

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from promptir_basicsr.core.messages import missing, unknown, unknown_keys
+from promptir_basicsr.core.problems import Keys, Problem, problem
 
 T = TypeVar('T', bound=Callable[..., Any])
 
@@ -27,11 +28,11 @@ def register(registry: Any) -> Callable[[T], T]:
     return add
 
 
-def check_registered(where: str, kind: str, name: object, registry: Any) -> list[str]:
+def check_registered(where: str | Keys, kind: str, name: object, registry: Any) -> list[Problem]:
     """A name of something that is registered with BasicSR."""
     # BasicSR's registry also tries the name with its own suffix.
     if not isinstance(name, str):
-        return [f'{where}: {name!r} is not the name of a {kind}.']
+        return [problem(where, f'{name!r} is not the name of a {kind}.')]
     if name in registry or f'{name}_basicsr' in registry:
         return []
     return [unknown(where, kind, name, registry.keys())]
@@ -43,8 +44,8 @@ def find_registered(registry: Any, name: str) -> Callable[..., Any]:
 
 
 def check_arguments(
-    where: str, function: Callable[..., Any], arguments: Mapping[str, Any], given: Iterable[str] = ()
-) -> list[str]:
+    where: str | Keys, function: Callable[..., Any], arguments: Mapping[str, Any], given: Iterable[str] = ()
+) -> list[Problem]:
     """Arguments a function does not know, or misses.
 
     Args:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from promptir_basicsr.core.arrays import to_float, to_tensor
 from promptir_basicsr.core.errors import ImageError, OptionError
 from promptir_basicsr.core.messages import first_few, unknown_keys
+from promptir_basicsr.core.problems import Keys
 from promptir_basicsr.core.registry import register
 from promptir_basicsr.data.images import centre_area, centre_crop, flip_rotate, reflect_to
 from promptir_basicsr.data.protocol import expand_protocol
@@ -236,7 +237,10 @@ def _tasks_key(opt: Mapping[str, Any]) -> str:
 
 
 def check_dataset(
-    opt: Mapping[str, Any], where: str, keep: bool = False, surveys: dict[str, list[TaskSurvey]] | None = None
+    opt: Mapping[str, Any],
+    where: str | Keys,
+    keep: bool = False,
+    surveys: dict[Keys, list[TaskSurvey]] | None = None,
 ) -> list[Task]:
     """Check the options of an AllInOneDataset and build its tasks.
 

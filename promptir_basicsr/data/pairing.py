@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from promptir_basicsr.core.messages import did_you_mean, first_few, unknown, unknown_keys
+from promptir_basicsr.core.messages import did_you_mean, first_few, unknown_keys, unknown_name
+from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 from promptir_basicsr.data.images import IMAGE_EXTENSIONS
 
 _FIELD = re.compile(r'\{([^\W\d]\w*)\}')
@@ -45,27 +46,31 @@ PAIRING_RULES: dict[str, PairingRule] = {
 }
 
 
-def rule_from_option(where: str, option: object) -> tuple[PairingRule | None, list[str]]:
+def rule_from_option(where: str | Keys, option: object) -> tuple[PairingRule | None, list[Problem]]:
     """A rule from its name or from `{lq: template, gt: template}`, and the problems found."""
     if isinstance(option, str):
         if option in PAIRING_RULES:
             return PAIRING_RULES[option], []
-        return None, [unknown(where, 'pairing rule', option, PAIRING_RULES) + ' Or give templates {lq: ..., gt: ...}.']
+        message = unknown_name('pairing rule', option, PAIRING_RULES) + ' Or give templates {lq: ..., gt: ...}.'
+        return None, [problem(where, message)]
     if not isinstance(option, Mapping):
-        return None, [f'{where}: give the name of a pairing rule or templates {{lq: ..., gt: ...}}, not {option!r}.']
+        message = f'give the name of a pairing rule or templates {{lq: ..., gt: ...}}, not {option!r}.'
+        return None, [problem(where, message)]
     problems = unknown_keys(where, option, ('lq', 'gt'))
-    problems += [f"{where}: the template '{key}' is missing." for key in ('lq', 'gt') if key not in option]
+    problems += [
+        problem(where, f"the template '{key}' is missing.", (key,)) for key in ('lq', 'gt') if key not in option
+    ]
     if problems:
         return None, problems
     rule = PairingRule(str(option['lq']), str(option['gt']))
     known = set(_FIELD.findall(rule.lq)) | {'ext'}
     for field in _FIELD.findall(rule.gt):
         if field not in known:
-            problems.append(
-                f"{where}.gt: field '{{{field}}}' is not in the lq template '{rule.lq}'.{did_you_mean(field, known)}"
-            )
+            message = f"field '{{{field}}}' is not in the lq template '{rule.lq}'.{did_you_mean(field, known)}"
+            problems.append(problem((*keys(where), 'gt'), message))
     if not _FIELD.search(rule.lq):
-        problems.append(f"{where}.lq: '{rule.lq}' has no field such as {{id}}, so it could match one file only.")
+        message = f"'{rule.lq}' has no field such as {{id}}, so it could match one file only."
+        problems.append(problem((*keys(where), 'lq'), message))
     return (None if problems else rule), problems
 
 
@@ -121,19 +126,19 @@ class Pairing(NamedTuple):
 
     Attributes:
         pairs: (degraded, clear) names in the order of the degraded ones.
-        problems: in words.
+        problems: images without a partner.
         unmatched: names that the rule does not speak of.
         orphans: degraded names without a clear image, each with the clear name that was expected.
     """
 
     pairs: list[tuple[str, str]]
-    problems: list[str]
+    problems: list[Problem]
     unmatched: list[str]
     orphans: list[tuple[str, str]]
 
 
 def find_pairs(
-    where: str,
+    where: str | Keys,
     rule: PairingRule,
     lq_names: Sequence[str],
     gt_names: Sequence[str],
@@ -164,16 +169,19 @@ def find_pairs(
             orphans.append((lq_name, expected))
         else:
             unmatched.append(lq_name)
-    problems = []
+    problems, path = [], keys(where)
     if orphans:
-        problems.append(
-            f'{where}: {len(orphans):,} of {len(pairs) + len(orphans):,} degraded images have no clear image: '
+        message = (
+            f'{len(orphans):,} of {len(pairs) + len(orphans):,} degraded images have no clear image: '
             f'{first_few(" -> ".join(orphan) for orphan in orphans)}. '
             'Complete the clear images, or choose the degraded ones by `list` or `files`.'
         )
+        items = tuple((name, f'needs {clear}') for name, clear in orphans)
+        problems.append(Problem(path, message, 'orphans', items))
     if unmatched and (listed or not pairs):
-        problems.append(
-            f"{where}: {len(unmatched):,} of {len(lq_names):,} names do not fit the lq template '{rule.lq}': "
+        message = (
+            f"{len(unmatched):,} of {len(lq_names):,} names do not fit the lq template '{rule.lq}': "
             f'{first_few(unmatched)}. Choose another pairing rule, or give templates {{lq: ..., gt: ...}}.'
         )
+        problems.append(Problem(path, message, 'missing'))
     return Pairing(pairs, problems, unmatched, orphans)

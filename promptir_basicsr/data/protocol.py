@@ -7,12 +7,13 @@ the protocol and changes what it likes. `docs/protocols.md` lists the protocols 
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.messages import check_count, did_you_mean, unknown, unknown_keys
+from promptir_basicsr.core.messages import check_count, did_you_mean, unknown_keys, unknown_name
+from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.tasks import TASK_KEYS
 from promptir_basicsr.options.data import AllInOneOptions
@@ -97,7 +98,7 @@ def protocol_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob('*.yml'))
 
 
-def load_protocol(name: str, where: str = 'protocol') -> Protocol:
+def load_protocol(name: str, where: str | Keys = 'protocol') -> Protocol:
     """A protocol.
 
     Args:
@@ -107,10 +108,10 @@ def load_protocol(name: str, where: str = 'protocol') -> Protocol:
     Raises:
         OptionError: there is none, or its file has mistakes.
     """
-    return _load(name, where, Path(), ())
+    return _load(name, keys(where), '', Path(), ())
 
 
-def expand_protocol(opt: Mapping[str, Any], where: str) -> dict[str, Any]:
+def expand_protocol(opt: Mapping[str, Any], where: str | Keys) -> dict[str, Any]:
     """Options of a data set with their protocol written out; `opt` stays as it is.
 
     The data set takes the training part in the phase `train` (also where there is no `phase`), the test part in every
@@ -119,7 +120,7 @@ def expand_protocol(opt: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Args:
         opt: options of an AllInOneDataset, with or without `protocol`.
-        where: their place in the option file, e.g. `datasets.train`.
+        where: their place in the option file, e.g. ('datasets', 'train').
 
     Returns:
         New options without `protocol`.
@@ -131,12 +132,13 @@ def expand_protocol(opt: Mapping[str, Any], where: str) -> dict[str, Any]:
     name = opt.get('protocol')
     if name is None:
         return given
-    protocol = load_protocol(name, f'{where}.protocol')
+    place = (*keys(where), 'protocol')
+    protocol = load_protocol(name, place)
     key = 'train' if opt.get('phase', 'train') == 'train' else 'test'
     part: Part | None = getattr(protocol, key)
     if part is None:
-        raise OptionError([f"{where}.protocol: '{name}' has no {key} part."])
-    options, problems = _changed(part.options, given, where)
+        raise OptionError([problem(place, f"'{name}' has no {key} part.")])
+    options, problems = _changed(part.options, given, keys(where))
     if problems:
         raise OptionError(problems)
     return options
@@ -165,22 +167,22 @@ def _copy(options: Mapping[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(dict(options))
 
 
-def _changed(base: Mapping[str, Any], change: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+def _changed(base: Mapping[str, Any], change: Mapping[str, Any], where: Keys) -> tuple[dict[str, Any], list[Problem]]:
     """Options of a data set after a change, and the mistakes in it."""
-    tasks, problems = _changed_tasks(base.get('tasks', []), change.get('tasks'), f'{where}.tasks')
+    tasks, problems = _changed_tasks(base.get('tasks', []), change.get('tasks'), (*where, 'tasks'))
     options = {**_copy(base), **change, 'tasks': tasks}
     return {key: value for key, value in options.items() if value is not None or key not in base}, problems
 
 
-def _changed_tasks(base: Sequence[Mapping[str, Any]], change: object, where: str) -> tuple[Any, list[str]]:
+def _changed_tasks(base: Sequence[Mapping[str, Any]], change: object, where: Keys) -> tuple[Any, list[Problem]]:
     if change is None:
         return [_copy(task) for task in base], []
     if not isinstance(change, Mapping):
         return change, []  # a list of the user's own, checked as such
-    problems: list[str] = []
+    problems: list[Problem] = []
     tasks = {str(task['name']): _copy(task) for task in base}
     for key, options in change.items():
-        name, place = str(key), f'{where}.{key}'
+        name = str(key)
         if options is None and name in tasks:
             del tasks[name]
         elif isinstance(options, Mapping) and name in tasks:
@@ -188,15 +190,15 @@ def _changed_tasks(base: Sequence[Mapping[str, Any]], change: object, where: str
         elif isinstance(options, Mapping) and _is_complete(options):
             tasks[name] = {'name': name, **options}
         elif name in tasks:
-            problems.append(f'{place}: give options to change, or ~ to leave the task out, not {options!r}.')
+            message = f'give options to change, or ~ to leave the task out, not {options!r}.'
+            problems.append(problem((*where, name), message))
         else:
-            problems.append(
-                unknown(where, 'task', name, [str(task['name']) for task in base])
-                + ' A task of your own needs `type` and its images: '
-                '`clean` and `degrade`, `lq` and `gt`, or `root` and `pairing`.'
-            )
+            message = unknown_name('task', name, [str(task['name']) for task in base])
+            message += ' A task of your own needs `type` and its images: '
+            message += '`clean` and `degrade`, `lq` and `gt`, or `root` and `pairing`.'
+            problems.append(problem(where, message, (name,)))
     if not tasks and not problems:
-        problems.append(f'{where}: every task is left out. Keep at least one.')
+        problems.append(problem(where, 'every task is left out. Keep at least one.'))
     return list(tasks.values()), problems
 
 
@@ -211,39 +213,53 @@ def _is_complete(options: Mapping[str, Any]) -> bool:
     return 'type' in options and any(way <= options.keys() for way in ways)
 
 
-def _load(name: object, where: str, folder: Path, chain: tuple[Path, ...]) -> Protocol:
-    path = _find(name, where, folder)
-    if path.resolve() in chain:
-        raise OptionError([f"{where}: '{name}' comes back to itself through `extends`."])
-    content = load_yaml(str(path))
+def _load(name: object, where: Keys, asked_by: str, folder: Path, chain: tuple[Path, ...]) -> Protocol:
+    """A protocol.
+
+    Args:
+        where: the option that names the protocol; the problems of files are its problems.
+        asked_by: the file that extends the protocol, '' for the option file.
+        folder: where paths start.
+        chain: the files that have led here.
+    """
+    try:
+        path = _find(name, folder)
+        if path.resolve() in chain:
+            raise OptionError([f"'{name}' comes back to itself through `extends`."])
+    except OptionError as error:
+        raise OptionError(
+            replace(each.below('extends').said_by(asked_by), path=where) if asked_by else each.below(where)
+            for each in error.problems
+        ) from error
+    try:
+        content = load_yaml(str(path))
+    except OptionError as error:
+        raise OptionError(replace(each, path=where, shown=()) for each in error.problems) from error
     base = Protocol('', '')
     if content.get('extends') is not None:
-        base = _load(content['extends'], f'{path}: extends', path.parent, (*chain, path.resolve()))
-    reader = _Reader(str(path), content, base)
+        base = _load(content['extends'], where, str(path), path.parent, (*chain, path.resolve()))
+    reader = _Reader(content, base)
     protocol = reader.read(str(name))
     if reader.problems:
-        raise OptionError(reader.problems)
+        raise OptionError(replace(each.said_by(str(path)), path=where) for each in reader.problems)
     return protocol
 
 
-def _find(name: object, where: str, folder: Path) -> Path:
+def _find(name: object, folder: Path) -> Path:
     """The file of a protocol; a path starts at `folder`."""
     names = protocol_names()
     if not isinstance(name, str) or not name:
-        raise OptionError(
-            [f'{where}: {name!r} is neither the name of a protocol nor a path. One of: {_listed(names)}.']
-        )
+        raise OptionError([f'{name!r} is neither the name of a protocol nor a path. One of: {_listed(names)}.'])
     if name.endswith(FILE_ENDINGS):
         path = folder / os.path.expanduser(name)
         if not os.path.isfile(path):
-            raise OptionError([f"{where}: the file '{path}' does not exist.{did_you_mean(Path(name).stem, names)}"])
+            raise OptionError([f"the file '{path}' does not exist.{did_you_mean(Path(name).stem, names)}"])
         return path
     if name not in names:
         family = [other for other in names if other.startswith(name)]
         meant = f' Did you mean {_listed(family)}?' if len(family) > 1 else did_you_mean(name, names)
-        raise OptionError(
-            [f"{where}: unknown protocol '{name}'.{meant} Allowed: {_listed(names)}, or the path of a .yml file."]
-        )
+        allowed = f'Allowed: {_listed(names)}, or the path of a .yml file.'
+        raise OptionError([f"unknown protocol '{name}'.{meant} {allowed}"])
     return FOLDER / f'{name}.yml'
 
 
@@ -254,14 +270,17 @@ def _listed(names: Sequence[str]) -> str:
 class _Reader:
     """Reads a protocol's file and collects its mistakes."""
 
-    def __init__(self, where: str, content: Mapping[str, Any], base: Protocol) -> None:
-        self.where, self.content, self.base = where, content, base
-        self.problems = unknown_keys(where, content, PROTOCOL_KEYS)
+    def __init__(self, content: Mapping[str, Any], base: Protocol) -> None:
+        self.content, self.base = content, base
+        self.problems = unknown_keys('', content, PROTOCOL_KEYS)
+
+    def _wrong(self, where: str | Keys, message: str) -> None:
+        self.problems.append(problem(where, message))
 
     def read(self, name: str) -> Protocol:
         train, test = self._part('train'), self._part('test')
         if train is None and test is None:
-            self.problems.append(f'{self.where}: has neither a `train` nor a `test` part.')
+            self._wrong('', 'has neither a `train` nor a `test` part.')
         return Protocol(
             name=name,
             title=self._text('title', name),
@@ -276,13 +295,13 @@ class _Reader:
     def _text(self, key: str, default: str) -> str:
         value = self.content.get(key, default)
         if not isinstance(value, str):
-            self.problems.append(f'{self.where}: {key}: {value!r} is not text.')
+            self._wrong(key, f'{value!r} is not text.')
         return value
 
     def _notes(self) -> Sequence[str]:
         notes = self.content.get('notes', self.base.notes)
         if isinstance(notes, str) or not isinstance(notes, Sequence) or not all(isinstance(n, str) for n in notes):
-            self.problems.append(f'{self.where}: notes: {notes!r} is not a list of sentences.')
+            self._wrong('notes', f'{notes!r} is not a list of sentences.')
             return ()
         return notes
 
@@ -290,7 +309,7 @@ class _Reader:
         sources = self.content.get('sources', self.base.sources)
         sound = isinstance(sources, Sequence) and not isinstance(sources, str)
         if not sound or not all(isinstance(source, Mapping) and set(source) == {'title', 'url'} for source in sources):
-            self.problems.append(f'{self.where}: sources: give a list of {{title: ..., url: ...}}, not {sources!r}.')
+            self._wrong('sources', f'give a list of {{title: ..., url: ...}}, not {sources!r}.')
             return ()
         return sources
 
@@ -302,19 +321,17 @@ class _Reader:
         if isinstance(corpora, Sequence) and not isinstance(corpora, str):
             corpora = dict.fromkeys(map(str, corpora))
         if not isinstance(corpora, Mapping):
-            self.problems.append(f'{self.where}: corpora: give a list of names, or `name: {{holds: ...}}`.')
+            self._wrong('corpora', 'give a list of names, or `name: {holds: ...}`.')
             return ()
         catalogue = load_yaml(str(CATALOGUE))
         found = []
         for name, options in corpora.items():
             options = catalogue.get(name) if options is None else options
             if options is None:
-                self.problems.append(
-                    unknown(f'{self.where}: corpora', 'corpus', name, catalogue)
-                    + ' Describe one of your own as `name: {holds: ..., url: ...}`.'
-                )
+                advice = ' Describe one of your own as `name: {holds: ..., url: ...}`.'
+                self._wrong('corpora', unknown_name('corpus', name, catalogue) + advice)
                 continue
-            problems = _corpus_problems(f'{self.where}: corpora.{name}', options)
+            problems = _corpus_problems(('corpora', str(name)), options)
             self.problems += problems
             if not problems:
                 found.append(Corpus(str(name), **options))
@@ -324,60 +341,62 @@ class _Reader:
         base: Part | None = getattr(self.base, key)
         if key not in self.content:
             return base
-        given, where = self.content[key], f'{self.where}: {key}'
+        given, where = self.content[key], (key,)
         if given is None:
             return None
         if not isinstance(given, Mapping):
-            self.problems.append(f'{where}: give options of a data set, not {given!r}.')
+            self._wrong(where, f'give options of a data set, not {given!r}.')
             return None
         allowed = [*(name for name in tuple(AllInOneOptions.model_fields) if name != 'protocol'), 'samples']
         self.problems += unknown_keys(where, given, allowed)
         change = {name: value for name, value in given.items() if name != 'samples'}
         options, problems = _changed(base.options if base else {}, change, where)
-        self.problems += problems or _task_problems(options['tasks'], f'{where}.tasks')
+        self.problems += problems or _task_problems(options['tasks'], (*where, 'tasks'))
         samples = given.get('samples')
         if samples is not None and not self.problems:
-            self.problems += _samples_problems(f'{where}.samples', samples, options['tasks'], key == 'train')
+            self.problems += _samples_problems((*where, 'samples'), samples, options['tasks'], key == 'train')
         return Part(options, samples)
 
 
-def _corpus_problems(where: str, options: object) -> list[str]:
+def _corpus_problems(where: Keys, options: object) -> list[Problem]:
     if not isinstance(options, Mapping):
-        return [f'{where}: give `holds`, `url` and so on, not {options!r}.']
+        return [problem(where, f'give `holds`, `url` and so on, not {options!r}.')]
     problems = unknown_keys(where, options, CORPUS_KEYS)
     if 'holds' not in options:
-        problems.append(f'{where}.holds: is missing: what the corpus is, in words.')
+        problems.append(problem((*where, 'holds'), 'is missing: what the corpus is, in words.'))
     for key, value in options.items():
         if key == 'images':
             if not isinstance(value, Mapping) or not set(value) <= {'train', 'test'}:
-                problems.append(f'{where}.images: give {{train: ..., test: ...}}, not {value!r}.')
+                problems.append(problem((*where, 'images'), f'give {{train: ..., test: ...}}, not {value!r}.'))
                 continue
             for part, number in value.items():
-                problems += check_count(f'{where}.images.{part}', number)
+                problems += check_count((*where, 'images', part), number)
         elif not isinstance(value, str):
-            problems.append(f'{where}.{key}: {value!r} is not text.')
+            problems.append(problem((*where, str(key)), f'{value!r} is not text.'))
     return problems
 
 
-def _task_problems(tasks: object, where: str) -> list[str]:
+def _task_problems(tasks: object, where: Keys) -> list[Problem]:
     """Mistakes that show without the images."""
     if not isinstance(tasks, Sequence) or isinstance(tasks, str) or not tasks:
-        return [f'{where}: give tasks, `name: {{type: ..., ...}}`, not {tasks!r}.']
-    problems = []
+        return [problem(where, f'give tasks, `name: {{type: ..., ...}}`, not {tasks!r}.')]
+    problems: list[Problem] = []
     for position, task in enumerate(tasks):
         if not isinstance(task, Mapping) or not isinstance(task.get('name'), str):
-            problems.append(f'{where}[{position}]: give options with a `name`, not {task!r}.')
+            problems.append(problem((*where, position), f'give options with a `name`, not {task!r}.'))
             continue
-        problems += unknown_keys(f'{where}.{task["name"]}', task, TASK_KEYS)
+        problems += unknown_keys((*where, task['name']), task, TASK_KEYS)
         for key in ('copies', 'expected_images'):
             if key in task:
-                problems += check_count(f'{where}.{task["name"]}.{key}', task[key])
+                problems += check_count((*where, task['name'], key), task[key])
     return problems
 
 
-def _samples_problems(where: str, samples: object, tasks: Sequence[Mapping[str, Any]], training: bool) -> list[str]:
+def _samples_problems(
+    where: Keys, samples: object, tasks: Sequence[Mapping[str, Any]], training: bool
+) -> list[Problem]:
     problems = check_count(where, samples)
     if problems or not all('expected_images' in task for task in tasks):
         return problems
     total = sum(task['expected_images'] * (task.get('copies', 1) if training else 1) for task in tasks)
-    return [] if total == samples else [f'{where}: {samples:,} stated, the tasks have {total:,}.']
+    return [] if total == samples else [problem(where, f'{samples:,} stated, the tasks have {total:,}.')]

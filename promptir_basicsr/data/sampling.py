@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from promptir_basicsr.core.messages import check_count, first_few
+from promptir_basicsr.core.problems import Keys, Problem, keys, place, problem
 from promptir_basicsr.data.tasks import Task
 from promptir_basicsr.options.data import SamplingOptions
 
@@ -98,60 +99,62 @@ def apportion(total: int, shares: Sequence[Fraction | int]) -> list[int]:
     return counts
 
 
-def check_sampling(opt: Mapping[str, Any], where: str) -> list[str]:
-    """Mistakes in the options of sampling, in words; those that show in the tasks are `check_shares`'."""
+def check_sampling(opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
+    """Mistakes in the options of sampling; those that show in the tasks are `check_shares`'."""
+    where = keys(where)
     sampling, training = opt.get('sampling'), _training(opt)
     if not training:
-        keys = [f'{place}.weight' for place in _weighted(opt)] + ['sampling'] * (sampling is not None)
+        found: list[Keys] = [(*task, 'weight') for task in _weighted(opt)]
+        found += [('sampling',)] * (sampling is not None)
         once = 'belongs to training; a validation takes every image once. Leave it out.'
-        return [f'{where}.{key}: {once}' for key in keys]
+        return [problem((*where, *path), once) for path in found]
     problems = _check_weights(opt, where)
     if sampling is None:
         return problems
     if not isinstance(sampling, Mapping):
-        problems.append(
-            f'{where}.sampling: give options such as {{temperature: 2, fixed_shares: true}}, not {sampling!r}.'
-        )
+        message = f'give options such as {{temperature: 2, fixed_shares: true}}, not {sampling!r}.'
+        problems.append(problem((*where, 'sampling'), message))
         return problems
-    problems += SamplingOptions.problems(sampling, f'{where}.sampling')
+    problems += SamplingOptions.problems(sampling, (*where, 'sampling'))
     options = _sampling(opt)
     if 'temperature' in options and _weighted(opt):
         problems.append(
-            f'{where}.sampling.temperature: makes shares from the numbers of images, and a `weight` is a share '
-            f'({first_few(_weighted(opt))}). Give the one or the other.'
+            problem(
+                (*where, 'sampling', 'temperature'),
+                'makes shares from the numbers of images, and a `weight` is a share '
+                f'({first_few(map(place, _weighted(opt)))}). Give the one or the other.',
+            )
         )
     if options.get('fixed_shares') is True and check_count('', opt.get('batch_size_per_gpu')):
-        problems.append(
-            f'{where}.sampling.fixed_shares: needs `batch_size_per_gpu`, a whole number of at least 1, not '
-            f'{opt.get("batch_size_per_gpu")!r}.'
-        )
+        found_size = opt.get('batch_size_per_gpu')
+        message = f'needs `batch_size_per_gpu`, a whole number of at least 1, not {found_size!r}.'
+        problems.append(problem((*where, 'sampling', 'fixed_shares'), message))
     return problems
 
 
-def _weights(opt: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Places of the tasks, and their weights."""
+def _weights(opt: Mapping[str, Any]) -> list[tuple[Keys, Any]]:
+    """Places of the tasks in the data set, and their weights."""
     tasks = opt.get('tasks')
     if not isinstance(tasks, Sequence) or isinstance(tasks, str):
         return []
-    return [(f'tasks[{n}]', task.get('weight')) for n, task in enumerate(tasks) if isinstance(task, Mapping)]
+    return [(('tasks', n), task.get('weight')) for n, task in enumerate(tasks) if isinstance(task, Mapping)]
 
 
-def _weighted(opt: Mapping[str, Any]) -> list[str]:
-    return [place for place, weight in _weights(opt) if weight is not None]
+def _weighted(opt: Mapping[str, Any]) -> list[Keys]:
+    return [task for task, weight in _weights(opt) if weight is not None]
 
 
-def _check_weights(opt: Mapping[str, Any], where: str) -> list[str]:
+def _check_weights(opt: Mapping[str, Any], where: Keys) -> list[Problem]:
     with_weight = _weighted(opt)
-    without = [place for place, weight in _weights(opt) if weight is None]
+    without = [task for task, weight in _weights(opt) if weight is None]
     if not with_weight or not without:
         return []
-    return [
-        f'{where}.tasks: a `weight` stands in {first_few(with_weight)} and is missing in {first_few(without)}. '
-        'Give every task one, or none.'
-    ]
+    given, absent = (first_few(map(place, tasks)) for tasks in (with_weight, without))
+    message = f'a `weight` stands in {given} and is missing in {absent}. Give every task one, or none.'
+    return [problem((*where, 'tasks'), message)]
 
 
-def check_shares(tasks: Sequence[Task], opt: Mapping[str, Any], where: str) -> list[str]:
+def check_shares(tasks: Sequence[Task], opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
     """Tasks that would have no sample of a batch or of an epoch, and what would give them one.
 
     Args:
@@ -161,12 +164,12 @@ def check_shares(tasks: Sequence[Task], opt: Mapping[str, Any], where: str) -> l
     kind, left_out = _left_out(shares)
     if not left_out:
         return []
-    place = f'{where}.sampling.fixed_shares' if kind == 'a batch' else f'{where}.sampling'
+    path = (*keys(where), 'sampling', *(['fixed_shares'] if kind == 'a batch' else []))
     total = sum(share.in_batch if kind == 'a batch' else share.samples for share in shares)
     asked = first_few(f"'{shares[n].name}' ({100 * shares[n].asked:.3g} % asked)" for n in left_out)
     mends = [*_least_total(tasks, opt, kind, total), *_least_share(tasks, opt, left_out, total)]
     mend = f' Raise {", or ".join(mends)}.' if mends else ' Make the shares less different.'
-    return [f'{place}: {kind} of {total:,} would hold no sample of {asked}.{mend}']
+    return [problem(path, f'{kind} of {total:,} would hold no sample of {asked}.{mend}')]
 
 
 def _left_out(shares: Sequence[TaskShare]) -> tuple[str, list[int]]:

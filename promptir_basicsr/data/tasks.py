@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.messages import first_few, shown, unknown
+from promptir_basicsr.core.messages import first_few, shown, unknown_name
+from promptir_basicsr.core.problems import Item, Keys, Problem, keys, place, problem
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
 from promptir_basicsr.data.pairing import PAIRING_RULES, find_pairs, rule_from_option
 from promptir_basicsr.data.sources import Source, open_source, resolve
@@ -64,32 +65,37 @@ class TaskSurvey:
     """What the options of one task came to.
 
     Attributes:
-        where: the task's place in the option file.
+        path: the task's place in the option file.
         name: the task's name, or its type.
         task: what can be used of it; None where the options do not make a task.
-        problems: mistakes in the options, in words.
-        gaps: what is missing among the images, in words.
-        missing: entries of the task's list that are not there.
-        orphans: degraded images without a clear one, and the clear name that was expected.
+        problems: mistakes in the options.
+        gaps: what is missing among the images.
     """
 
-    where: str
+    path: Keys
     name: str
     task: Task | None = None
-    problems: list[str] = field(default_factory=list)
-    gaps: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    orphans: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    gaps: list[Problem] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        """The place as it is shown."""
+        return place(self.path)
+
+    def __contains__(self, problem: Problem) -> bool:
+        """Whether a problem is with this task."""
+        return problem.place[: len(self.path)] == self.path
 
 
 def build_tasks(
-    options: Mapping[str, Any], where: str, surveys: dict[str, list[TaskSurvey]] | None = None
+    options: Mapping[str, Any], where: str | Keys, surveys: dict[Keys, list[TaskSurvey]] | None = None
 ) -> list[Task]:
     """The tasks of a dataset.
 
     Args:
         options: the dataset's options: `tasks`, `dataroot`, `degradations`.
-        where: their place in the option file, e.g. `datasets.train`.
+        where: their place in the option file, e.g. ('datasets', 'train').
         surveys: filled at `where` with what each task came to, for those who go on where images are missing.
 
     Raises:
@@ -97,7 +103,7 @@ def build_tasks(
     """
     found, problems = survey_tasks(options, where)
     if surveys is not None:
-        surveys[where] = found
+        surveys[keys(where)] = found
     problems += [problem for survey in found for problem in (*survey.problems, *survey.gaps)]
     tasks = [survey.task for survey in found if survey.task is not None]
     problems += _duplicate_names(tasks, where)
@@ -106,25 +112,25 @@ def build_tasks(
     return tasks
 
 
-def survey_tasks(options: Mapping[str, Any], where: str) -> tuple[list[TaskSurvey], list[str]]:
+def survey_tasks(options: Mapping[str, Any], where: str | Keys) -> tuple[list[TaskSurvey], list[Problem]]:
     """`build_tasks` that goes on where images are missing: what each task came to, and the problems of the dataset."""
+    where = keys(where)
     task_options = options.get('tasks')
     if not isinstance(task_options, Sequence) or isinstance(task_options, str) or not task_options:
-        return [], [f'{where}.tasks: give a list with at least one task, not {task_options!r}.']
+        return [], [problem((*where, 'tasks'), f'give a list with at least one task, not {task_options!r}.')]
     if not isinstance(options.get('dataroot') or '', (str, os.PathLike)):
-        return [], [f'{where}.dataroot: {options["dataroot"]!r} is not a folder.']
+        return [], [problem((*where, 'dataroot'), f'{options["dataroot"]!r} is not a folder.')]
     vocabulary, problems = _vocabulary(options, where)
     sources = _Sources()
     surveys = []
     for position, task in enumerate(task_options):
-        place = f'{where}.tasks[{position}]'
         if not isinstance(task, Mapping):
-            problems.append(f'{place}: give options such as {{type: denoise, clean: ...}}, not {task!r}.')
+            message = f'give options such as {{type: denoise, clean: ...}}, not {task!r}.'
+            problems.append(problem((*where, 'tasks', position), message))
             continue
         name = task.get('name', task.get('type'))
-        if isinstance(name, str):
-            place += f' ({name})'
-        survey = TaskSurvey(place, str(name))
+        item = Item(position, name) if isinstance(name, str) else position
+        survey = TaskSurvey((*where, 'tasks', item), str(name))
         surveys.append(survey)
         _TaskBuilder(task, survey, options.get('dataroot'), vocabulary, sources).build()
     return surveys, problems
@@ -163,18 +169,20 @@ class _Sources:
         return self._names[source.root]
 
 
-def _vocabulary(options: Mapping[str, Any], where: str) -> tuple[Sequence[str], list[str]]:
+def _vocabulary(options: Mapping[str, Any], where: Keys) -> tuple[Sequence[str], list[Problem]]:
     words = options.get('degradations') or DEGRADATION_TYPES
     listed = isinstance(words, Sequence) and not isinstance(words, str) and all(isinstance(word, str) for word in words)
     if not listed or len(set(words)) != len(words):
-        return DEGRADATION_TYPES, [f'{where}.degradations: give a list of different words, not {words!r}.']
+        message = f'give a list of different words, not {words!r}.'
+        return DEGRADATION_TYPES, [problem((*where, 'degradations'), message)]
     return words, []
 
 
-def _duplicate_names(tasks: Iterable[Task], where: str) -> list[str]:
+def _duplicate_names(tasks: Iterable[Task], where: str | Keys) -> list[Problem]:
     names = [task.name for task in tasks]
     twice = sorted({name for name in names if names.count(name) > 1})
-    return [f"{where}.tasks: two tasks are called '{name}'. Give each a `name` of its own." for name in twice]
+    place = (*keys(where), 'tasks')
+    return [problem(place, f"two tasks are called '{name}'. Give each a `name` of its own.") for name in twice]
 
 
 class _TaskBuilder:
@@ -189,17 +197,25 @@ class _TaskBuilder:
         sources: _Sources,
     ) -> None:
         self.options, self.survey, self.dataroot, self.vocabulary = options, survey, dataroot, vocabulary
-        self.where, self.problems = survey.where, survey.problems
         self.sources = sources
         self.left_out: Sequence[str] = ()
+
+    def _wrong(self, place: str, message: str, *others: Keys) -> None:
+        """Note a problem with an option of the task."""
+        path = self.survey.path
+        self.survey.problems.append(Problem((*path, place), message, others=others))
+
+    def _lacks(self, message: str, *options: str) -> None:
+        """Note a problem with the task as a whole, whose message names options in this order."""
+        self.survey.problems.append(problem(self.survey.path, message, *((key,) for key in options)))
 
     def build(self) -> None:
         options = self.options
         label = self._label()
-        self.problems += TaskOptions.problems(options, self.where)
+        self.survey.problems += TaskOptions.problems(options, self.survey.path)
         name = options.get('name', options.get('type', 'unnamed'))
         if not isinstance(name, str) or ' ' in name or not is_file_name(name):
-            self.problems.append(f'{self.where}.name: {shown(name)} is not a name without spaces and slashes.')
+            self._wrong('name', f'{shown(name)} is not a name without spaces and slashes.')
 
         degrade = None
         if 'clean' in options:
@@ -209,9 +225,9 @@ class _TaskBuilder:
             names = [(name, name) for name in self._names('clean', source)]
         else:
             if 'degrade' in options:
-                self.problems.append(f'{self.where}.degrade: goes with `clean`, the folder of images to degrade.')
+                self._wrong('degrade', 'goes with `clean`, the folder of images to degrade.')
             lq, gt, names = self._pairs()
-        if self.problems or lq is None or gt is None or not names:
+        if self.survey.problems or lq is None or gt is None or not names:
             return
         self.survey.task = Task(
             name=str(name),
@@ -235,8 +251,8 @@ class _TaskBuilder:
         for lq_name, gt_name in names:
             lq_parts, gt_parts = lq.parts(lq_name), gt.parts(gt_name)
             if len(lq_parts) != len(gt_parts):
-                self.problems.append(
-                    f'{self.where}: {lq.where(lq_name)} is stored as {len(lq_parts)} pieces and {gt.where(gt_name)} as '
+                self._lacks(
+                    f'{lq.where(lq_name)} is stored as {len(lq_parts)} pieces and {gt.where(gt_name)} as '
                     f'{len(gt_parts)}. Prepare both with the same sub-images.'
                 )
                 return names
@@ -246,12 +262,10 @@ class _TaskBuilder:
     def _label(self) -> int:
         kind, label = self.options.get('type'), self.options.get('label')
         if kind is None:
-            self.problems.append(f'{self.where}: `type` is missing. One of: {", ".join(self.vocabulary)}.')
+            self._lacks(f'`type` is missing. One of: {", ".join(self.vocabulary)}.', 'type')
         elif kind not in self.vocabulary:
-            self.problems.append(
-                unknown(self.where, 'task type', kind, self.vocabulary)
-                + ' A degradation of your own joins the vocabulary through `degradations` of the dataset.'
-            )
+            advice = ' A degradation of your own joins the vocabulary through `degradations` of the dataset.'
+            self._lacks(unknown_name('task type', kind, self.vocabulary) + advice, 'type')
         elif label is None:
             return self.vocabulary.index(kind)
         return label or 0
@@ -259,51 +273,52 @@ class _TaskBuilder:
     def _degrade(self) -> Degrade | None:
         for key in ('root', 'lq', 'gt', 'pairing'):
             if key in self.options:
-                self.problems.append(f'{self.where}.{key}: belongs to paired tasks; this one is made from `clean`.')
+                self._wrong(key, 'belongs to paired tasks; this one is made from `clean`.')
         if 'degrade' not in self.options:
-            self.problems.append(
-                f'{self.where}: `degrade` is missing, e.g. {{type: gaussian_noise, sigma: 25}}: '
-                'it says how the clean images are degraded.'
+            self._lacks(
+                '`degrade` is missing, e.g. {type: gaussian_noise, sigma: 25}: '
+                'it says how the clean images are degraded.',
+                'degrade',
+                'clean',
             )
             return None
         try:
-            return Degrade(self.options['degrade'], where=f'{self.where}.degrade')
-        except ValueError as error:
-            self.problems += str(error).splitlines()
+            return Degrade(self.options['degrade'], where=(*self.survey.path, 'degrade'))
+        except OptionError as error:
+            self.survey.problems += error.problems
             return None
 
     def _pairs(self) -> tuple[Source | None, Source | None, list[tuple[str, str]]]:
         options = self.options
         apart = 'lq' in options or 'gt' in options
         if apart == ('root' in options) or (apart and not ('lq' in options and 'gt' in options)):
-            self.problems.append(
-                f'{self.where}: give `lq` and `gt` (two folders), or `root` (one folder that holds both), '
-                'or `clean` and `degrade`.'
+            self._lacks(
+                'give `lq` and `gt` (two folders), or `root` (one folder that holds both), or `clean` and `degrade`.',
+                *('lq', 'gt', 'root', 'clean', 'degrade'),
             )
             return None, None, []
         lq = self._source('lq' if apart else 'root')
         gt = self._source('gt') if apart else lq
         if 'pairing' not in options and not apart:
-            self.problems.append(f'{self.where}: `pairing` is missing. One of: {", ".join(PAIRING_RULES)}.')
+            self._lacks(f'`pairing` is missing. One of: {", ".join(PAIRING_RULES)}.', 'pairing')
             return None, None, []
-        rule, problems = rule_from_option(f'{self.where}.pairing', options.get('pairing', 'same_name'))
-        self.problems += problems
+        rule, problems = rule_from_option((*self.survey.path, 'pairing'), options.get('pairing', 'same_name'))
+        self.survey.problems += problems
         if rule is None or lq is None or gt is None:
             return None, None, []
         if rule.lq == rule.gt and not apart:
-            self.problems.append(f'{self.where}.pairing: equal names need two folders; give `lq` and `gt`, not `root`.')
+            self._wrong('pairing', 'equal names need two folders; give `lq` and `gt`, not `root`.')
             return None, None, []
         named = isinstance(options.get('pairing'), str)
         listed = 'list' in options or 'files' in options
         pairing = find_pairs(
-            self.where,
+            self.survey.path,
             rule.without_folder() if apart and named else rule,
             self._names('lq' if apart else 'root', lq),
             self.sources.names(gt),
             listed=listed,
             one_folder=not apart,
         )
-        self.survey.orphans = pairing.orphans
         self.survey.gaps += pairing.problems
         if not apart:  # the folder holds clear images as well, of which the rule does not speak
             return lq, gt, pairing.pairs
@@ -316,22 +331,28 @@ class _TaskBuilder:
         others = [(lq_name, gt_name) for lq_name, gt_name in names if f'{lq_root}/{lq_name}' != f'{gt_root}/{gt_name}']
         own = len(names) - len(others)
         if own and (listed or not others):
-            self.problems.append(
-                f'{self.where}: {own:,} of {len(names):,} degraded images are their own clear image. '
-                f"Mend `lq` ('{lq.root}'), `gt` ('{gt.root}') or the pairing rule."
+            self._lacks(
+                f'{own:,} of {len(names):,} degraded images are their own clear image. '
+                f"Mend `lq` ('{lq.root}'), `gt` ('{gt.root}') or the pairing rule.",
+                *('lq', 'gt', 'pairing'),
             )
         return others
 
     def _source(self, key: str) -> Source | None:
         value = self.options[key]
         if not isinstance(value, str) or not value:
-            self.problems.append(f'{self.where}.{key}: {value!r} is not a folder.')
+            self._wrong(key, f'{value!r} is not a folder.')
             return None
         try:
             return self.sources.open(resolve(value, self.dataroot))
         except ValueError as error:
-            self.problems.append(f'{self.where}.{key}: {error}{self._expectation()}')
+            self._wrong(key, f'{error}{self._expectation()}', self._dataroot)
             return None
+
+    @property
+    def _dataroot(self) -> Keys:
+        """The option of the data set that is the other cause of a wrong folder: of a protocol's task, the only one."""
+        return (*self.survey.path[:-2], 'dataroot')
 
     def _expectation(self) -> str:
         parts = []
@@ -347,16 +368,18 @@ class _TaskBuilder:
         """The names to use: the list's, the option's, or all in the folder."""
         options = self.options
         if 'list' in options and 'files' in options:
-            self.problems.append(f'{self.where}: give `list` (a text file) or `files` (names), not both.')
+            self._lacks('give `list` (a text file) or `files` (names), not both.', 'list')
         if source is None:
             return []
         if 'list' in options:
-            return self._existing(self._read_list(), source, f'{self.where}.list')
+            return self._existing(self._read_list(), source, 'list')
         if 'files' in options:
-            return self._existing(options['files'], source, f'{self.where}.files')
+            return self._existing(options['files'], source, 'files')
         names = self.sources.names(source)
         if not names:
-            self.survey.gaps.append(f"{self.where}.{key}: no images in '{source.root}'.{self._expectation()}")
+            message = f"no images in '{source.root}'.{self._expectation()}"
+            path = (*self.survey.path, key)
+            self.survey.gaps.append(Problem(path, message, 'missing', others=(self._dataroot,)))
         return names
 
     def _read_list(self) -> list[str]:
@@ -364,26 +387,27 @@ class _TaskBuilder:
         try:
             lines = path.read_text(encoding='utf-8-sig').splitlines()
         except (OSError, ValueError) as error:  # not there, not text, no name of a file
-            self.problems.append(f"{self.where}.list: '{path}' cannot be read as text ({error}).")
+            self._wrong('list', f"'{path}' cannot be read as text ({error}).")
             return []
         names = [line.strip() for line in lines]
         return [name for name in names if name and not name.startswith('#')]
 
-    def _existing(self, names: object, source: Source, where: str) -> list[str]:
+    def _existing(self, names: object, source: Source, key: str) -> list[str]:
         if not isinstance(names, Sequence) or isinstance(names, str) or not names:
-            if not self.problems:
-                self.problems.append(f'{where}: no names in it.')
+            if not self.survey.problems:
+                self._wrong(key, 'no names in it.')
             return []
         names = [str(name) for name in names]
         present = set(self.sources.names(source))
         missing = [name for name in names if name not in present]
         if missing:
-            self.survey.missing = missing
             known = self.options.get('known_counts') or {}
             meaning = known_count(len(names) - len(missing), len(names), known) if isinstance(known, Mapping) else ''
-            self.survey.gaps.append(
-                f"{where}: {len(missing):,} of {len(names):,} entries are not in '{source.root}': "
+            message = (
+                f"{len(missing):,} of {len(names):,} entries are not in '{source.root}': "
                 f'{first_few(missing)}. {meaning}{". " if meaning else ""}'
                 'Complete the folder, or take the names out of the list.'
             )
+            items = tuple((name, '') for name in missing)
+            self.survey.gaps.append(Problem((*self.survey.path, key), message, 'missing', items))
         return [name for name in names if name in present]

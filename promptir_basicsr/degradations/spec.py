@@ -13,10 +13,12 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from promptir_basicsr.core.messages import meant_by
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import meant_by, written_as
+from promptir_basicsr.core.problems import Keys, Problem, as_problem, keys, problem
 
 Image = npt.NDArray[np.float32]
-Check = Callable[[dict[str, Any]], Iterator[str]]
+Check = Callable[[dict[str, Any]], Iterator[str | Problem]]
 
 DEGRADATIONS: dict[str, 'Degradation'] = {}
 
@@ -29,7 +31,7 @@ class Degrade:
 
     Args:
         spec: The mapping or the list of mappings. It is not changed.
-        where: What the option is called in messages, such as `datasets.train.tasks[1].degrade`.
+        where: What the option is called in messages, such as ('datasets', 'train', 'tasks', 1, 'degrade').
 
     Attributes:
         spec: The list of mappings in canonical form: `type` first, parameters in the order of their table, whole
@@ -38,21 +40,22 @@ class Degrade:
             numbers, and whether defaults are written out.
 
     Raises:
-        ValueError: Unknown type or parameter, wrong type or value; one line for each problem.
+        OptionError: Unknown type or parameter, wrong type or value; all problems.
     """
 
-    def __init__(self, spec: Any, where: str = 'degrade') -> None:
+    def __init__(self, spec: Any, where: str | Keys = 'degrade') -> None:
         entries = list(spec) if isinstance(spec, (list, tuple)) else [spec]
-        problems = [] if entries else [f'{where}: an empty list; write {{type: NAME, ...}}.{_known_types()}']
+        empty = problem(where, f'an empty list; write {{type: NAME, ...}}.{_known_types()}')
+        problems = [] if entries else [empty]
         self._steps: list[tuple[Degradation, dict[str, Any]]] = []
         for index, entry in enumerate(entries):
-            path = f'{where}[{index}]' if isinstance(spec, (list, tuple)) else where
+            path = (*keys(where), index) if isinstance(spec, (list, tuple)) else keys(where)
             step, found = _read_step(entry, path)
             problems += found
             if step is not None:
                 self._steps.append(step)
         if problems:
-            raise ValueError('\n'.join(problems))
+            raise OptionError(problems)
 
     @property
     def spec(self) -> list[dict[str, Any]]:
@@ -222,8 +225,8 @@ class Degradation:
     Args:
         function: f(image, rng, **parameters) -> image.
         parameters: In the order in which ranges are drawn.
-        check: Generator of messages about values that do not go together; it is given all values with the defaults
-            filled in, ranges as lists.
+        check: Generator of messages about values that do not go together, or of problems, which have the line of a
+            parameter; it is given all values with the defaults filled in, ranges as lists.
     """
 
     def __init__(self, function: Callable[..., Image], parameters: dict[str, Parameter], check: Check | None) -> None:
@@ -236,7 +239,7 @@ class Degradation:
     def __call__(self, image: Image, rng: np.random.Generator, **values: Any) -> Image:
         canonical, problems = self.validate(values, self.name)
         if problems:
-            raise ValueError('\n'.join(problems))
+            raise OptionError(problems)
         return self.apply(image, rng, canonical)
 
     def apply(self, image: Image, rng: np.random.Generator, values: dict[str, Any]) -> Image:
@@ -246,25 +249,27 @@ class Degradation:
         drawn = {name: kind.draw(values.get(name, kind.default), rng) for name, kind in self.parameters.items()}
         return self.function(image, rng, **drawn)
 
-    def validate(self, given: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-        """The given values in canonical form and order, and all problems as lines of text."""
-        problems, values = [], {}
+    def validate(self, given: Mapping[str, Any], where: str | Keys) -> tuple[dict[str, Any], list[Problem]]:
+        """The given values in canonical form and order, and all problems."""
+        problems: list[Problem] = []
+        values: dict[str, Any] = {}
         for name in given:
             if name not in self.parameters:
                 hint = _did_you_mean(name, self.parameters)
                 allowed = ', '.join(self.parameters) or 'none'
-                problems.append(f'{where}.{name}: {self.name} has no such parameter{hint} Allowed: {allowed}')
+                message = f'{self.name} has no such parameter{hint} Allowed: {allowed}'
+                problems.append(problem((*keys(where), name), message))
         for name, parameter in self.parameters.items():
             if name in given:
                 try:
                     values[name] = parameter.canonical(given[name])
                 except ValueError as error:
-                    problems.append(f'{where}.{name}: {error}')
+                    problems.append(problem((*keys(where), name), str(error)))
             elif parameter.default is None:
-                problems.append(f'{where}: {self.name} needs {name}, {parameter.allowed}')
+                problems.append(problem(where, f'{self.name} needs {name}, {parameter.allowed}', (name,)))
         if self.check is not None and not problems:
             defaults = {name: parameter.default for name, parameter in self.parameters.items()}
-            problems = [f'{where}: {message}' for message in self.check(defaults | values)]
+            problems = [as_problem(found).below(where) for found in self.check(defaults | values)]
         return values, problems
 
     def __reduce__(self) -> str:
@@ -327,15 +332,18 @@ def _parameter_table(function: Callable[..., Image], declared: dict[str, Paramet
     return table
 
 
-def _read_step(entry: Any, where: str) -> tuple[tuple[Degradation, dict[str, Any]] | None, list[str]]:
+def _read_step(entry: Any, where: Keys) -> tuple[tuple[Degradation, dict[str, Any]] | None, list[Problem]]:
     """One mapping of a specification as (degradation, given values), and the problems with it."""
     if not isinstance(entry, Mapping):
-        return None, [f'{where}: must be a mapping {{type: NAME, ...}}, found {entry!r}.{_known_types()}']
+        return None, [problem(where, f'must be a mapping {{type: NAME, ...}}, found {entry!r}.{_known_types()}')]
     if 'type' not in entry:
-        return None, [f'{where}: type is missing.{meant_by("type", entry)}{_known_types()}']
+        meant = meant_by('type', entry)
+        message = f'type is missing.{written_as(meant)}{_known_types()}'
+        return None, [problem(where, message, (meant or 'type',))]
     name = entry['type']
     if not isinstance(name, str) or name not in DEGRADATIONS:
-        return None, [f'{where}: unknown degradation {name!r}{_did_you_mean(name, DEGRADATIONS)}{_known_types()}']
+        message = f'unknown degradation {name!r}{_did_you_mean(name, DEGRADATIONS)}{_known_types()}'
+        return None, [problem(where, message, ('type',))]
     kind = DEGRADATIONS[name]
     values, problems = kind.validate({str(k): v for k, v in entry.items() if k != 'type'}, where)
     return (None if problems else (kind, values)), problems

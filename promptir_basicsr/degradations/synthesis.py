@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.degradations.physics import (
     FWHM_PER_SIGMA,
     Particles,
@@ -60,9 +61,10 @@ _JPEG_SAMPLING = {
 }
 
 
-def _check_noise(values: dict[str, Any]) -> Iterator[str]:
+def _check_noise(values: dict[str, Any]) -> Iterator[Problem]:
     if not values['clip'] and values['quantize'] != 'float':
-        yield f'clip: false needs quantize: float, as 8 bits hold no value outside [0, 255], found {values["quantize"]}'
+        found = f'as 8 bits hold no value outside [0, 255], found {values["quantize"]}'
+        yield problem('', f'clip: false needs quantize: float, {found}', ('clip',))
 
 
 @degradation(
@@ -172,9 +174,10 @@ def snow(
     return np.clip(image + layer * (1 - image), 0, 1)
 
 
-def _check_haze(values: dict[str, Any]) -> Iterator[str]:
+def _check_haze(values: dict[str, Any]) -> Iterator[Problem]:
     if np.max(values['near']) > np.min(values['far']):
-        yield f'near must not exceed far, found near {values["near"]} and far {values["far"]}'
+        message = f'near must not exceed far, found near {values["near"]} and far {values["far"]}'
+        yield problem('', message, ('near',), ('far',))
 
 
 @degradation(

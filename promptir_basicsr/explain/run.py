@@ -17,6 +17,7 @@ from promptir_basicsr.checkpoints.pretrained import load_sensor
 from promptir_basicsr.core.errors import OptionError, need_extra
 from promptir_basicsr.core.files import atomic_folder
 from promptir_basicsr.core.messages import check_count
+from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.core.vocabulary import EXPLAIN_DEFAULTS
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset, check_dataset
@@ -65,7 +66,8 @@ class Settings:
         try:
             self.torch_device()
         except (RuntimeError, AssertionError):  # torch asserts that it was built for the device
-            problems.append(f"--device: this machine has no '{self.device}'. Take auto, cpu or, of a GPU, cuda:0.")
+            message = f"this machine has no '{self.device}'. Take auto, cpu or, of a GPU, cuda:0."
+            problems.append(problem('--device', message))
         if problems:
             raise OptionError(problems)
 
@@ -116,7 +118,7 @@ def explain(
         net, network, path = _load(options, weights)
         prompted = _prompted(net, settings)
     except OptionError as error:
-        raise OptionError(map(places.located, error.problems)) from error
+        raise OptionError(error.problems, places.located) from error
     samples = _samples(datasets, prompted, settings)
     tasks = list(dict.fromkeys(sample.task for sample in samples))
     if len(tasks) < 2:
@@ -134,20 +136,21 @@ def _datasets(options: Mapping[str, Any]) -> list[AllInOneDataset]:
     Raises:
         OptionError: what is wrong with them, or there are none of ours.
     """
-    sets, problems, found = options.get('datasets'), [], {}
+    sets = options.get('datasets')
+    problems: list[Problem] = []
+    found: dict[str, dict[str, Any]] = {}
     for key, given in sets.items() if isinstance(sets, Mapping) else ():
         phase = str(key).partition('_')[0]
         if phase in ('val', 'test') and isinstance(given, Mapping) and given.get('type') == 'AllInOneDataset':
-            where = f'datasets.{key}'
+            where = ('datasets', str(key))
             try:
-                found[where] = expand_protocol({**given, 'phase': phase}, where)
-                check_dataset(found[where], where, keep=True)
+                found[key] = expand_protocol({**given, 'phase': phase}, where)
+                check_dataset(found[key], where, keep=True)
             except OptionError as error:
                 problems += error.problems
     if not problems and not found:
-        problems.append(
-            'datasets: no AllInOneDataset for validation or test (val, val_1, test), which gives the images.'
-        )
+        message = 'no AllInOneDataset for validation or test (val, val_1, test), which gives the images.'
+        problems.append(problem('datasets', message))
     if problems:
         raise OptionError(problems)
     return [AllInOneDataset(given) for given in found.values()]

@@ -93,7 +93,7 @@ def checked_options(
     options, places = read_option_file(path, force_yml)
     problems = check_options(options, is_train, processes)
     if problems:
-        raise OptionError(map(places.located, problems))
+        raise OptionError(problems, places.located)
     return options
 
 

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,6 +28,7 @@ from promptir_basicsr.archs.traits import Conditioned, traits_of, unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import check_count, unknown
+from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.vocabulary import PRECISIONS
 from promptir_basicsr.inference.tiles import Grid, spread
 from promptir_basicsr.runtime.compilation import eagerly
@@ -76,14 +77,15 @@ class Settings:
     size_multiple: int | None = None
 
     def __post_init__(self) -> None:
-        problems = []
+        problems: list[Problem] = []
         if self.tile is not None and self.tile != 'auto':
-            problems += [f'{problem} Or give auto.' for problem in check_count('tile', self.tile)]
+            problems += [
+                replace(each, message=f'{each.message} Or give auto.') for each in check_count('tile', self.tile)
+            ]
         problems += check_count('overlap', self.overlap, least=0)
         if not problems and isinstance(self.tile, int) and self.overlap >= self.tile:
-            problems.append(
-                f'overlap: {self.overlap} pixels, and a tile has {self.tile}. Take larger tiles, or a smaller overlap.'
-            )
+            message = f'{self.overlap} pixels, and a tile has {self.tile}. Take larger tiles, or a smaller overlap.'
+            problems.append(problem('overlap', message))
         if self.statistics not in STATISTICS:
             problems.append(unknown('statistics', 'choice', self.statistics, STATISTICS))
         problems += check_count('passes', self.passes)

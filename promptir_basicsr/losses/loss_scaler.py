@@ -8,6 +8,7 @@ from torch import Tensor
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import check_count, is_number
+from promptir_basicsr.core.problems import Problem, problem
 
 
 class LossScaler:
@@ -28,9 +29,10 @@ class LossScaler:
     def __init__(self, history: int = 100, limit: float = 5.0, factor: float = 2.5) -> None:
         problems = check_count('history', history)
         if not is_number(limit) or limit < 1:
-            problems.append(f'limit: {limit!r} is not a number of at least 1.')
+            problems.append(problem('limit', f'{limit!r} is not a number of at least 1.'))
         elif not is_number(factor) or not 0 < factor <= limit:
-            problems.append(f'factor: {factor!r} is not a number above 0 and at most limit, {limit}.')
+            message = f'{factor!r} is not a number above 0 and at most limit, {limit}.'
+            problems.append(Problem(('factor',), message, others=(('limit',),)))
         if problems:
             raise OptionError(problems)
         self.history, self.limit, self.factor = history, limit, factor

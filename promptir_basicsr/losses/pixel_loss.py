@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import is_number, unknown
+from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.registry import register
 
 REDUCTIONS = ('mean', 'sum')
@@ -30,13 +31,13 @@ class SmoothL1Loss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', beta: float = 1.0) -> None:
         super().__init__()
-        problems = []
+        problems: list[Problem] = []
         if reduction not in REDUCTIONS:
-            problems.append(unknown('SmoothL1Loss', 'reduction', reduction, REDUCTIONS))
+            problems.append(unknown('', 'reduction', reduction, REDUCTIONS, ('reduction',)))
         if not is_number(beta) or beta < 0:
-            problems.append(f'SmoothL1Loss: beta is {beta!r}; it must be a number of at least 0.')
+            problems.append(problem('', f'beta is {beta!r}; it must be a number of at least 0.', ('beta',)))
         if problems:
-            raise OptionError(problems)
+            raise OptionError(each.said_by('SmoothL1Loss') for each in problems)
         self.loss_weight = loss_weight
         self.reduction = reduction
         self.beta = float(beta)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.core.messages import unknown
+from promptir_basicsr.core.errors import argument_error
+from promptir_basicsr.core.messages import unknown_name
 from promptir_basicsr.core.registry import register
 
 KINDS = ('angle', 'cosine', 'gram')
@@ -34,7 +35,7 @@ class PromptDecorrelationLoss(nn.Module):
         loss_weight: factor of the sum over the levels; the default is the released one.
 
     Raises:
-        ValueError: the kind is unknown.
+        OptionError: the kind is unknown.
     """
 
     takes_prompts = True
@@ -42,7 +43,7 @@ class PromptDecorrelationLoss(nn.Module):
     def __init__(self, kind: str = 'angle', loss_weight: float = 0.002) -> None:
         super().__init__()
         if kind not in KINDS:
-            raise ValueError(unknown('PromptDecorrelationLoss', 'kind', kind, KINDS))
+            raise argument_error('PromptDecorrelationLoss', 'kind', unknown_name('kind', kind, KINDS))
         self.kind = kind
         self.loss_weight = loss_weight
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from promptir_basicsr.archs.traits import prompts_of, traits_of
-from promptir_basicsr.checkpoints.pretrained import check_fit, grow, load_sensor, read_weights, with_prompts
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.checkpoints.pretrained import WEIGHTS, check_fit, grow, load_sensor, read_weights, with_prompts
+from promptir_basicsr.core.errors import OptionError, problems_of
 from promptir_basicsr.core.files import atomic_write, read_json
 from promptir_basicsr.core.registry import register
 from promptir_basicsr.evaluation.labels import LabelSource
@@ -109,7 +109,7 @@ class PromptModel(Resumable):
             try:
                 prompts_of(self.net_g)
             except ValueError as error:
-                raise OptionError([f'train.prompt_opt: {error}']) from error
+                raise OptionError(problems_of(('train', 'prompt_opt'), error)) from error
         scaler = train.get('loss_scaler')
         self.loss_scaler = None if scaler is None else LossScaler(**scaler)
         self.setup_step()
@@ -150,7 +150,7 @@ class PromptModel(Resumable):
         """
         bare, paths = self.get_bare_model(net), self.opt['path']
         resuming = paths.get('resume_state') and 'network_g' not in (paths.get('ignore_resume_networks') or ())
-        where = 'path.resume_state' if resuming else 'path.pretrain_network_g'
+        where = ('path', 'resume_state') if resuming else WEIGHTS
         weights, key = read_weights(load_path, (param_key, paths.get('param_key_g')), bare, where)
         logger.info(f'Loading {type(bare).__name__} model from {load_path} ({key or "a bare state dict"}).')
         # What the file does not have is the trained network's, so that the averaged one gets the same.

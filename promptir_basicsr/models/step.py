@@ -18,6 +18,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.archs.traits import prompts_of, traits_of
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.problems import problem
 from promptir_basicsr.losses.loss_scaler import LossScaler
 from promptir_basicsr.models.nonfinite import SickSteps, Step, running_statistics
 from promptir_basicsr.runtime.compilation import compile_in_place, compiling
@@ -76,7 +77,7 @@ class TrainingStep(SRModel):
         """
         problems = device_problems('precision', self.precision, self.device) if self.is_train else []
         val = (self.opt.get('val') or {}).get('precision') or 'fp32'
-        problems += device_problems('val.precision', val, self.device)
+        problems += device_problems(('val', 'precision'), val, self.device)
         if problems:
             raise OptionError(problems)
         self._arrange(net, trained=self.is_train)
@@ -120,7 +121,7 @@ class TrainingStep(SRModel):
         """
         sums = [key for key, loss in self._image_losses().items() if loss is not None and not is_mean(loss)]
         if sums and self.accumulate > 1:
-            raise OptionError([f'train.{key}: {NO_MEAN}' for key in sums])
+            raise OptionError(problem(('train', key), NO_MEAN) for key in sums)
         set_float32(self.precision)
         if hasattr(self, 'net_g_ema'):
             self._arrange(self.net_g_ema, trained=False)

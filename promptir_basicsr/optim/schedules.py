@@ -14,6 +14,8 @@ import torch
 from basicsr.models import lr_scheduler as host_schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
+from promptir_basicsr.core.errors import argument_error
+
 HOST_SCHEDULERS = {
     'MultiStepLR': host_schedulers.MultiStepRestartLR,
     'MultiStepRestartLR': host_schedulers.MultiStepRestartLR,
@@ -99,9 +101,8 @@ class LinearWarmupCosineLR(IterationLR):
         _check_count(name, 'total_iter', total_iter, 1)
         _check_count(name, 'warmup_iter', warmup_iter, 0)
         if warmup_iter >= total_iter:
-            raise ValueError(
-                f'{name}: warmup_iter {warmup_iter} must be below total_iter {total_iter}; shorten the warm-up'
-            )
+            message = f'warmup_iter {warmup_iter} must be below total_iter {total_iter}; shorten the warm-up'
+            raise argument_error(name, 'warmup_iter', message)
         _check_rate(name, 'eta_min', eta_min, optimizer)
         self.total_iter = total_iter
         self.warmup_iter = warmup_iter
@@ -160,9 +161,8 @@ class ReleasedPromptIRLR(IterationLR):
         _check_count(name, 'warmup_epochs', warmup_epochs, 0)
         _check_count(name, 'max_epochs', max_epochs, 1)
         if warmup_epochs >= max_epochs:
-            raise ValueError(
-                f'{name}: warmup_epochs {warmup_epochs} must be below max_epochs {max_epochs}; shorten the warm-up'
-            )
+            message = f'warmup_epochs {warmup_epochs} must be below max_epochs {max_epochs}; shorten the warm-up'
+            raise argument_error(name, 'warmup_epochs', message, 'max_epochs')
         _check_rate(name, 'eta_min', eta_min, optimizer)
         _check_rate(name, 'warmup_start_lr', warmup_start_lr, optimizer)
         self.iters_per_epoch = iters_per_epoch
@@ -259,21 +259,20 @@ def _half_cosine(start: float, end: float, done: int, length: int) -> float:
 
 def _check_count(owner: str, name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(
-            f'{owner}: {name} is {value!r}, must be a whole number in digits, such as 100000 (YAML reads 1e5 as text)'
-        )
+        message = f'{name} is {value!r}, must be a whole number in digits, such as 100000 (YAML reads 1e5 as text)'
+        raise argument_error(owner, name, message)
     if value < least:
-        raise ValueError(f'{owner}: {name} is {value}, must be at least {least}')
+        raise argument_error(owner, name, f'{name} is {value}, must be at least {least}')
 
 
 def _check_number(owner: str, name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(
-            f'{owner}: {name} is {value!r}, must be a number with a decimal point, such as 1.0e-7 '
-            '(YAML reads 1e-7 as text)'
+        message = (
+            f'{name} is {value!r}, must be a number with a decimal point, such as 1.0e-7 (YAML reads 1e-7 as text)'
         )
+        raise argument_error(owner, name, message)
     if not value >= 0:  # refuses nan as well
-        raise ValueError(f'{owner}: {name} is {value}, must be at least 0')
+        raise argument_error(owner, name, f'{name} is {value}, must be at least 0')
 
 
 def _check_rate(owner: str, name: str, value: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -282,4 +281,4 @@ def _check_rate(owner: str, name: str, value: Any, optimizer: torch.optim.Optimi
     for index, group in enumerate(optimizer.param_groups):
         lr = float(group.get('initial_lr', group['lr']))
         if value > lr:
-            raise ValueError(f'{owner}: {name} {value} is above the lr {lr} of parameter group {index}')
+            raise argument_error(owner, name, f'{name} {value} is above the lr {lr} of parameter group {index}')

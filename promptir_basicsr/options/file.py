@@ -1,7 +1,6 @@
 """Read an option file with the replacements of the command line, and tell where each option stands."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,16 +10,12 @@ import yaml
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import did_you_mean, printable
+from promptir_basicsr.core.problems import Item, Keys, Problem
 from promptir_basicsr.core.yaml_loader import load_yaml_with_places, parse_value
 from promptir_basicsr.options.catalogue import find_section
 from promptir_basicsr.options.registered import Registered
 from promptir_basicsr.options.run import run_schema
 from promptir_basicsr.options.section import Section, alternatives, alternatives_of
-
-_UNKNOWN = re.compile(r": unknown (?:\w+ )*?(?P<kind>\w+) '(?P<found>.*?)'\.")
-_WORD = re.compile(r'\w+')
-# Of every message, or of nearly every mapping: such a word in a message says nothing of its place.
-_COMMON = ('type', 'name')
 
 _LONGEST = 160  # of a replacement, as messages quote it
 
@@ -43,14 +38,34 @@ class Places:
         mark = yaml.Mark(entry, 0, 0, 0, None, 0)
         self._root = _replaced(self._root, keys, mark)
 
-    def located(self, problem: str) -> str:
-        """A problem, which begins with the place of an option, behind the file and the line of that option."""
-        text = problem.removeprefix('options') if problem.startswith('options: ') else problem
-        mark = _find(self._root, text, None)
-        place = self.path
-        if mark is not None:
-            place = mark.name if _from_command_line(mark) else f'{self.path}:{mark.line + 1}'
-        return type(problem)(printable(f'{place}: {problem}'))
+    def line(self, *paths: Keys) -> str:
+        """Where an option is, as `my.yml:7` or `--force_yml KEY=VALUE`.
+
+        Args:
+            paths: the first that is there counts; where none is, of the first what leads to it. Tasks of a protocol
+                are changed by name, and counted as in the protocol.
+        """
+        found = [self._find(path) for path in paths]
+        mark = next((mark for mark, complete in found if complete), found[0][0])
+        if mark is None:
+            return self.path
+        return str(mark.name) if _from_command_line(mark) else f'{self.path}:{mark.line + 1}'
+
+    def located(self, problem: Problem) -> str:
+        """The text of a problem after the file and the line of its option. The words of the text do not matter."""
+        return printable(f'{self.line(problem.path, *problem.others)}: {problem}')
+
+    def _find(self, path: Keys) -> tuple[yaml.Mark | None, bool]:
+        """The mark of an option, or of the last of the keys that lead to it; and whether it is there."""
+        mark: yaml.Mark | None = None
+        node: yaml.Node | None = self._root
+        for key in path:
+            found = _item(node, key)
+            if found is None:
+                return mark, False
+            inner, node = found
+            mark = mark if mark is not None and _from_command_line(mark) else inner
+        return mark, True
 
 
 def _from_command_line(mark: yaml.Mark) -> bool:
@@ -73,82 +88,14 @@ def _replaced(node: yaml.Node | None, keys: Sequence[str], mark: yaml.Mark) -> y
     return yaml.MappingNode('tag:yaml.org,2002:map', pairs, node.start_mark if node else mark)
 
 
-def _items(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Mark, yaml.Node]]:
-    """Keys of a mapping, where they stand, and what stands there; of a key given twice through `<<` its own first."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in reversed(node.value):
-            if isinstance(key, yaml.ScalarNode):
-                yield key.value, key.start_mark, value
-
-
-def _find(node: yaml.Node | None, text: str, mark: yaml.Mark | None) -> yaml.Mark | None:
-    """Where the option stands that a text speaks of.
-
-    Args:
-        node: what the text is about.
-        text: a place below the node, then a sentence about it.
-        mark: where the node itself stands.
-    """
-    mark, text, node = _descend(node, text, mark)
-    parts = {key: (start, value) for key, start, value in reversed(list(_items(node)))}
-    told = _UNKNOWN.match(text)
-    if told:
-        # `unknown option 'key'` is about a key, `unknown task type 'word'` about the value of one.
-        word = next((word for word in (told['found'], told['kind']) if word in parts), None)
-        return _nearer(mark, parts[word][0]) if word else mark
-    for word in _WORD.finditer(text):
-        if word[0] in parts and word[0] not in _COMMON:
-            start, value = parts[word[0]]
-            return _find(value, text[word.end() :], _nearer(mark, start))
-    return mark
-
-
-def _nearer(mark: yaml.Mark | None, inner: yaml.Mark) -> yaml.Mark:
-    """Of the places of an option and of one inside of it: all of a replacement stands on the command line."""
-    return mark if mark is not None and _from_command_line(mark) else inner
-
-
-def _descend(
-    node: yaml.Node | None, text: str, mark: yaml.Mark | None
-) -> tuple[yaml.Mark | None, str, yaml.Node | None]:
-    """Follow a place such as `datasets.train.tasks[1] (derain).copies: ...` as far as it is there.
-
-    Returns:
-        Where the last part stands, None for the top; the rest of the text; and what stands there.
-    """
-    while True:
-        found = max(_steps(node, text, mark is None), key=lambda step: len(text) - len(step[1]), default=None)
-        if found is None:
-            return mark, text, node
-        here, text, node = found
-        mark = _nearer(mark, here)
-
-
-def _steps(node: yaml.Node | None, text: str, at_top: bool) -> Iterator[tuple[yaml.Mark, str, yaml.Node]]:
-    """The items of a node that a text goes on with."""
-    for key, mark, value in _items(node):
-        rest = text.removeprefix(key if at_top else f'.{key}')
-        if rest != text and rest[:1] in tuple('.:[ '):
-            yield mark, rest, value
-    place = re.match(r'\[(\d+)\]', text)
-    if not place:
-        return
-    rest = text[place.end() :]
-    number = int(place[1])
-    if isinstance(node, yaml.SequenceNode) and number < len(node.value):
-        item = node.value[number]
-        yield item.start_mark, _without_name(rest, item), item
-    # Tasks of a protocol are changed by name, and counted as they stand in the protocol.
-    for key, mark, value in _items(node):
-        if rest.startswith(f' ({key})'):
-            yield mark, rest.removeprefix(f' ({key})'), value
-
-
-def _without_name(text: str, task: yaml.Node) -> str:
-    """Tasks are shown with their name, ` (denoise)`."""
-    names = {key: value.value for key, _, value in _items(task) if isinstance(value, yaml.ScalarNode)}
-    name = f' ({names.get("name", names.get("type"))})'
-    return text.removeprefix(name)
+def _item(node: yaml.Node | None, key: str | int) -> tuple[yaml.Mark, yaml.Node] | None:
+    """Where an item of a node is, and the item; of a key given twice through `<<` the mapping's own."""
+    if isinstance(node, yaml.SequenceNode):
+        inside = isinstance(key, int) and key < len(node.value)
+        return (node.value[key].start_mark, node.value[key]) if inside else None
+    name = key.name if isinstance(key, Item) else str(key)
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next(((known.start_mark, value) for known, value in reversed(pairs) if known.value == name), None)
 
 
 def read_options(path: str, force_yml: list[str] | None = None) -> dict[str, Any]:

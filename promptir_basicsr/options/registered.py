@@ -11,6 +11,7 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict, 
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
+from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.options.section import Flag, Section, Text, Told
 
 MARK = 'x-registered'
@@ -86,7 +87,7 @@ def _strict(annotation: Any) -> Any:
     return simple.get(annotation, Any)
 
 
-def type_problems(where: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> list[str]:
+def type_problems(where: str | Keys, function: Callable[..., Any], arguments: Mapping[str, Any]) -> list[Problem]:
     """Arguments of a class or function of this package that are of another type than its signature says.
 
     Unknown and missing ones are left to others, as is everything about classes of others.

@@ -4,7 +4,8 @@ Kinds of values that options have, each with the sentence for what does not fit.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -12,7 +13,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 
-from promptir_basicsr.core.messages import meant_by, quotes_hint, shown, unknown
+from promptir_basicsr.core.messages import missing_key, quotes_hint, shown, unknown, unknown_name
+from promptir_basicsr.core.problems import Keys, Problem, keys, problem
+
+TOP: Keys = ('options',)
+"""How the top of the option file is shown."""
 
 TOLD = 'told'
 """The type of errors that are in our words already."""
@@ -57,7 +62,7 @@ class OneOf(Told):
         try:
             return inner(value)
         except ValidationError as error:
-            raise told(unknown('', self.kind, value, self.allowed).removeprefix(': ')) from error
+            raise told(unknown_name(self.kind, value, self.allowed)) from error
 
 
 class CheckedElsewhere:
@@ -151,47 +156,39 @@ class Section(BaseModel):
         return cls.model_fields.get(key)
 
     @classmethod
-    def problems(cls, options: Any, where: str = '') -> list[str]:
-        """What is wrong with the options, a line each; each begins with the place of the option.
+    def problems(cls, options: Any, where: str | Keys = ()) -> list[Problem]:
+        """What is wrong with the options.
 
         Args:
             options: as read from YAML; they are not changed.
-            where: their place in the option file; '' for the whole file.
+            where: their place in the option file; () for the whole file.
         """
         try:
             cls.model_validate(dict(options) if isinstance(options, Mapping) else options)
         except ValidationError as error:
-            return [cls._problem(where, details) for details in error.errors(include_url=False)]
+            return [cls._problem(keys(where), details) for details in error.errors(include_url=False)]
         return []
 
     @classmethod
-    def _problem(cls, where: str, details: Any) -> str:
+    def _problem(cls, where: Keys, details: Any) -> Problem:
         kind, location, found = details['type'], details['loc'], details['input']
+        path, owner = (*where, *location), section_at(cls, location[:-1])
         if kind in ('extra_forbidden', 'invalid_key'):
-            section = section_at(cls, location[:-1])
             key = found if kind == 'invalid_key' else location[-1]
-            return unknown(place(where, location[:-1]) or 'options', 'option', key, section.model_fields)
-        spot = place(where, location)
+            section = path[:-1] or TOP
+            return replace(unknown('', 'option', key, owner.model_fields), path=(*path[:-1], str(key)), shown=section)
         if kind == 'missing':
             # Where unknown keys are told, they come with a suggestion themselves.
-            owner = section_at(cls, location[:-1])
             ignores = owner.model_config.get('extra') == 'ignore'
-            return f'{spot}: is missing.' + (meant_by(str(location[-1]), found, owner.model_fields) if ignores else '')
+            return missing_key(path, found if ignores else (), owner.model_fields)
         if kind == TOLD:
-            return f'{spot}: {details["msg"]}'
+            return problem(path, details['msg'])
         if kind in ('model_type', 'model_attributes_type', 'dict_type'):
-            return f'{spot or "options"}: give options `key: value`, not {shown(found)}.'
-        return f'{spot}: {shown(found)} is wrong: {details["msg"]}.'
+            return Problem(path, f'give options `key: value`, not {shown(found)}.', shown=path or TOP)
+        return problem(path, f'{shown(found)} is wrong: {details["msg"]}.')
 
 
-def place(where: str, location: Sequence[str | int]) -> str:
-    """`datasets.train` and (`tasks`, 1, `copies`) as `datasets.train.tasks[1].copies`."""
-    for key in location:
-        where += f'[{key}]' if isinstance(key, int) else f'.{key}' if where else str(key)
-    return where
-
-
-def section_at(section: type[Section], location: Sequence[str | int]) -> type[Section]:
+def section_at(section: type[Section], location: Keys) -> type[Section]:
     """The section that options at a place below another one belong to."""
     for key in location:
         field = section.field_of(str(key))

@@ -13,20 +13,21 @@ from contextlib import contextmanager
 import torch
 
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.problems import Keys, Problem, problem
 
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
-def device_problems(where: str, precision: str, device: torch.device) -> list[str]:
+def device_problems(where: str | Keys, precision: str, device: torch.device) -> list[Problem]:
     """Why a device cannot compute with one of PRECISIONS."""
     if device.type != 'cuda':
-        cannot = precision == 'tf32'
-        return [f'{where}: tf32 is a format of GPUs, and this run is on the CPU. Take fp32 or bf16.'] if cannot else []
+        message = 'tf32 is a format of GPUs, and this run is on the CPU. Take fp32 or bf16.'
+        return [problem(where, message)] if precision == 'tf32' else []
     name, generation = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)[0]
     if precision == 'tf32' and generation < 8:
-        return [f'{where}: {name} has no tf32. Take fp32 or fp16.']
+        return [problem(where, f'{name} has no tf32. Take fp32 or fp16.')]
     if precision == 'bf16' and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return [f'{where}: {name} has no bf16. Take fp16.']
+        return [problem(where, f'{name} has no bf16. Take fp16.')]
     return []
 
 

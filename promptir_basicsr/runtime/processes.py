@@ -81,7 +81,8 @@ class Share:
             failure = error
         if self.processes == 1:
             return
-        told = self.gather(None if failure is None else (type(failure).__name__, str(failure)))
+        lines = failure.lines if isinstance(failure, OptionError) else [str(failure)]
+        told = self.gather(None if failure is None else (type(failure).__name__, lines))
         if failure is not None:
             raise failure
         for rank, found in enumerate(told):
@@ -89,10 +90,11 @@ class Share:
                 raise _same(rank, *found)
 
 
-def _same(rank: int, kind: str, message: str) -> Exception:
+def _same(rank: int, kind: str, lines: Sequence[str]) -> Exception:
     """An error of another process."""
     if kind == OptionError.__name__:
-        return OptionError([f'process {rank}: {line}' for line in message.splitlines()])
+        return OptionError(f'process {rank}: {line}' for line in lines)
+    message = '\n'.join(lines)
     if kind == ImageError.__name__:
         return ImageError(f'process {rank}: {message}')
     return RuntimeError(f'The validation failed in process {rank}: {kind}: {message}')

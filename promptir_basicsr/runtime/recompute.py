@@ -16,12 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, Formulated, set_checkpointing, set_formulation
-from promptir_basicsr.core.messages import unknown
+from promptir_basicsr.core.messages import unknown_name
+from promptir_basicsr.core.problems import Problem, problem
 
 LISTS = (nn.Sequential, nn.ModuleList)
 
 
-def set_blocks(net: nn.Module, formulation: str | None, checkpointing: str | None) -> list[str]:
+def set_blocks(net: nn.Module, formulation: str | None, checkpointing: str | None) -> list[Problem]:
     """Let the blocks of a network compute as the options `formulation` and `activation_checkpointing` say.
 
     Args:
@@ -30,22 +31,21 @@ def set_blocks(net: nn.Module, formulation: str | None, checkpointing: str | Non
         checkpointing: one of CHECKPOINTING; None for the network's own.
 
     Returns:
-        Why they cannot, a line each.
+        Why they cannot.
     """
-    problems, name = [], type(net).__name__
+    problems: list[Problem] = []
+    name = type(net).__name__
     if not set_formulation(net, formulation or 'fast') and formulation:
-        problems.append(
-            f'formulation: {name} has no blocks with two formulations, as PromptIR and PIP have. Leave the key out.'
-        )
+        message = f'{name} has no blocks with two formulations, as PromptIR and PIP have. Leave the key out.'
+        problems.append(problem('formulation', message))
     elif formulation == 'plain' and checkpointing in ('gate', 'block'):
-        problems.append(
-            f"activation_checkpointing: '{checkpointing}' goes with `formulation: fast`; the plain one keeps all."
-        )
+        message = f"'{checkpointing}' goes with `formulation: fast`; the plain one keeps all."
+        problems.append(problem('activation_checkpointing', message))
     elif checkpointing:
         try:
             set_activation_checkpointing(net, checkpointing)
         except ValueError as error:
-            problems.append(f'activation_checkpointing: {error}')
+            problems.append(problem('activation_checkpointing', str(error)))
     return problems
 
 
@@ -64,7 +64,7 @@ def set_activation_checkpointing(net: nn.Module, checkpointing: str) -> int:
         ValueError: the network has no such blocks, or some that cannot be called twice.
     """
     if checkpointing not in CHECKPOINTING:
-        raise ValueError(unknown(type(net).__name__, 'checkpointing', checkpointing, CHECKPOINTING))
+        raise ValueError(f'{type(net).__name__}: {unknown_name("checkpointing", checkpointing, CHECKPOINTING)}')
     own = set_checkpointing(net, checkpointing)
     for module in net.modules():
         if isinstance(module, _Recomputed):  # of an earlier call

@@ -101,7 +101,7 @@ def test_is_registered_and_takes_lists_as_yaml_gives_them() -> None:
     assert type(net) is PIPRestormer
     assert net(torch.rand(1, 3, 16, 16), 'fog').shape == (1, 3, 16, 16)
     assert check_network({'type': 'PIPRestormer', **options}) == []
-    assert check_network({'type': 'PIPRestormer', 'interaction': 'top'})[0].startswith(
+    assert str(check_network({'type': 'PIPRestormer', 'interaction': 'top'})[0]).startswith(
         "network_g: PIPRestormer: unknown interaction 'top'. Did you mean 'topm'?"
     )
 

@@ -235,7 +235,7 @@ def test_it_trains_and_restores_images_of_any_size(tmp_path: Path) -> None:
 def test_mistakes_are_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PIPNAFNet(**{**SMALL, **options})
-    (problem,) = check_network({'type': 'PIPNAFNet', **SMALL, **options})
+    (problem,) = map(str, check_network({'type': 'PIPNAFNet', **SMALL, **options}))
     assert problem.startswith('network_g: PIPNAFNet: ')
 
 

@@ -477,10 +477,10 @@ def test_plain_weights_are_checked_before_anything_is_created(tmp_path: Path) ->
     options['path']['pretrain_network_g'] = str(tmp_path / 'plain.pth')
     torch.save({'params': plain(SWINIR).state_dict()}, tmp_path / 'plain.pth')
     assert check_options(options, is_train=True) == []
-    (problem,) = start_problems(options, is_train=False)
+    (problem,) = map(str, start_problems(options, is_train=False))
     assert "plain.pth' holds a network without prompts. A training can start from it; a test needs" in problem
     torch.save({'params': plain({**SWINIR, 'embed_dim': 16}).state_dict()}, tmp_path / 'plain.pth')
-    (problem,) = check_options(options, is_train=True)
+    (problem,) = map(str, check_options(options, is_train=True))
     assert problem.startswith('path.pretrain_network_g: ')
     assert 'other sizes: network.conv_first.weight (16, 3, 3, 3) -> (12, 3, 3, 3)' in problem
 
@@ -557,7 +557,7 @@ def test_mistakes_are_told(options: dict[str, Any], message: str) -> None:
     given = {'network': EDSR, 'taps': ['conv_after_body'], **options}
     with pytest.raises(ValueError, match=message):
         PromptedNetwork(**given)
-    (problem, *_) = check_network({'type': 'PromptedNetwork', **given})
+    (problem, *_) = map(str, check_network({'type': 'PromptedNetwork', **given}))
     assert problem.startswith('network_g: ')
 
 
@@ -591,7 +591,7 @@ def test_the_size_of_a_training_patch_is_checked(tmp_path: Path) -> None:
     options = run_file(tmp_path)
     assert check_options(options, is_train=True) == []
     options['datasets']['train']['gt_size'] = 18
-    (problem,) = check_options(options, is_train=True)
+    (problem,) = map(str, check_options(options, is_train=True))
     assert 'gt_size: 18 is not a multiple of 4, which PromptedNetwork needs. Take 16.' in problem
 
 

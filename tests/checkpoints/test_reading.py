@@ -234,8 +234,8 @@ def test_what_holds_no_weights_is_told_for_what_it_is(tmp_path: Path, make: Any,
     make(path)
     with pytest.raises(OptionError, match=message) as error:
         read_weight_file(path)
-    assert len(error.value.problems) == 1
-    assert str(path) in error.value.problems[0]
+    assert len(error.value.lines) == 1
+    assert str(path) in error.value.lines[0]
 
 
 def test_names_that_are_not_there(tmp_path: Path) -> None:

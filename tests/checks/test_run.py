@@ -112,7 +112,7 @@ def problems_of(changes: dict[str, Any], options: dict[str, Any] | None = None, 
     options = training() if options is None else options
     for place, value in changes.items():
         put(options, place, value)
-    return check_options(options, is_train='train' in options, processes=processes)
+    return [str(problem) for problem in check_options(options, is_train='train' in options, processes=processes)]
 
 
 def places(value: Any, parents: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -554,7 +554,7 @@ def test_options_of_other_models_are_held_to_what_basicsr_reads() -> None:
     assert check_options(options, is_train=True) == []
     options['network_g'] = {'type': 'MSRResNet', 'num_in': 3}
     options['model_type'] = 'SrModel'
-    problems = check_options(options, is_train=True)
+    problems = [str(problem) for problem in check_options(options, is_train=True)]
     assert [problem.partition(' Allowed')[0] for problem in problems] == [
         "model_type: unknown model 'SrModel'. Did you mean 'SRModel'?",
         "network_g: unknown option 'num_in'. Did you mean 'num_in_ch'?",
@@ -566,7 +566,7 @@ def test_option_files_of_the_package(path: Path) -> None:
     """Nothing is wrong with them but data that is not on this machine."""
     options = load_yaml(str(path))
     options['num_gpu'] = 0
-    problems = check_options(options, is_train='train' in options['datasets'])
+    problems = [str(problem) for problem in check_options(options, is_train='train' in options['datasets'])]
     assert [problem for problem in problems if not re.search('does not exist|No such file', problem)] == []
 
 

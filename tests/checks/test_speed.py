@@ -7,7 +7,6 @@ import torch
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
 from promptir_basicsr.checks.run import check_options
-from promptir_basicsr.core.errors import MachineProblem
 from tests.checks.test_run import MISSING, measuring, put, training
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 1}
@@ -18,7 +17,7 @@ def of(place: str, value: Any, options: dict[str, Any] | None = None, **others: 
     put(options, place, value)
     for key, other in others.items():
         put(options, key.replace('__', '.'), other)
-    return check_options(options, is_train='train' in options)
+    return [str(problem) for problem in check_options(options, is_train='train' in options)]
 
 
 RIGHT: list[tuple[str, Any]] = [
@@ -117,8 +116,11 @@ def test_a_sum_over_images_cannot_be_accumulated() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='the machine has GPUs')
 def test_a_gpu_that_is_not_here_may_be_where_the_training_runs() -> None:
-    (problem,) = of('precision', 'tf32', num_gpu='auto')
-    assert isinstance(problem, MachineProblem)
+    options = training()
+    put(options, 'precision', 'tf32')
+    put(options, 'num_gpu', 'auto')
+    (problem,) = check_options(options, is_train=True)
+    assert (problem.path, problem.kind) == (('precision',), 'machine')
 
 
 def test_a_test_has_no_step() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from promptir_basicsr import cli
 from promptir_basicsr.checks.check import check_file
 from promptir_basicsr.checks.report import Finding, Report
 from promptir_basicsr.commands.check import print_report
+from promptir_basicsr.core.problems import Kind
 from promptir_basicsr.data.sources import FolderSource
 
 # isort: split
@@ -663,7 +664,7 @@ def test_the_page_knows_every_key_and_kind(tree: Path) -> None:
     package = Path(promptir_basicsr.__file__).parent
     source = ''.join((package / name).read_text() for name in ('checks/check.py', 'checks/data.py'))
     kinds = set(re.findall(r"(?:ERROR|NOTE|severity),\s+'(\w+)'", source))
-    kinds |= set(re.findall(r"return '(\w+)', \[", source)) | {'machine', 'options', 'count'}
+    kinds |= {'count', *get_args(Kind)}
     assert {'missing', 'orphans', 'unreadable', 'different_size', 'smaller_than_patch', 'extra'} <= kinds
     assert [kind for kind in sorted(kinds) if f'| `{kind}` |' not in page] == []
 

@@ -25,7 +25,7 @@ def problem(read: Any, text: str) -> str:
     """The one line that a file is refused with, without its path."""
     with pytest.raises(OptionError) as caught:
         read(text)
-    (line,) = caught.value.problems
+    (line,) = caught.value.lines
     assert '\n' not in line
     path, _, message = line.partition('options.yml: ')
     assert Path(path).is_absolute()
@@ -248,4 +248,4 @@ def test_values_of_the_command_line(text: str, value: Any) -> None:
 def test_broken_values_name_their_place(text: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse_value(text, '--force_yml a=...')
-    assert caught.value.problems[0].startswith('--force_yml a=...: line 1, column ')
+    assert caught.value.lines[0].startswith('--force_yml a=...: line 1, column ')

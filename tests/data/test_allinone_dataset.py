@@ -386,7 +386,7 @@ def test_a_pair_of_different_sizes_is_named_with_both_sizes(derain, write, photo
 def test_mistakes_in_the_options(change, expected, denoise) -> None:
     with pytest.raises(OptionError) as raised:
         training(denoise, **change)
-    (problem,) = raised.value.problems
+    (problem,) = raised.value.lines
     assert expected in problem
     assert problem.startswith('datasets.mixed')
 
@@ -394,7 +394,7 @@ def test_mistakes_in_the_options(change, expected, denoise) -> None:
 def test_mistakes_of_the_dataset_and_of_its_tasks_come_in_one_report(denoise) -> None:
     with pytest.raises(OptionError) as raised:
         training({**denoise, 'copys': 2}, {**denoise, 'clean': 'nowhere'}, gt_sise=1, use_rot='x')
-    assert len(raised.value.problems) == 4
+    assert len(raised.value.lines) == 4
 
 
 def test_options_are_not_changed(denoise, derain) -> None:

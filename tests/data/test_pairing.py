@@ -308,7 +308,8 @@ def test_a_clear_image_is_never_its_own_degraded_one(write, tmp_path) -> None:
     ],
 )
 def test_mistakes_in_a_rule(option, expected) -> None:
-    rule, problems = rule_from_option('tasks[0].pairing', option)
+    rule, found = rule_from_option('tasks[0].pairing', option)
+    problems = [str(problem) for problem in found]
     assert rule is None
     assert expected in '\n'.join(problems)
     assert problems[0].startswith('tasks[0].pairing')

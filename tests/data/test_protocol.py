@@ -79,7 +79,7 @@ def names(options: dict[str, Any]) -> list[str]:
 def problems(opt: dict[str, Any]) -> list[str]:
     with pytest.raises(OptionError) as caught:
         expand_protocol(opt, 'datasets.x')
-    return caught.value.problems
+    return caught.value.lines
 
 
 # What the files say
@@ -111,9 +111,9 @@ def test_nothing_is_wrong_with_a_protocol_but_that_its_images_are_not_here(name,
     options = expand(name, phase, dataroot=str(tmp_path))
     with pytest.raises(OptionError) as caught:
         check_dataset(options, 'x')
-    told = [p for p in caught.value.problems if 'does not exist' not in p and 'cannot be read as text' not in p]
+    told = [p for p in caught.value.lines if 'does not exist' not in p and 'cannot be read as text' not in p]
     assert told == []
-    assert len(caught.value.problems) >= len(options['tasks'])
+    assert len(caught.value.lines) >= len(options['tasks'])
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -337,7 +337,7 @@ def test_a_list_that_misses_a_whole_corpus_says_which(denoise, tmp_path) -> None
     (tmp_path / 'list.txt').write_text('00001.bmp\n00002.bmp\na1.jpg\n')
     options = {**denoise, 'list': str(tmp_path / 'list.txt'), 'known_counts': {2: 'BSD400 missing: as ever'}}
     (survey,), _ = survey_tasks({'tasks': [options]}, 'x')
-    (gap,) = survey.gaps
+    (gap,) = map(str, survey.gaps)
     assert "1 of 3 entries are not in '" in gap
     assert 'BSD400 missing: 2 of 3, as ever.' in gap
     assert len(survey.task) == 2
@@ -346,7 +346,8 @@ def test_a_list_that_misses_a_whole_corpus_says_which(denoise, tmp_path) -> None
 @pytest.mark.parametrize('wrong', [5, ['BSD400 missing'], {'4744': 'text for a number'}, {4744: 5}])
 def test_known_counts_are_numbers_with_words(denoise, wrong) -> None:
     (survey,), _ = survey_tasks({'tasks': [{**denoise, 'known_counts': wrong}]}, 'x')
-    assert survey.problems == [f'x.tasks[0] (denoise25).known_counts: give `number: what it means`, not {wrong!r}.']
+    (problem,) = map(str, survey.problems)
+    assert problem == f'x.tasks[0] (denoise25).known_counts: give `number: what it means`, not {wrong!r}.'
 
 
 # A file of one's own

@@ -227,7 +227,7 @@ def test_columns_stand_below_their_heads() -> None:
 def problems_of(*tasks, **options) -> list[str]:
     with pytest.raises(OptionError) as error:
         check_dataset({**TRAIN, 'tasks': list(tasks), **options}, 'datasets.train')
-    return error.value.problems
+    return error.value.lines
 
 
 ONCE = 'belongs to training; a validation takes every image once. Leave it out.'
@@ -303,7 +303,7 @@ CASES = {
 def test_a_task_without_a_sample_is_refused_and_each_mend_mends(case) -> None:
     weights, sampling, batch = CASES[case]
     tasks, opt = tasks_of(SIZES, weights), {'sampling': sampling, 'batch_size_per_gpu': batch}
-    (problem,) = check_shares(tasks, opt, 'datasets.train')
+    (problem,) = map(str, check_shares(tasks, opt, 'datasets.train'))
     whole = 'a batch' if case.startswith('batch') else 'an epoch'
     place = 'sampling.fixed_shares' if case.startswith('batch') else 'sampling'
     assert re.match(rf"datasets\.train\.{place}: {whole} of [\d,]+ would hold no sample of 't\d' \(", problem)
@@ -326,7 +326,9 @@ def test_a_task_without_a_sample_is_refused_and_each_mend_mends(case) -> None:
 
 
 def test_the_batch_that_is_named_is_the_smallest() -> None:
-    (problem,) = check_shares(tasks_of(SIZES), {'sampling': {'fixed_shares': True}, 'batch_size_per_gpu': 1}, 'x')
+    (problem,) = map(
+        str, check_shares(tasks_of(SIZES), {'sampling': {'fixed_shares': True}, 'batch_size_per_gpu': 1}, 'x')
+    )
     named = int(re.search(r'`batch_size_per_gpu` to (\d+)', problem)[1])
     opts = [{'sampling': {'fixed_shares': True}, 'batch_size_per_gpu': number} for number in range(1, named + 1)]
     assert [bool(check_shares(tasks_of(SIZES), opt, 'x')) for opt in opts] == [True] * (named - 1) + [False]
@@ -379,7 +381,7 @@ def test_the_page_names_every_key_and_its_example_is_right() -> None:
     options = yaml.safe_load(example)['datasets']['train']
     with pytest.raises(OptionError) as error:
         check_dataset({**options, 'phase': 'train'}, 'datasets.train')
-    assert all('does not exist' in problem for problem in error.value.problems), error.value.problems
+    assert all('does not exist' in problem for problem in error.value.lines), error.value.lines
     weights = [task['weight'] for task in options['tasks']]
     shares = epoch_shares(tasks_of([(10, 1)] * 3, weights), options)
     assert [share.in_batch for share in shares] == [2, 2, 4]

@@ -25,7 +25,7 @@ def built(*tasks, **options):
 def problems(*tasks, **options) -> list[str]:
     with pytest.raises(OptionError) as raised:
         built(*tasks, **options)
-    return raised.value.problems
+    return raised.value.lines
 
 
 # What a task is
@@ -271,7 +271,7 @@ def mistakes(options: dict) -> list[str]:
     try:
         check_dataset(options, 'x')
     except OptionError as error:
-        return [problem for problem in error.problems if 'does not exist' not in problem]
+        return [problem for problem in error.lines if 'does not exist' not in problem]
     return []
 
 

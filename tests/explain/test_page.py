@@ -434,7 +434,7 @@ def test_mistakes_are_told_all_at_once_and_nothing_is_written(tmp_path):
     )
     with pytest.raises(OptionError) as error:
         write_page(page, Report('x', sections=[section]))
-    first, second, third = error.value.problems
+    first, second, third = error.value.lines
     assert "section 'Results', table 'PSNR': row 2 has 1 values for 2 columns" in first
     assert "comparison 'sizes': pictures of different sizes" in second
     assert "comparison 'grey': pictures are (H, W, 3), found" in third

@@ -292,7 +292,7 @@ def test_labels_that_the_network_does_not_know(tmp_path):
 def test_settings_are_checked_together():
     with pytest.raises(OptionError) as error:
         Settings(images=0, size=1, untrained=-1, device='nothing')
-    assert [line.split(':')[0] for line in error.value.problems] == ['--images', '--size', '--untrained', '--device']
+    assert [line.split(':')[0] for line in error.value.lines] == ['--images', '--size', '--untrained', '--device']
 
 
 @pytest.mark.parametrize(('module', 'name'), [('matplotlib', 'matplotlib'), ('sklearn', 'scikit-learn')])

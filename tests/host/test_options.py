@@ -82,7 +82,7 @@ def refusal(parse: Parse, *words: str) -> list[str]:
     with pytest.raises(OptionError) as caught:
         parse(*words)
     assert os.listdir() == ['tiny.yml']
-    return caught.value.problems
+    return caught.value.lines
 
 
 def test_basicsr_calls_this_parser() -> None:
@@ -328,7 +328,7 @@ def test_nothing_is_evaluated(parse: Parse, key: str, value: str) -> None:
     try:
         parse('--force_yml', f'{key}={value}')
     except OptionError as error:
-        assert error.problems  # noqa: PT017  (text is a name like any other, so this one may pass)
+        assert error.lines  # noqa: PT017  (text is a name like any other, so this one may pass)
     assert os.listdir() == ['tiny.yml']
 
 

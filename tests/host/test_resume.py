@@ -233,7 +233,7 @@ def test_states_of_which_none_is_whole_are_an_error(tmp_path: Path) -> None:
         change(tmp_path / 'training_states' / f'{n}.state')
     with pytest.raises(OptionError) as error:
         load_resume_state(opt)
-    first, *others = error.value.problems
+    first, *others = error.value.lines
     assert first.startswith(f"--auto_resume: none of the 2 training states in '{tmp_path}/training_states' is whole.")
     assert 'start anew without --auto_resume' in first
     assert [line.partition(':')[0] for line in others] == ['iteration 4', 'iteration 2']

@@ -300,7 +300,7 @@ def test_mistakes(wrong: dict, said: str) -> None:
     assert said in str(raised.value)
     with pytest.raises(OptionError) as raised:
         Settings(**{'ensemble': False, 'passes': -3, **wrong})
-    assert len(raised.value.problems) == (1 if 'passes' in wrong else 2)
+    assert len(raised.value.lines) == (1 if 'passes' in wrong else 2)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_mistakes(wrong: dict, said: str) -> None:
 )
 def test_options_are_checked_before_a_run(val: dict, said: list[str]) -> None:
     options = load_yaml(str(Path(__file__).parents[2] / 'options' / 'demo.yml'))
-    problems = check_options({**options, 'val': {**options['val'], **val}}, True)
+    problems = [str(problem) for problem in check_options({**options, 'val': {**options['val'], **val}}, True)]
     assert len(problems) == len(said)
     assert all(problem.startswith(start) for problem, start in zip(problems, said, strict=True))
 

@@ -92,7 +92,7 @@ def test_a_loss_that_is_no_number_does_not_stop_it() -> None:
 def test_mistakes_are_told_together() -> None:
     with pytest.raises(OptionError) as told:
         LossScaler(history=0, limit=0.5)
-    assert told.value.problems == [
+    assert told.value.lines == [
         'history: 0 is not a whole number of at least 1.',
         'limit: 0.5 is not a number of at least 1.',
     ]

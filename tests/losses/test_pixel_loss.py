@@ -62,7 +62,7 @@ def test_half_precision_does_not_reach_it() -> None:
 def test_mistakes_are_told_together() -> None:
     with pytest.raises(OptionError) as told:
         SmoothL1Loss(reduction='maen', beta=-1)
-    assert told.value.problems == [
+    assert told.value.lines == [
         "SmoothL1Loss: unknown reduction 'maen'. Did you mean 'mean'? Allowed: mean, sum.",
         'SmoothL1Loss: beta is -1; it must be a number of at least 0.',
     ]

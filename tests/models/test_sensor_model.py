@@ -129,7 +129,7 @@ def problems_of(opt, is_train=True):
     }
     if is_train:
         written['datasets']['train'].update(batch_size_per_gpu=1, num_worker_per_gpu=0)
-    return check_options(written, is_train)
+    return [str(problem) for problem in check_options(written, is_train)]
 
 
 # training a sensor
@@ -334,7 +334,7 @@ def test_weights_without_a_sensor_and_a_sensor_of_its_own(tmp_path, trained):
     with pytest.raises(OptionError, match='pretrain_network_sensor: is missing') as error:
         build_model({**opt, 'is_train': False})
     assert f"'{released}' holds none. Name a checkpoint that SensorModel has written" in str(error.value)
-    assert problems_of(opt) == problems_of(opt, is_train=False) == error.value.problems
+    assert problems_of(opt) == problems_of(opt, is_train=False) == error.value.lines
 
 
 def test_a_validation_may_tell_every_image_the_same_mixture(tmp_path, trained, caplog):

@@ -311,7 +311,7 @@ def test_one_line_tells_how_a_step_is_made(
 def test_a_network_that_cannot_be_as_asked_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as caught:
         model_with(tmp_path, EDSR, formulation='plain')
-    assert caught.value.problems == [
+    assert caught.value.lines == [
         'formulation: EDSR has no blocks with two formulations, as PromptIR and PIP have. Leave the key out.'
     ]
     with pytest.raises(OptionError, match=r"^activation_checkpointing: EDSR: 'gate' belongs to"):

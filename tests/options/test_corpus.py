@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import promptir_basicsr  # noqa: F401  (prepares BasicSR)
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.host.options import parse_options
+from promptir_basicsr.options.file import read_option_file
 
 FOLDER = Path(__file__).parents[2] / 'options'
 # The demonstrations first: their data are there, and their networks small.
@@ -171,6 +172,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+NONSENSE = "unknown option 'name'. PromptIR: type, heads, train.optim_g.lr and datasets: degrade is missing."
+
+
+def check_lines(error: OptionError) -> None:
+    """The place that is shown in front of each problem is that of its path, whatever its words are."""
+    _, places = read_option_file('wrong.yml')
+    for problem, line in zip(error.problems, error.lines, strict=True):
+        where = places.line(problem.path, *problem.others)
+        assert line.startswith(f'{where}: ')
+        for shown in (None, (), problem.place):
+            other = replace(problem, message=NONSENSE, shown=shown)
+            assert places.located(other).startswith(f'{where}: ')
+
+
 def refusal(text: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the parser of `basicsr train` and `basicsr test` says to a file; it must leave the folder as it is."""
     Path('wrong.yml').write_text(text, encoding='utf-8')
@@ -179,7 +194,8 @@ def refusal(text: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> list[
         parse_options(os.getcwd(), training)
     except OptionError as error:
         assert os.listdir() == ['wrong.yml']
-        return [problem for problem in error.problems if 'does not exist' not in problem]  # data of protocols
+        check_lines(error)
+        return [problem for problem in error.lines if 'does not exist' not in problem]  # data of protocols
     return []
 
 

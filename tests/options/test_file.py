@@ -1,5 +1,6 @@
 """Each mistake is told with the line of its option in the file, or as one of the command line."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import yaml
 
 import promptir_basicsr  # noqa: F401  (prepares BasicSR)
-from promptir_basicsr.core.errors import MachineProblem, OptionError
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.problems import Item, Keys, Problem
 from promptir_basicsr.core.yaml_loader import load_yaml_with_places
 from promptir_basicsr.host.options import checked_options
 from promptir_basicsr.options.file import Places
@@ -54,65 +56,89 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     return Places('my.yml', load_yaml_with_places('my.yml')[1])
 
 
+FIRST, SECOND = Item(0, 'first'), Item(2, 'second (a)')
+TRAIN, VAL = ('datasets', 'train', 'tasks'), ('datasets', 'val', 'tasks')
+
+
 @pytest.mark.parametrize(
-    ('problem', 'line'),
+    ('path', 'line'),
     [
-        ('name: 5 is not text.', 1),
-        ('datasets.train.tasks: give a list.', 7),
-        ('datasets.train.tasks[0] (first).copies: 1 is wrong.', 8),
-        ('datasets.train.tasks[1].clean: no such folder.', 11),
-        ("datasets.train.tasks[1] (denoize): unknown task type 'denoize'. Did you mean 'denoise'?", 10),
-        ('datasets.train.tasks[2] (second (a)).copies: its own, not the merged one.', 14),
-        ('datasets.train.tasks[2] (second (a)).degrade.sigma: of what was merged.', 4),
-        ("datasets.train.tasks[0] (first): unknown option 'copies'. Allowed: name.", 8),
-        ('datasets.val.tasks[4] (derain).copies: of a protocol, by name.', 18),
-        ('datasets.val.tasks[5] (dehaze).root: of a protocol, not in the file.', 17),
-        ("datasets.train.protocol: unknown protocol '4d'.", 15),
-        ('datasets.train and datasets.val: have the same name.', 6),
-        ('network_g.type: unknown network.', 20),
-        ('network_g: PromptIR: heads is [1, 2]; it must have four numbers.', 21),
-        ('network_g: PromptedNetwork: taps[1].module: no module b.', 24),
-        ('network_g.dim: is missing.', 19),
-        ("train: unknown option 'total_iter'. Allowed: heads, name.", 25),
-        ("train: unknown option 'trian.x'. Allowed: heads, name.", 25),
-        ('val.metrics.psnr.y.type: of a name with a dot.', 28),
-        ('val.metrics.psnr.type: of a name without.', 30),
-        ("options: unknown option 'base'. Allowed: name.", 2),
-        ('logger: is missing.', None),
-        ('something else altogether.', None),
+        (('name',), 1),
+        (TRAIN, 7),
+        ((*TRAIN, FIRST, 'copies'), 8),
+        ((*TRAIN, 1, 'clean'), 11),
+        ((*TRAIN, Item(1, 'denoize'), 'type'), 10),
+        ((*TRAIN, SECOND, 'copies'), 14),
+        ((*TRAIN, SECOND, 'degrade', 'sigma'), 4),  # of what was merged
+        ((*VAL, Item(4, 'derain'), 'copies'), 18),  # of a protocol, by name
+        ((*VAL, Item(5, 'dehaze'), 'root'), 17),  # of a protocol, not in the file
+        ((*VAL, 0, 'copies'), 17),  # of a protocol, without a name
+        (('datasets', 'train', 'protocol'), 15),
+        (('network_g', 'type'), 20),
+        (('network_g', 'heads'), 21),
+        (('network_g', 'heads', 1), 21),
+        (('network_g', 'taps', 1, 'module'), 24),
+        (('network_g', 'dim'), 19),
+        (('train', 'total_iter'), 25),
+        (('train', 'trian.x'), 25),
+        (('val', 'metrics', 'psnr.y', 'type'), 28),  # of a name with a dot
+        (('val', 'metrics', 'psnr', 'type'), 30),
+        (('base',), 2),
+        (('logger',), None),
+        ((), None),
+        ((*TRAIN, 9), 7),
+        (('name', 'inner', 0), 1),
     ],
 )
-def test_lines_of_a_file(places: Places, problem: str, line: int | None) -> None:
+@pytest.mark.parametrize('message', ['is missing.', "unknown option 'type'. Allowed: name, heads.", 'network_g: heads'])
+def test_lines_of_a_file(places: Places, path: Keys, line: int | None, message: str) -> None:
+    """Whatever the words are."""
+    problem = Problem(path, message)
     assert places.located(problem) == (f'my.yml:{line}: {problem}' if line else f'my.yml: {problem}')
+    assert places.located(problem.said_by('X')).startswith(f'my.yml:{line}: X: ' if line else 'my.yml: X: ')
+
+
+def test_the_line_of_several_options_is_that_of_the_first_that_is_there(places: Places) -> None:
+    absent, there, later = ('network_g', 'dim'), ('network_g', 'heads'), ('network_g', 'taps')
+    assert places.located(Problem(absent, 'x', others=(there, later))) == 'my.yml:21: network_g.dim: x'
+    assert places.located(Problem(later, 'x', others=(there,))) == 'my.yml:22: network_g.taps: x'
+    assert places.located(Problem(absent, 'x', others=(('train', 'lr'),))) == 'my.yml:19: network_g.dim: x'
+
+
+def test_how_a_place_is_shown() -> None:
+    assert str(Problem((*TRAIN, Item(1, 'derain'), 'copies'), 'x.')) == 'datasets.train.tasks[1] (derain).copies: x.'
+    assert str(Problem((*TRAIN, 1, 'heads', 2), 'x.')) == 'datasets.train.tasks[1].heads[2]: x.'
+    assert str(Problem((), 'x.')) == 'x.'
+    wrong = Problem(('heads', 1), 'heads[1] is 3.', shown=()).said_by('PromptIR')
+    assert str(wrong) == 'PromptIR: heads[1] is 3.'
+    assert str(wrong.below('network_g')) == 'network_g: PromptIR: heads[1] is 3.'
+    assert wrong.below('network_g').path == ('network_g', 'heads', 1)
+    travelled = pickle.loads(pickle.dumps(Problem((*TRAIN, Item(1, 'derain')), 'x.')))
+    assert str(travelled) == 'datasets.train.tasks[1] (derain): x.'
 
 
 @pytest.mark.parametrize(
-    ('keys', 'problem', 'told'),
+    ('keys', 'path', 'told'),
     [
-        ('train:total_iter', 'train.total_iter: 0 is wrong.', True),
-        ('train:total_iter', "train: unknown option 'trian.x'.", False),
-        ('train', 'train.total_iter: is missing.', True),
-        ('train:new', "train: unknown option 'new'.", True),
-        ('datasets:train:tasks:0:copies', 'datasets.train.tasks[0] (first).copies: 0.', True),
-        ('datasets:train:tasks:0:copies', 'datasets.train.tasks[1].clean: no.', False),
-        ('datasets:train:tasks:2:degrade:sigma', 'datasets.train.tasks[2] (second (a)).degrade.sigma: 0.', True),
-        ('datasets:val:tasks:SOTS:copies', 'datasets.val.tasks[0] (SOTS).copies: 0.', True),
-        ('network_g:heads', 'network_g: PromptIR: heads is 5.', True),
-        ('logger:print_freq', 'logger.print_freq: 0.', True),
+        ('train:total_iter', ('train', 'total_iter'), True),
+        ('train:total_iter', ('train', 'trian.x'), False),
+        ('train', ('train', 'total_iter'), True),
+        ('train:new', ('train', 'new'), True),
+        ('datasets:train:tasks:0:copies', (*TRAIN, FIRST, 'copies'), True),
+        ('datasets:train:tasks:0:copies', (*TRAIN, 1, 'clean'), False),
+        ('datasets:train:tasks:2:degrade:sigma', (*TRAIN, SECOND, 'degrade', 'sigma'), True),
+        ('datasets:val:tasks:SOTS:copies', (*VAL, Item(0, 'SOTS'), 'copies'), True),
+        ('network_g:heads', ('network_g', 'heads'), True),
+        ('logger:print_freq', ('logger', 'print_freq'), True),
     ],
 )
-def test_replacements_of_the_command_line(places: Places, keys: str, problem: str, told: bool) -> None:
+def test_replacements_of_the_command_line(places: Places, keys: str, path: Keys, told: bool) -> None:
     entry = f'--force_yml {keys}=0'
     places.replace(keys.split(':'), entry)
+    problem = Problem(path, 'is wrong.')
     assert places.located(problem).startswith(f'{entry}: {problem}' if told else 'my.yml:')
     # What an alias shares with a place is not replaced with it.
-    assert places.located('base.degrade.sigma: of the base.') == 'my.yml:4: base.degrade.sigma: of the base.'
-
-
-def test_a_problem_of_the_machine_stays_one(places: Places) -> None:
-    located = places.located(MachineProblem('name: 4 GPUs.'))
-    assert isinstance(located, MachineProblem)
-    assert located == 'my.yml:1: name: 4 GPUs.'
+    assert places.line(('base', 'degrade', 'sigma')) == 'my.yml:4'
 
 
 def line_of(text: str, keys: list[str]) -> int:
@@ -144,7 +170,7 @@ def test_every_mistake_has_its_line(place: str, value: Any, tmp_path: Path, monk
     Path('my.yml').write_text(text, encoding='utf-8')
     with pytest.raises(OptionError) as caught:
         checked_options('my.yml')
-    (problem,) = caught.value.problems
+    (problem,) = caught.value.lines
     keys = place.split('.')
     # A message may be about the option, about a part of it, about the network as a whole, or about its task.
     possible = {line_of(text, keys[:end]) for end in (len(keys), len(keys) - 1)}
@@ -166,7 +192,7 @@ def test_options_of_a_test_have_lines(tmp_path: Path, monkeypatch: pytest.Monkey
     Path('my.yml').write_text(text, encoding='utf-8')
     with pytest.raises(OptionError) as caught:
         checked_options('my.yml', ['val:save_img=no way', 'val:suffix=..'], is_train=False)
-    assert sorted(caught.value.problems) == [
+    assert sorted(caught.value.lines) == [
         "--force_yml val:save_img=no way: val.save_img: 'no way' is neither true nor false.",
         "--force_yml val:suffix=..: val.suffix: '..' is not a name without slashes.",
         f'my.yml:{text.splitlines().index("  pbar: 7") + 1}: val.pbar: 7 is neither true nor false.',

@@ -193,7 +193,7 @@ def hold(content: bytes, force_yml: list[str]) -> None:
         options = checked_options(NAME, force_yml, is_train=b'train:' in content)
         assert yaml.safe_dump(options)  # it can be handed to BasicSR's own parser
     except OptionError as error:
-        problems = error.problems or ['']
+        problems = error.lines or ['']
     wrong = [line for line in problems if '\n' in line or not line.startswith((f'{NAME}:', '--force_yml '))]
     assert wrong == []
     assert os.listdir() == [NAME]

@@ -153,7 +153,7 @@ def test_types_are_strict() -> None:
     section = section_of(Everything)
     assert section.problems({'flag': True, 'whole': 2, 'number': 2, 'text': 'x', 'numbers': [1]}) == []
     wrong = {'flag': 1, 'whole': True, 'number': '2', 'text': 3}
-    assert section.problems(wrong, 'here') == [
+    assert [str(problem) for problem in section.problems(wrong, 'here')] == [
         'here.flag: 1 is neither true nor false.',
         'here.whole: True is not a whole number.',
         "here.number: '2' is not a number. Leave the quotes out.",

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from promptir_basicsr.core.errors import argument_error
+
 
 def check_backbone(
     network: str, dim: int, num_blocks: Sequence[int], heads: Sequence[int], ffn_expansion_factor: float
@@ -11,11 +13,11 @@ def check_backbone(
     """Refuse a four-level backbone that cannot be built, or that would have parameters without a gradient.
 
     Raises:
-        ValueError: names the network and the argument, what was found, what is allowed.
+        OptionError: names the network and the argument, what was found, what is allowed.
     """
     if not is_whole(dim, least=8) or dim % 8:
         near = 8 * round(dim / 8) if is_whole(dim, least=8) else 48
-        raise ValueError(f'{network}: dim is {dim!r}; it must be a positive multiple of 8, such as {near}.')
+        raise argument_error(network, 'dim', f'dim is {dim!r}; it must be a positive multiple of 8, such as {near}.')
     check_whole_numbers(network, 'num_blocks', num_blocks, length=4)
     check_whole_numbers(network, 'heads', heads, length=4)
     for level, count in enumerate(heads):
@@ -23,14 +25,18 @@ def check_backbone(
         # One channel a head leaves softmax a single entry: queries, keys and temperature would never learn.
         allowed = [n for n in range(1, width) if width % n == 0]
         if count not in allowed:
-            raise ValueError(
-                f'{network}: heads[{level}] is {count}, which does not split the {width} channels of level {level + 1} '
-                f'into equal heads of two channels or more. It must be one of {allowed}.'
+            raise argument_error(
+                network,
+                ('heads', level),
+                f'heads[{level}] is {count}, which does not split the {width} channels of level {level + 1} into equal '
+                f'heads of two channels or more. It must be one of {allowed}.',
             )
     if not isinstance(ffn_expansion_factor, int | float) or not ffn_expansion_factor * dim >= 1:
-        raise ValueError(
-            f'{network}: ffn_expansion_factor is {ffn_expansion_factor!r}; it must be a number of at least '
-            f'{1 / dim:.3g}, so that dim {dim} has a hidden channel. The paper has 2.66.'
+        raise argument_error(
+            network,
+            'ffn_expansion_factor',
+            f'ffn_expansion_factor is {ffn_expansion_factor!r}; it must be a number of at least {1 / dim:.3g}, so that '
+            f'dim {dim} has a hidden channel. The paper has 2.66.',
         )
 
 
@@ -38,31 +44,34 @@ def check_ends(network: str, inp_channels: int, out_channels: int, num_refinemen
     """Refuse channels of the two images, or a refinement, that a backbone cannot be built with.
 
     Raises:
-        ValueError: names the network and the argument, what was found, what is allowed.
+        OptionError: names the network and the argument, what was found, what is allowed.
     """
     if not is_whole(inp_channels, least=1):
-        raise ValueError(
-            f'{network}: inp_channels is {inp_channels!r}; it must be an integer of at least 1 (RGB has 3).'
-        )
+        message = f'inp_channels is {inp_channels!r}; it must be an integer of at least 1 (RGB has 3).'
+        raise argument_error(network, 'inp_channels', message)
     if inp_channels != out_channels:
-        raise ValueError(
-            f'{network}: out_channels is {out_channels!r} and inp_channels {inp_channels}; they must be equal, because '
-            f'the output is added to the input. Set out_channels to {inp_channels}.'
+        raise argument_error(
+            network,
+            'out_channels',
+            f'out_channels is {out_channels!r} and inp_channels {inp_channels}; they must be equal, because the output '
+            f'is added to the input. Set out_channels to {inp_channels}.',
+            'inp_channels',
         )
     if not is_whole(num_refinement_blocks, least=0):
-        raise ValueError(
-            f'{network}: num_refinement_blocks is {num_refinement_blocks!r}; it must be an integer of at least 0. '
-            'The paper has 4.'
+        raise argument_error(
+            network,
+            'num_refinement_blocks',
+            f'num_refinement_blocks is {num_refinement_blocks!r}; it must be an integer of at least 0. '
+            'The paper has 4.',
         )
 
 
 def check_whole_numbers(network: str, name: str, values: Sequence[int], length: int) -> None:
-    """Raise ValueError unless `values` is a list or tuple of `length` integers of at least 1."""
+    """Raise OptionError unless `values` is a list or tuple of `length` integers of at least 1."""
     found = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
     if found is None or len(found) != length or not all(is_whole(value, least=1) for value in found):
-        raise ValueError(
-            f'{network}: {name} is {values!r}; it must be a list of {length} integers of at least 1, one a level.'
-        )
+        message = f'{name} is {values!r}; it must be a list of {length} integers of at least 1, one a level.'
+        raise argument_error(network, name, message)
 
 
 def is_whole(value: object, least: int) -> bool:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.arguments import is_whole
 from promptir_basicsr.archs.traits import names_of, traits_of
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, argument_error
 from promptir_basicsr.core.messages import first_few, is_number, unknown, unknown_keys
+from promptir_basicsr.core.problems import Keys, Problem, keys, place, problem
 from promptir_basicsr.core.registry import check_registered, find_registered
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
 
@@ -82,10 +83,11 @@ class ConditionedNetwork(nn.Module):
         Raises:
             OptionError: the options are not understood, or the sensor is of another number of degradations.
         """
-        where = f'{type(self).__name__}: sensor'
-        problems = check_sensor(where, options)
+        name = type(self).__name__
+        problems = [each.said_by(name) for each in check_sensor('sensor', options)]
         if not isinstance(hard, bool):
-            problems.append(f'{type(self).__name__}: hard_sensor is {hard!r}; it must be true or false.')
+            message = f'hard_sensor is {hard!r}; it must be true or false.'
+            problems += argument_error(name, 'hard_sensor', message).problems
         if problems:
             raise OptionError(problems)
         self.hard_sensor = hard
@@ -94,10 +96,14 @@ class ConditionedNetwork(nn.Module):
         known = {'num_degradations': self.num_degradations, 'degradations': self.degradations}
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         problems = [
-            f'{where}: {name} is {options[name]!r}, of the network {value!r}. Leave it out of the sensor, '
-            'which then has the same.'
-            for name, value in known.items()
-            if given.get(name, value) != value
+            problem(
+                'sensor',
+                f'{key} is {options[key]!r}, of the network {value!r}. Leave it out of the sensor, which then has the '
+                'same.',
+                (key,),
+            ).said_by(name)
+            for key, value in known.items()
+            if given.get(key, value) != value
         ]
         if problems:
             raise OptionError(problems)
@@ -196,12 +202,12 @@ class ConditionedNetwork(nn.Module):
             if level not in self.levels
         ]
         problems += [
-            f'{network}: the strength of {level} is {value!r}; it must be a finite number. As trained: 1.'
+            problem(network, f'the strength of {level} is {value!r}; it must be a finite number. As trained: 1.')
             for level, value in strengths.items()
             if not is_number(value) or math.isinf(value)
         ]
         if problems:
-            raise ValueError('\n'.join(problems))
+            raise OptionError(problems)
         weights = {
             level: self._weights(x, given, f'{network}: overrides.{level}') for level, given in overrides.items()
         }
@@ -212,7 +218,11 @@ class ConditionedNetwork(nn.Module):
 
 
 def weights_of(
-    degradation: Any, x: Tensor, num_degradations: int, names: Sequence[str] | None = None, where: str = 'degradation'
+    degradation: Any,
+    x: Tensor,
+    num_degradations: int,
+    names: Sequence[str] | None = None,
+    where: str | Keys = 'degradation',
 ) -> Tensor:
     """A degradation as weights of T prompts.
 
@@ -225,28 +235,30 @@ def weights_of(
         x: (B, ...), whose batch, device and type the weights get.
         num_degradations: T.
         names: T names, by id; None if they are not known.
-        where: at the head of messages.
+        where: what messages call it.
 
     Returns:
         (B, T), each row divided by its sum.
 
     Raises:
-        ValueError: says what was found and what is allowed; of a list, all mistakes.
+        OptionError: says what was found and what is allowed; of a list, all mistakes.
     """
+    where = keys(where)
     if isinstance(degradation, Tensor):
         return _from_tensor(where, degradation, x, num_degradations, names)
     if isinstance(degradation, str | Mapping | Integral):
         row, problems = _row(where, degradation, num_degradations, names)
         rows = [row] * len(x)
     elif isinstance(degradation, Sequence):
-        found = [_row(f'{where}[{i}]', one, num_degradations, names) for i, one in enumerate(degradation)]
-        rows, problems = [row for row, _ in found], [problem for _, mine in found for problem in mine]
+        found = [_row((*where, i), one, num_degradations, names) for i, one in enumerate(degradation)]
+        rows, problems = [row for row, _ in found], [each for _, mine in found for each in mine]
         if len(rows) != len(x):
-            problems.append(f'{where}: {len(rows)} are given for a batch of {len(x)}. Give one for each image.')
+            message = f'{len(rows)} are given for a batch of {len(x)}. Give one for each image.'
+            problems.append(problem(where, message))
     else:
         problems = [_not_understood(where, degradation, num_degradations, names)]
     if problems:
-        raise ValueError('\n'.join(problems))
+        raise OptionError(problems)
     return _shares(torch.tensor(rows, dtype=x.dtype, device=x.device))
 
 
@@ -254,63 +266,65 @@ def check_names(network: str, num_degradations: int, names: Sequence[str] | None
     """The names of T degradations, by id; None if they are not known.
 
     Raises:
-        ValueError: T is no whole number above 0, or the names are not T different ones.
+        OptionError: T is no whole number above 0, or the names are not T different ones.
     """
     if not is_whole(num_degradations, least=1):
-        raise ValueError(
-            f'{network}: num_degradations is {num_degradations!r}; it must be an integer of at least 1. '
-            'The released program has 5.'
-        )
+        message = f'num_degradations is {num_degradations!r}; it must be an integer of at least 1.'
+        raise argument_error(network, 'num_degradations', f'{message} The released program has 5.')
     if names is None:
         return DEGRADATION_TYPES if num_degradations == len(DEGRADATION_TYPES) else None
     found = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
     words = {name for name in found if isinstance(name, str) and name}
     if not len(words) == len(found) == num_degradations:
-        raise ValueError(
-            f'{network}: degradations is {names!r}; it must be a list of num_degradations = {num_degradations} '
-            'different names, by id.'
+        raise argument_error(
+            network,
+            'degradations',
+            f'degradations is {names!r}; it must be a list of num_degradations = {num_degradations} different names, '
+            'by id.',
         )
     return tuple(found)
 
 
-def check_sensor(where: str, options: object) -> list[str]:
+def check_sensor(where: str | Keys, options: object) -> list[Problem]:
     """What is wrong with the options of a sensor, found before it is built. None is no sensor."""
     if options is None:
         return []
     if not isinstance(options, Mapping) or 'type' not in options:
-        return [f'{where}: give options with a type, e.g. {{type: DegradationSensor}}, not {options!r}.']
-    problems = check_registered(f'{where}.type', 'network', options['type'], ARCH_REGISTRY)
+        return [problem(where, f'give options with a type, e.g. {{type: DegradationSensor}}, not {options!r}.')]
+    type_key = (*keys(where), 'type')
+    problems = check_registered(type_key, 'network', options['type'], ARCH_REGISTRY)
     if problems:
         return problems
     kind = find_registered(ARCH_REGISTRY, options['type'])
     if not traits_of(kind).is_sensor:
         sensors = ', '.join(names_of(lambda traits: traits.is_sensor))
-        return [f"{where}.type: '{options['type']}' is no sensor, it has no `probabilities`. Allowed: {sensors}."]
+        message = f"'{options['type']}' is no sensor, it has no `probabilities`. Allowed: {sensors}."
+        return [problem(type_key, message)]
     return unknown_keys(where, options, ('type', *inspect.signature(kind).parameters))
 
 
 def _from_tensor(
-    where: str, degradation: Tensor, x: Tensor, num_degradations: int, names: Sequence[str] | None
+    where: Keys, degradation: Tensor, x: Tensor, num_degradations: int, names: Sequence[str] | None
 ) -> Tensor:
     """Ids () or (B,), weights (T,) or (B, T), as weights (B, T)."""
     is_weights = degradation.is_floating_point()
     if not is_weights and (degradation.dtype == torch.bool or degradation.is_complex()):
-        raise ValueError(_not_understood(where, degradation, num_degradations, names))
+        raise OptionError([_not_understood(where, degradation, num_degradations, names)])
     one, each = ((num_degradations,), (x.shape[0], num_degradations)) if is_weights else ((), (x.shape[0],))
     shape = tuple(degradation.shape)
     if shape not in (one, each):
         raise ValueError(
-            f'{where} is {"weights" if is_weights else "ids"} of shape {shape}; for a batch of {len(x)} and '
+            f'{place(where)} is {"weights" if is_weights else "ids"} of shape {shape}; for a batch of {len(x)} and '
             f'{num_degradations} degradations it must be {each}, or {one} for all images alike.'
         )
     if degradation.device.type == 'cpu' and not torch.compiler.is_compiling():
         rows = degradation.reshape(-1, num_degradations) if is_weights else degradation.reshape(-1)
-        problems = []
+        problems: list[Problem] = []
         for i, value in enumerate(rows.tolist()):
             mixture = dict(enumerate(value)) if is_weights else value
-            problems += _row(where if shape == one else f'{where}[{i}]', mixture, num_degradations, names)[1]
+            problems += _row(where if shape == one else (*where, i), mixture, num_degradations, names)[1]
         if problems:
-            raise ValueError('\n'.join(problems))
+            raise OptionError(problems)
     degradation = degradation.to(x.device)
     if not is_weights:
         degradation = degradation[..., None] == torch.arange(num_degradations, device=x.device)
@@ -318,22 +332,25 @@ def _from_tensor(
 
 
 def _row(
-    where: str, degradation: Any, num_degradations: int, names: Sequence[str] | None
-) -> tuple[list[float], list[str]]:
+    where: Keys, degradation: Any, num_degradations: int, names: Sequence[str] | None
+) -> tuple[list[float], list[Problem]]:
     """The weights of one image, and what is wrong with them."""
     mixture = degradation if isinstance(degradation, Mapping) else {degradation: 1.0} if _is_word(degradation) else None
     if mixture is None:
         return [], [_not_understood(where, degradation, num_degradations, names)]
-    row, problems = [0.0] * num_degradations, []
+    row = [0.0] * num_degradations
+    problems: list[Problem] = []
     for word, weight in mixture.items():
         number, wrong = _id_of(where, word, num_degradations, names)
         problems += wrong
         if not is_number(weight) or math.isinf(weight) or weight < 0:
-            problems.append(f'{where}: the weight of {word!r} is {weight!r}; it must be a number of at least 0.')
+            message = f'the weight of {word!r} is {weight!r}; it must be a number of at least 0.'
+            problems.append(problem(where, message, (str(word),)))
         elif not wrong:
             row[number] += weight
     if not problems and not sum(row):
-        problems.append(f'{where}: no weight is above 0. Give one that is; the weights are divided by their sum.')
+        message = 'no weight is above 0. Give one that is; the weights are divided by their sum.'
+        problems.append(problem(where, message))
     return row, problems
 
 
@@ -341,19 +358,20 @@ def _is_word(value: object) -> bool:
     return isinstance(value, str | Integral) and not isinstance(value, bool)
 
 
-def _id_of(where: str, word: Any, num_degradations: int, names: Sequence[str] | None) -> tuple[int, list[str]]:
+def _id_of(where: Keys, word: Any, num_degradations: int, names: Sequence[str] | None) -> tuple[int, list[Problem]]:
     """The id of a name or an id, and what is wrong with it."""
     if not _is_word(word):
         return 0, [_not_understood(where, word, num_degradations, names)]
     if not isinstance(word, str):
-        problem = f'{where}: there is no id {word}. Allowed: {_allowed_ids(num_degradations, names)}.'
-        return int(word), [] if 0 <= word < num_degradations else [problem]
+        message = f'there is no id {word}. Allowed: {_allowed_ids(num_degradations, names)}.'
+        return int(word), [] if 0 <= word < num_degradations else [problem(where, message, (str(word),))]
     if names is None:
-        return 0, [
-            f"{where}: '{word}' is a name, and the network knows none. Give {_allowed_ids(num_degradations, names)}, "
+        message = (
+            f"'{word}' is a name, and the network knows none. Give {_allowed_ids(num_degradations, names)}, "
             f'or build the network with `degradations`, a list of {num_degradations} names.'
-        ]
-    return (names.index(word), []) if word in names else (0, [unknown(where, 'degradation', word, names)])
+        )
+        return 0, [problem(where, message, (word,))]
+    return (names.index(word), []) if word in names else (0, [unknown(where, 'degradation', word, names, (word,))])
 
 
 def _shares(weights: Tensor) -> Tensor:
@@ -366,10 +384,11 @@ def _allowed_ids(num_degradations: int, names: Sequence[str] | None) -> str:
     return 'an id or a name: ' + first_few((f'{number} {name}' for number, name in enumerate(names)), most=12)
 
 
-def _not_understood(where: str, found: object, num_degradations: int, names: Sequence[str] | None) -> str:
+def _not_understood(where: Keys, found: object, num_degradations: int, names: Sequence[str] | None) -> Problem:
     kind = f'a tensor of {found.dtype}' if isinstance(found, Tensor) else repr(found)
-    return (
-        f'{where} is {kind}; it must be {_allowed_ids(num_degradations, names)}; a mixture '
+    message = (
+        f'{place(where)} is {kind}; it must be {_allowed_ids(num_degradations, names)}; a mixture '
         f'{{name: weight}}; a list of these, one an image; or a tensor of ids (B,) or of float weights '
         f'(B, {num_degradations}).'
     )
+    return Problem(where, message, shown=())

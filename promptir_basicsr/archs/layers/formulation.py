@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from promptir_basicsr.core.messages import unknown
+from promptir_basicsr.core.errors import argument_error
+from promptir_basicsr.core.messages import unknown_name
 
 FORMULATIONS = ('fast', 'plain')
 CHECKPOINTING = ('none', 'gate', 'block')
@@ -40,7 +41,7 @@ def set_formulation(net: nn.Module, formulation: str) -> int:
         How many blocks have the choice; 0 for a network that is none of ours.
 
     Raises:
-        ValueError: it is none of FORMULATIONS.
+        OptionError: it is none of FORMULATIONS.
     """
     return _set(net, 'formulation', formulation, FORMULATIONS)
 
@@ -52,7 +53,7 @@ def set_checkpointing(net: nn.Module, checkpointing: str) -> int:
         How many blocks have the choice; 0 for a network that is none of ours.
 
     Raises:
-        ValueError: it is none of CHECKPOINTING.
+        OptionError: it is none of CHECKPOINTING.
     """
     return _set(net, 'checkpointing', checkpointing, CHECKPOINTING)
 
@@ -68,7 +69,7 @@ def _hooked(module: Any) -> bool:
 
 def _set(net: nn.Module, name: str, value: str, allowed: tuple[str, ...]) -> int:
     if value not in allowed:
-        raise ValueError(unknown(type(net).__name__, name, value, allowed))
+        raise argument_error(type(net).__name__, name, unknown_name(name, value, allowed))
     modules = [module for module in net.modules() if isinstance(module, Formulated)]
     for module in modules:
         setattr(module, name, value)

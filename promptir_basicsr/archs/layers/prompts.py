@@ -34,7 +34,8 @@ from promptir_basicsr.archs.layers.restormer import (
     channel_similarity,
     mix_channels,
 )
-from promptir_basicsr.core.messages import unknown
+from promptir_basicsr.core.errors import argument_error
+from promptir_basicsr.core.messages import unknown_name
 
 INTERACTIONS = ('topm', 'cross', 'gate', 'promptir_gate')
 """Of features and prompt; in the released program pip_cross_topm, pip_cross, convgate and promptir_gate."""
@@ -234,7 +235,7 @@ class PromptToFeature(nn.Module):
         residual: whether the modulated features are added to the features.
 
     Raises:
-        ValueError: the interaction is unknown.
+        OptionError: the interaction is unknown.
     """
 
     def __init__(
@@ -461,7 +462,7 @@ def fit_channels(x: Tensor, width: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))
 
 
-def check_interaction(where: str, interaction: str) -> None:
-    """Raise ValueError unless `interaction` is one of INTERACTIONS."""
+def check_interaction(network: str, interaction: str) -> None:
+    """Raise OptionError unless `interaction` is one of INTERACTIONS."""
     if interaction not in INTERACTIONS:
-        raise ValueError(unknown(where, 'interaction', interaction, INTERACTIONS))
+        raise argument_error(network, 'interaction', unknown_name('interaction', interaction, INTERACTIONS))

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from promptir_basicsr.archs.fast import blocks
 from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.archs.layers.global_statistics import Quantity, SeesWhole
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.problems import problem
 
 
 class TransformerBlock(Formulated, nn.Module):
@@ -124,7 +126,7 @@ class LayerNorm2d(nn.Module):
         layer_norm_type: 'WithBias' (the usual one) or 'BiasFree' (the mean stays, no bias).
 
     Raises:
-        ValueError: layer_norm_type is neither.
+        OptionError: layer_norm_type is neither.
     """
 
     def __init__(self, dim: int, layer_norm_type: str = 'WithBias') -> None:
@@ -183,7 +185,8 @@ def _norm_class(layer_norm_type: str) -> type[nn.Module]:
     near = difflib.get_close_matches(str(layer_norm_type).lower(), by_lower, n=1)
     hint = f" Did you mean '{by_lower[near[0]]}'?" if near else ''
     allowed = ' or '.join(f"'{name}'" for name in classes)
-    raise ValueError(f'unknown layer_norm_type {layer_norm_type!r}.{hint} It must be {allowed}.')
+    message = f'unknown layer_norm_type {layer_norm_type!r}.{hint} It must be {allowed}.'
+    raise OptionError([problem('', message, ('layer_norm_type',))])
 
 
 class OverlapPatchEmbed(nn.Module):

@@ -17,6 +17,7 @@ from promptir_basicsr.archs.layers.arguments import is_whole
 from promptir_basicsr.archs.layers.prompts import INTERACTIONS, PromptGenBlock, PromptInPrompt, PromptToFeature
 from promptir_basicsr.archs.layers.restormer import TransformerBlock
 from promptir_basicsr.core.messages import did_you_mean, first_few, unknown
+from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 
 PROMPTS = ('pip', 'promptir')
 """PIP's prompts are told the degradation, PromptIR's find it in the features."""
@@ -255,7 +256,7 @@ def to_tokens(x: Tensor) -> Tensor:
     return rearrange(x, 'b c h w -> b (h w) c')
 
 
-def check_kinds(prompts: object, interaction: object) -> list[str]:
+def check_kinds(prompts: object, interaction: object) -> list[Problem]:
     """The problems of the kinds of prompts and interaction; an interaction of None is the prompts' own."""
     problems = [] if prompts in PROMPTS else [unknown('prompts', 'kind', prompts, PROMPTS)]
     if interaction is not None and interaction not in TAP_INTERACTIONS:
@@ -263,24 +264,30 @@ def check_kinds(prompts: object, interaction: object) -> list[str]:
     return problems
 
 
-def check_prompt(where: str, channels: int, prompt_dim: object, prompt_size: object, interaction: str) -> list[str]:
+def check_prompt(
+    where: str | Keys, channels: int, prompt_dim: object, prompt_size: object, interaction: str
+) -> list[Problem]:
     """The problems of the width and size of a prompt for features of C channels, of either kind."""
-    problems = []
+    problems: list[Problem] = []
+    where = keys(where)
     if not is_whole(prompt_size, least=2):
-        problems.append(f'{where}.prompt_size: {prompt_size!r} is not a whole number of at least 2.')
+        message = f'{prompt_size!r} is not a whole number of at least 2.'
+        problems.append(problem((*where, 'prompt_size'), message))
     least, multiple, beside = _rule(channels, interaction)
     if beside % 2:
-        problems.append(
-            f"{where}.interaction: '{interaction}' mixes features and prompt in {HEADS} heads; {channels} channels do "
-            "not allow that, an even number does. Take another interaction, such as 'topm'."
+        message = (
+            f"'{interaction}' mixes features and prompt in {HEADS} heads; {channels} channels do not allow that, an "
+            "even number does. Take another interaction, such as 'topm'."
         )
+        problems.append(problem((*where, 'interaction'), message))
     elif not (isinstance(prompt_dim, int) and is_whole(prompt_dim, least) and (prompt_dim + beside) % multiple == 0):
         near = default_width(channels, interaction)
         together = f'together with the {channels} channels of the features ' if beside else ''
-        problems.append(
-            f"{where}.prompt_dim: {prompt_dim!r}; for interaction '{interaction}' it must be a whole number of at "
-            f'least {least} that is {together}a multiple of {multiple}, such as {near}.'
+        message = (
+            f"{prompt_dim!r}; for interaction '{interaction}' it must be a whole number of at least {least} that is "
+            f'{together}a multiple of {multiple}, such as {near}.'
         )
+        problems.append(problem((*where, 'prompt_dim'), message))
     return problems
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from promptir_basicsr.core.errors import ImageError, OptionError
 from promptir_basicsr.core.messages import check_count, unknown
+from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.vocabulary import STORAGES
 from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.images import EncodedImage
@@ -35,14 +36,14 @@ class DatasetPlan:
     """An AllInOneDataset to prepare.
 
     Attributes:
-        where: its place in the options.
+        key: its key in `datasets`.
         phase: `train`, `val` or `test`.
         options: with its protocol written out.
         tasks: of its folders.
         databases: plan of the database of each source, by the source's real path.
     """
 
-    where: str
+    key: str
     phase: str
     options: Mapping[str, Any]
     tasks: Sequence[Task]
@@ -110,16 +111,16 @@ def plan_preparation(
     }
     problems = _argument_problems(storage, sub_images, only)
     if not chosen:
-        problems.append('datasets: none of them is an AllInOneDataset.')
+        problems.append(problem('datasets', 'none of them is an AllInOneDataset.'))
     if problems:
         raise OptionError(problems)
 
     found: list[tuple[str, str, dict[str, Any], list[Task]]] = []
     for key, dataset in chosen.items():
-        where, phase = f'datasets.{key}', str(key).split('_')[0]
+        where, phase = ('datasets', str(key)), str(key).split('_')[0]
         try:
             opt = expand_protocol({**dataset, 'phase': phase}, where)
-            found.append((where, phase, opt, check_dataset(opt, where)))
+            found.append((key, phase, opt, check_dataset(opt, where)))
         except OptionError as error:
             problems += error.problems
     if problems:
@@ -130,31 +131,33 @@ def plan_preparation(
         for task, task_options in zip(tasks, opt['tasks'], strict=True):
             roots.add(phase, task, task_options, opt.get('dataroot'), not only or task.name in only)
         if phase == 'train' and sub_images and sub_images[0] < opt['gt_size']:
-            problems.append(f'--sub-images: pieces of {sub_images[0]} pixels are less than gt_size {opt["gt_size"]}.')
+            message = f'pieces of {sub_images[0]} pixels are less than gt_size {opt["gt_size"]}.'
+            problems.append(problem('--sub-images', message))
     training = [task for _, phase, _, tasks in found for task in tasks if phase == 'train']
     names = [task.name for task in training]
     problems += [unknown('--only', 'training task', task, names) for task in only if task not in names]
     problems += roots.problems(training)
     if problems:
         raise OptionError(problems)
-    plans = [DatasetPlan(where, phase, opt, tasks, roots.plans(phase)) for where, phase, opt, tasks in found]
+    plans = [DatasetPlan(key, phase, opt, tasks, roots.plans(phase)) for key, phase, opt, tasks in found]
     return _with_files(plans, options, out, name, made_from)
 
 
-def _argument_problems(storage: str, sub_images: tuple[int, int] | None, only: Sequence[str]) -> list[str]:
-    problems = []
+def _argument_problems(storage: str, sub_images: tuple[int, int] | None, only: Sequence[str]) -> list[Problem]:
+    problems: list[Problem] = []
     if storage not in STORAGES:
         problems.append(unknown('--storage', 'storage', storage, STORAGES))
     if sub_images is not None:
         problems += check_count('--sub-images SIZE', sub_images[0]) + check_count('--sub-images STEP', sub_images[1])
         if not problems and sub_images[1] > sub_images[0]:
-            problems.append(f'--sub-images: with steps of {sub_images[1]}, pieces of {sub_images[0]} leave gaps.')
+            message = f'with steps of {sub_images[1]}, pieces of {sub_images[0]} leave gaps.'
+            problems.append(problem('--sub-images', message))
         if storage == 'original':
-            problems.append(
-                '--sub-images: a piece of an image is no original file. Give --storage lossless or --storage raw.'
-            )
+            message = 'a piece of an image is no original file. Give --storage lossless or --storage raw.'
+            problems.append(problem('--sub-images', message))
     elif only:
-        problems.append('--only: says which tasks are stored as pieces; give --sub-images SIZE STEP.')
+        message = 'says which tasks are stored as pieces; give --sub-images SIZE STEP.'
+        problems.append(problem('--only', message))
     return problems
 
 
@@ -189,18 +192,24 @@ class _Roots:
             name = f'{stem}_{number}.lmdb'
         self._roots[key] = _Root(source, self._out / phase / name)
 
-    def problems(self, training: Sequence[Task]) -> list[str]:
+    def problems(self, training: Sequence[Task]) -> list[Problem]:
         """What cannot be stored as asked."""
         problems = [
-            f"--only: task '{task.name}' shares clear images with tasks whose images are stored as pieces. Choose all "
-            'of these tasks, or none.'
+            problem(
+                '--only',
+                f"task '{task.name}' shares clear images with tasks whose images are stored as pieces. Choose all of "
+                'these tasks, or none.',
+            )
             for task in training
             if any(self._is_cut(task.lq, lq_name) != self._is_cut(task.gt, gt_name) for lq_name, gt_name in task.names)
         ]
         return problems + [
-            f"'{root.source.root}' holds {'pieces' if root.source.sub_images else 'pixels'}, not the original files"
-            + (', which a validation needs' if phase != 'train' else '; give --storage lossless or --storage raw')
-            + f'. Or prepare {phase} from the folder that it was made of.'
+            problem(
+                '',
+                f"'{root.source.root}' holds {'pieces' if root.source.sub_images else 'pixels'}, not the original files"
+                + (', which a validation needs' if phase != 'train' else '; give --storage lossless or --storage raw')
+                + f'. Or prepare {phase} from the folder that it was made of.',
+            )
             for (phase, _), root in self._roots.items()
             if isinstance(root.source, LmdbSource)
             and (root.source.sub_images or root.source.storage == 'raw')
@@ -238,7 +247,6 @@ def _with_files(
     lists = _Lists(out)
     new = copy.deepcopy(dict(options))
     for dataset in datasets:
-        key = dataset.where.removeprefix('datasets.')
         given = copy.deepcopy({k: v for k, v in dataset.options.items() if k != 'phase'})
         first: dict[str, Any] = {k: given.pop(k) for k in ('name', 'type', 'dataroot') if k in given}
         changed = {**first, 'dataroot': str(out.absolute()), **given}
@@ -249,7 +257,7 @@ def _with_files(
                     task_options[source_key] = path.relative_to(out).as_posix()
             if 'list' in task_options:
                 task_options['list'] = lists.add(resolve(str(task_options['list']), dataset.options.get('dataroot')))
-        new['datasets'][key] = changed
+        new['datasets'][dataset.key] = changed
     databases = {plan.path: plan for dataset in datasets for plan in dataset.databases.values()}
     file = out / f'{name}.yml'
     head = (

@@ -212,14 +212,14 @@ def _whole_pairs(task: Task) -> list[tuple[str, str]]:
 def _check_same_tasks(preparation: Preparation) -> None:
     """The new options see the very pairs that the old ones see, in the same order."""
     for dataset in preparation.datasets:
-        key = dataset.where.removeprefix('datasets.')
-        tasks = check_dataset({**preparation.options['datasets'][key], 'phase': dataset.phase}, dataset.where)
+        options = preparation.options['datasets'][dataset.key]
+        tasks = check_dataset({**options, 'phase': dataset.phase}, ('datasets', dataset.key))
         for before, after in zip(dataset.tasks, tasks, strict=True):
             if _whole_pairs(before) != _whole_pairs(after):
                 raise PrepareError(
-                    f"task '{before.name}' of {dataset.where} would take other images from the databases than from its "
-                    'folders, because other tasks take more from the same folders. Name its images by `list` or '
-                    '`files`.'
+                    f"task '{before.name}' of datasets.{dataset.key} would take other images from the databases than "
+                    'from its folders, because other tasks take more from the same folders. Name its images by '
+                    '`list` or `files`.'
                 )
 
 
