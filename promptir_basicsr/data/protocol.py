@@ -15,8 +15,7 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import check_count, did_you_mean, unknown_keys, unknown_name
 from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 from promptir_basicsr.core.yaml_loader import load_yaml
-from promptir_basicsr.data.tasks import TASK_KEYS
-from promptir_basicsr.options.data import AllInOneOptions
+from promptir_basicsr.options.data import AllInOneOptions, TaskOptions
 
 FOLDER = Path(__file__).with_name('protocols')
 CATALOGUE = Path(__file__).with_name('corpora.yml')
@@ -385,10 +384,7 @@ def _task_problems(tasks: object, where: Keys) -> list[Problem]:
         if not isinstance(task, Mapping) or not isinstance(task.get('name'), str):
             problems.append(problem((*where, position), f'give options with a `name`, not {task!r}.'))
             continue
-        problems += unknown_keys((*where, task['name']), task, TASK_KEYS)
-        for key in ('copies', 'expected_images'):
-            if key in task:
-                problems += check_count((*where, task['name'], key), task[key])
+        problems += TaskOptions.problems(task, (*where, task['name']))
     return problems
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.messages import first_few, shown, unknown_name
+from promptir_basicsr.core.messages import first_few, unknown_name
 from promptir_basicsr.core.problems import Item, Keys, Problem, keys, place, problem
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
 from promptir_basicsr.data.pairing import PAIRING_RULES, find_pairs, rule_from_option
 from promptir_basicsr.data.sources import Source, open_source, resolve
 from promptir_basicsr.degradations.spec import Degrade
 from promptir_basicsr.options.data import TaskOptions
-from promptir_basicsr.options.section import is_file_name
 
 TASK_KEYS = tuple(TaskOptions.model_fields)
 
@@ -212,10 +211,8 @@ class _TaskBuilder:
     def build(self) -> None:
         options = self.options
         label = self._label()
-        self.survey.problems += TaskOptions.problems(options, self.survey.path)
-        name = options.get('name', options.get('type', 'unnamed'))
-        if not isinstance(name, str) or ' ' in name or not is_file_name(name):
-            self._wrong('name', f'{shown(name)} is not a name without spaces and slashes.')
+        named = {'name': options.get('type', 'unnamed'), **options}
+        self.survey.problems += TaskOptions.problems(named, self.survey.path)
 
         degrade = None
         if 'clean' in options:
@@ -230,7 +227,7 @@ class _TaskBuilder:
         if self.survey.problems or lq is None or gt is None or not names:
             return
         self.survey.task = Task(
-            name=str(name),
+            name=named['name'],
             type=options['type'],
             label=label,
             copies=options.get('copies', 1),

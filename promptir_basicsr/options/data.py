@@ -5,7 +5,7 @@ What needs the images, other tasks or the phase is checked where the tasks are b
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import AfterValidator, Field, Strict, StrictInt, StrictStr
 
 from promptir_basicsr.options.registered import Registered
 from promptir_basicsr.options.section import (
@@ -19,6 +19,7 @@ from promptir_basicsr.options.section import (
     Section,
     Text,
     Told,
+    is_file_name,
     option,
 )
 
@@ -89,12 +90,18 @@ def _nullable(schema: dict[str, Any]) -> None:
         schema['properties'][key] = {'anyOf': [kind, {'type': 'null'}], 'description': value['description']}
 
 
+def _check_task_name(name: str) -> str:
+    if ' ' in name or not is_file_name(name):
+        raise ValueError
+    return name
+
+
 class TaskOptions(Section, json_schema_extra={'required': ['type']}):
     """One degradation of one corpus."""
 
-    name: Annotated[str, CheckedElsewhere()] = option(
-        None, description='unique in the data set, without spaces and slashes; left out, the `type`'
-    )
+    name: Annotated[
+        str, Strict(), AfterValidator(_check_task_name), Told('{found} is not a name without spaces and slashes.')
+    ] = option(None, description='unique in the data set, without spaces and slashes; left out, the `type`')
     type: Annotated[str, CheckedElsewhere()] = option(
         None, description='a word of the vocabulary of degradations, `degradations` of the data set'
     )
