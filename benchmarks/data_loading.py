@@ -43,7 +43,6 @@ CORPORA = (
 )
 MIXES = {'mix': ('noise', 'rain', 'haze'), 'mix, all JPEG': ('noise', 'rain_jpg', 'haze')}
 STORAGES = ('original', 'lossless', 'raw')
-SUB_IMAGES = (512, 256)  # side and step
 
 
 def photograph(width: int, height: int, number: int) -> np.ndarray:
@@ -147,13 +146,13 @@ class Mix(Dataset):
         return self.parts[self.order[index]][index]
 
 
-def prepare(root: Path, names: list[str], out: Path, storage: str, *more: str) -> dict[str, Any]:
+def prepare(root: Path, names: list[str], out: Path, storage: str) -> dict[str, Any]:
     """Options of the data set, stored in LMDBs by `basicsr prepare`."""
     out.mkdir()
     options = out / 'loading.yml'
     options.write_text(yaml.safe_dump({'name': 'loading', 'datasets': {'train': options_of(root, names)}}))
     command = [sys.executable, '-m', 'promptir_basicsr', 'prepare', '-opt', str(options), '--out', str(out / 'stored')]
-    subprocess.run([*command, '--storage', storage, *more], check=True, capture_output=True)
+    subprocess.run([*command, '--storage', storage], check=True, capture_output=True)
     return yaml.safe_load((out / 'stored' / 'loading.yml').read_text())['datasets']['train']
 
 
@@ -252,7 +251,6 @@ def main() -> None:
         root = Path(folder, 'corpora')
         write_corpora(root, arguments.images)
         stored = {storage: prepare(root, names, Path(folder, storage), storage) for storage in STORAGES}
-        pieces = prepare(root, ['blur'], Path(folder, 'pieces'), 'lossless', '--sub-images', *map(str, SUB_IMAGES))
         datasets: dict[str, dict[str, Any]] = {}
         disk: dict[str, dict[str, int]] = {}
         for name in names:
@@ -262,8 +260,6 @@ def main() -> None:
                 'folder': single(plain, name),
                 **{f'LMDB, {storage}': single(options, name) for storage, options in stored.items()},
             }
-            if name == 'blur':
-                datasets[name]['LMDB, lossless 512 pieces'] = single(pieces, name)
             disk[name] = {
                 storage: bytes_below(*{task.root for t in dataset.tasks for task in (t.lq, t.gt)})
                 for storage, dataset in datasets[name].items()

@@ -10,7 +10,6 @@ from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, Duplicate
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.problems import Keys, place
 from promptir_basicsr.data.images import centre_area
-from promptir_basicsr.data.lmdb.reader import whole_name
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampling import check_sampling, epoch_shares
 from promptir_basicsr.data.sources import Source
@@ -57,7 +56,7 @@ class CheckedDataset:
             task, expected = survey.task, options.get('expected_images')
             row = TaskReport(survey.where, survey.name, expected_images=None if check_count('', expected) else expected)
             if task is not None:
-                row.type, row.label, row.images = task.type, task.label, task.images
+                row.type, row.label, row.images = task.type, task.label, len(task)
                 row.made_by = task.degrade.describe() if task.degrade else 'pairs'
             if id(task) in share_of:
                 share = share_of[id(task)]
@@ -89,8 +88,6 @@ class Images:
         for lq_name, gt_name in task.names:
             self._want(task.lq, lq_name, False)
             self._want(task.gt, gt_name, fingerprints)
-            if fingerprints and whole_name(gt_name) != gt_name:  # of pieces nobody else has the same
-                self._want(task.gt, whole_name(gt_name), True)
 
     def _want(self, source: Source, name: str, fingerprint: bool) -> None:
         path = self.path(source, name)
@@ -112,7 +109,7 @@ class Images:
 
     def clear(self, task: Task) -> dict[str, bytes]:
         """Paths and fingerprints of a task's clear images, those that can be read."""
-        paths = dict.fromkeys(self.path(task.gt, whole_name(name)) for _, name in task.names)
+        paths = dict.fromkeys(self.path(task.gt, name) for _, name in task.names)
         found = {path: self._facts[path].fingerprint for path in paths}
         return {path: fingerprint for path, fingerprint in found.items() if fingerprint is not None}
 
@@ -122,11 +119,11 @@ def count_findings(survey: TaskSurvey, allowed: bool) -> list[Finding]:
     task = survey.task
     if task is None:
         return []
-    expected = task.expected_images or task.images
-    meaning = known_count(task.images, task.expected_images, task.known_counts)
-    if expected == task.images:
+    expected = task.expected_images or len(task)
+    meaning = known_count(len(task), task.expected_images, task.known_counts)
+    if expected == len(task):
         return [Finding(NOTE, 'count', survey.where, f'{survey.where}: {meaning}.')] if meaning else []
-    sentence = meaning or f'has {task.images:,} images, the protocol has {expected:,}'
+    sentence = meaning or f'has {len(task):,} images, the protocol has {expected:,}'
     told = f'{survey.where}: {sentence}. Numbers will not be comparable with published ones.'
     return [Finding(NOTE if allowed else ERROR, 'count', survey.where, told)]
 
@@ -192,7 +189,7 @@ def extra_findings(ours: Sequence[CheckedDataset]) -> list[Finding]:
         roots = [os.path.join(os.path.realpath(source.root), '') for source in (task.lq, task.gt)]
         sources |= dict(zip(roots, (task.lq, task.gt), strict=True))
         for lq_name, gt_name in task.names:
-            used |= {roots[0] + whole_name(lq_name), roots[1] + whole_name(gt_name)}
+            used |= {roots[0] + lq_name, roots[1] + gt_name}
         unfit.update(roots[0] + name for name in task.left_out)
     findings = []
     for root in sorted(sources):

@@ -34,11 +34,11 @@ class TaskReport:
 
     Attributes:
         where: place in the option file.
-        images: whole images, or pairs, that are there.
+        images: images, or pairs, that are there.
         expected_images: the published count, if the options give it.
         samples: of an epoch, before `dataset_enlarge_ratio`.
         share: samples over those of the epoch, 0 to 1.
-        draws: samples over images (pieces, where images are stored as pieces).
+        draws: samples over images.
         in_batch: samples in every batch; 0 where batches are mixed at random.
         made_by: how its degraded images are made; `pairs` where they are files.
     """

@@ -47,8 +47,6 @@ def main(args: argparse.Namespace) -> int:
                 name,
                 made_from,
                 args.storage,
-                tuple(args.sub_images) if args.sub_images else None,
-                args.only,
             )
         except OptionError as error:
             raise OptionError(error.problems, lambda problem: _located(problem, places, made_from)) from error
@@ -101,11 +99,10 @@ def _report(preparation: Preparation, prepared: Sequence['Prepared']) -> None:
     for title in ('images', 'storage', 'sources', 'database', 'ratio', 'BasicSR reads', ''):
         table.add_column(title, justify='left' if title in ('storage', '') else 'right', no_wrap=True)
     for row in prepared:
-        settings = row.plan.settings['sub_images']
         table.add_row(
             Text(printable(row.plan.path.relative_to(preparation.file.parent))),
             f'{row.images:,}',
-            row.plan.storage + (f', {settings[0]} every {settings[1]}' if settings else ''),
+            row.plan.storage,
             in_units(row.source_bytes),
             in_units(row.bytes),
             f'{row.bytes / max(1, row.source_bytes):.2f}',

@@ -76,14 +76,6 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
         default='original',
         help='of training images: the files as they are (default), PNG, or pixels',
     )
-    parser.add_argument(
-        '--sub-images',
-        nargs=2,
-        type=int,
-        metavar=('SIZE', 'STEP'),
-        help='store training images as overlapping pieces, so that a crop reads one of them',
-    )
-    parser.add_argument('--only', nargs='+', default=[], metavar='TASK', help='tasks that --sub-images is for')
     parser.add_argument('--workers', type=int, metavar='N', help='images at a time (default: number of cores)')
     parser.add_argument('--overwrite', action='store_true', help='replace databases of other content')
     parser.add_argument(

@@ -309,7 +309,7 @@ def describe_tasks(
 
 def _count_notes(task: Task) -> list[str]:
     """What the number of images tells, where it is not the published one."""
-    found, expected = task.images if task.expected_images else len(task), task.expected_images
+    found, expected = len(task), task.expected_images
     meaning = known_count(found, expected, task.known_counts)
     if not meaning and found == (expected or found):
         return []

@@ -20,7 +20,7 @@ class TaskShare:
 
     Attributes:
         name: the task's.
-        images: how many it has; pieces of them where they are stored so.
+        images: how many it has.
         samples: how many samples of an epoch are the task's.
         asked: the share of the epoch that the options ask for, 0 to 1.
         share: the share it gets, after rounding to whole samples of a batch (`fixed_shares`) or of an epoch.

@@ -2,7 +2,6 @@
 
 import importlib.resources
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -49,9 +48,6 @@ class Source(Protocol):
         Raises:
             ImageError: it is not there or damaged; the message names it.
         """
-
-    def parts(self, name: str) -> Sequence[str]:
-        """Names of the overlapping pieces that the image is stored as, row by row; itself where it is whole."""
 
 
 def resolve(path: str, dataroot: str | None = None) -> Path:
@@ -121,10 +117,6 @@ class FolderSource:
                 return EncodedImage(file.read(), path)
         except OSError as error:
             raise ImageError(f'{path}: cannot be read ({error.strerror}).') from error
-
-    def parts(self, name: str) -> Sequence[str]:
-        """Files are whole images."""
-        return (name,)
 
 
 def _leads_back(folder: str, name: str) -> bool:

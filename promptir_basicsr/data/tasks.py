@@ -32,7 +32,6 @@ class Task:
         degrade: makes the degraded image from the clean one; None for a paired task.
         expected_images: the published count, if the options give it.
         known_counts: other counts that are met, and what they mean, `what is wrong: more words`.
-        images: how many whole images (pairs) `names` stands for; fewer where images are stored as pieces.
         left_out: files of the lq folder that the pairing rule does not speak of.
     """
 
@@ -43,7 +42,6 @@ class Task:
     lq: Source
     gt: Source
     names: Sequence[tuple[str, str]]
-    images: int
     degrade: Degrade | None = None
     expected_images: int | None = None
     left_out: Sequence[str] = ()
@@ -55,7 +53,7 @@ class Task:
         return self.degrade is None
 
     def __len__(self) -> int:
-        """Images or pieces of them, copies not counted."""
+        """Images (pairs), copies not counted."""
         return len(self.names)
 
 
@@ -233,28 +231,13 @@ class _TaskBuilder:
             copies=options.get('copies', 1),
             lq=lq,
             gt=gt,
-            names=self._pieces(names, lq, gt),
-            images=len(names),
+            names=names,
             degrade=degrade,
             expected_images=options.get('expected_images'),
             left_out=self.left_out,
             weight=options.get('weight'),
             known_counts=options.get('known_counts') or {},
         )
-
-    def _pieces(self, names: list[tuple[str, str]], lq: Source, gt: Source) -> list[tuple[str, str]]:
-        """Pairs of pieces, where the sources hold pieces."""
-        pieces: list[tuple[str, str]] = []
-        for lq_name, gt_name in names:
-            lq_parts, gt_parts = lq.parts(lq_name), gt.parts(gt_name)
-            if len(lq_parts) != len(gt_parts):
-                self._lacks(
-                    f'{lq.where(lq_name)} is stored as {len(lq_parts)} pieces and {gt.where(gt_name)} as '
-                    f'{len(gt_parts)}. Prepare both with the same sub-images.'
-                )
-                return names
-            pieces += zip(lq_parts, gt_parts, strict=True)
-        return pieces
 
     def _label(self) -> int:
         kind, label = self.options.get('type'), self.options.get('label')

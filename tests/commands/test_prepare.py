@@ -1,5 +1,6 @@
 """`basicsr prepare`: the same samples from databases as from folders, whatever happens while they are written."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -27,7 +28,7 @@ from promptir_basicsr.data import AllInOneDataset
 from promptir_basicsr.data.lmdb import writer
 from promptir_basicsr.data.lmdb.plan import estimated_bytes, plan_preparation, readable_name
 from promptir_basicsr.data.lmdb.prepare import verify_databases
-from promptir_basicsr.data.lmdb.reader import LmdbSource, chunks, unpack_columns
+from promptir_basicsr.data.lmdb.reader import HEADER_KEY, LmdbSource, chunks, unpack_columns
 from promptir_basicsr.data.sources import resolve
 
 CAT, PERSON, COFFEE = (
@@ -296,37 +297,18 @@ def test_databases_have_readable_names(option, dataroot, name) -> None:
     assert readable_name(resolve(option, dataroot), option, dataroot) == name
 
 
-# Pieces
-
-
-def test_large_images_are_stored_as_pieces(options, data, prepare) -> None:
-    words = ['--storage', 'raw', '--sub-images', '64', '32', '--only', 'lowlight', 'dehaze', '--verify', 'all']
-    assert prepare(*words) == 0
-    before, after = datasets(options)['train'], datasets(load_yaml('out/three.yml'))['train']
-    lengths = {task.name: (len(task), task.images) for task in after.tasks}
-    # 96x96 and 80x70 pixels in pieces of 64 every 32
-    assert lengths == {'listed': (3, 3), 'files': (2, 2), 'derain': (2, 2), 'dehaze': (24, 6), 'lowlight': (12, 3)}
-    for lq_name, gt_name in after.tasks[4].names:
-        lq, gt = after.tasks[4].lq.open(lq_name), after.tasks[4].gt.open(gt_name)
-        name, place = lq_name.split('@')
-        top, left = map(int, place.split(','))
-        whole = before.tasks[4].lq.open(name).pixels()
-        np.testing.assert_array_equal(lq.pixels(), whole[top : top + 64, left : left + 64])
-        assert gt_name == f'{name[:-4]}.jpg@{place}'
-        assert gt.size == lq.size
-    assert all(sample['lq'].shape == (3, 32, 32) for sample in after)
-    assert LmdbSource('out/val/dehaze.lmdb').sub_images is None
-
-
-def test_clear_images_are_stored_in_one_way(options, tmp_path, prepare, capsys) -> None:
-    again = {'name': 'again', 'type': 'lowlight', 'lq': 'Train/Derain/rainy', 'gt': 'pairs/bright'}
-    again['pairing'] = {'lq': 'rain-{n}.png', 'gt': 'night {n}.jpg'}
-    options['datasets']['train']['tasks'].append(again)
-    save(tmp_path / 'three.yml', options)
-    words = ['--storage', 'raw', '--sub-images', '64', '32']
-    assert prepare(*words, '--only', 'lowlight') == 2
-    assert "--only: task 'again' shares clear images with tasks whose images" in capsys.readouterr().err
-    assert prepare(*words, '--only', 'lowlight', 'again') == 0
+def test_databases_of_pieces_are_replaced_when_asked(options, prepare, capsys) -> None:
+    """What an earlier version wrote with --sub-images, finished or not, is prepared again."""
+    assert prepare('--storage', 'raw') == 0
+    database = lmdb.open('out/train/pairs_bright.lmdb', lock=False)
+    with database, database.begin(write=True) as writing:
+        header = json.loads(writing.get(HEADER_KEY))
+        writing.put(HEADER_KEY, json.dumps({**header, 'sub_images': [64, 32]}).encode())
+    assert prepare('--storage', 'raw') == 1
+    told = capsys.readouterr().err
+    assert 'holds pieces of images' in told
+    assert '--overwrite' in told
+    assert prepare('--storage', 'raw', '--overwrite', '--verify', 'all') == 0
 
 
 # Mistakes in the options
@@ -335,12 +317,6 @@ def test_clear_images_are_stored_in_one_way(options, tmp_path, prepare, capsys) 
 @pytest.mark.parametrize(
     ('words', 'said'),
     [
-        (['--sub-images', '64', '32'], 'a piece of an image is no original file. Give --storage lossless or'),
-        (['--storage', 'raw', '--sub-images', '64', '65'], 'with steps of 65, pieces of 64 leave gaps'),
-        (['--storage', 'raw', '--sub-images', '0', '1'], 'SIZE: 0 is not a whole number'),
-        (['--storage', 'raw', '--sub-images', '16', '16'], 'pieces of 16 pixels are less than gt_size 32'),
-        (['--storage', 'raw', '--sub-images', '64', '32', '--only', 'dehase'], "Did you mean 'dehaze'?"),
-        (['--only', 'dehaze'], 'give --sub-images SIZE STEP'),
         (['--verify', 'some'], "--verify: 'some' is neither a number of images nor 'all'"),
         (['--workers', '0'], '--workers: 0 is not a whole number of at least 1'),
         (['--dataroot', 'x'], '--dataroot: goes with --protocol'),

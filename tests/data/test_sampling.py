@@ -32,7 +32,7 @@ def tasks_of(sizes: Sequence[tuple[int, int]], weights: Sequence[float] = ()) ->
     """Tasks of (images, copies), which nobody opens."""
     source = FolderSource(ROOT)
     return [
-        Task(f't{number}', 'derain', 1, copies, source, source, [('a.png', 'a.png')] * images, images, weight=weight)
+        Task(f't{number}', 'derain', 1, copies, source, source, [('a.png', 'a.png')] * images, weight=weight)
         for number, ((images, copies), weight) in enumerate(
             itertools.zip_longest(sizes, weights) if weights else [(size, None) for size in sizes]
         )

@@ -12,12 +12,12 @@ import numpy as np
 import yaml
 
 from promptir_basicsr.core.errors import ImageError, OptionError
-from promptir_basicsr.core.messages import check_count, unknown
+from promptir_basicsr.core.messages import unknown
 from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.vocabulary import STORAGES
 from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.images import EncodedImage
-from promptir_basicsr.data.lmdb.reader import LmdbSource, grid, whole_name
+from promptir_basicsr.data.lmdb.reader import LmdbSource
 from promptir_basicsr.data.lmdb.writer import DatabasePlan
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sources import SKIMAGE, Source, StoredImage, resolve
@@ -77,7 +77,6 @@ class _Root:
     source: Source
     path: Path
     names: set[str] = field(default_factory=set)
-    cut: set[str] = field(default_factory=set)
 
 
 def plan_preparation(
@@ -86,8 +85,6 @@ def plan_preparation(
     name: str,
     made_from: str,
     storage: str = 'original',
-    sub_images: tuple[int, int] | None = None,
-    only: Sequence[str] = (),
 ) -> Preparation:
     """List the images of an option file and say what becomes of them.
 
@@ -97,8 +94,6 @@ def plan_preparation(
         name: of the new option file, without extension.
         made_from: what the options are, for the head of the new file.
         storage: of training sets; other sets need whole images and keep the original bytes.
-        sub_images: size and step in pixels of the pieces that training images are stored as.
-        only: the tasks whose images are. Default: all.
 
     Raises:
         OptionError: every mistake found.
@@ -109,7 +104,7 @@ def plan_preparation(
         for key, dataset in (datasets.items() if isinstance(datasets, Mapping) else ())
         if isinstance(dataset, Mapping) and dataset.get('type') == 'AllInOneDataset'
     }
-    problems = _argument_problems(storage, sub_images, only)
+    problems = [] if storage in STORAGES else [unknown('--storage', 'storage', storage, STORAGES)]
     if not chosen:
         problems.append(problem('datasets', 'none of them is an AllInOneDataset.'))
     if problems:
@@ -126,59 +121,32 @@ def plan_preparation(
     if problems:
         raise OptionError(problems)
 
-    roots = _Roots(out, storage, sub_images)
+    roots = _Roots(out, storage)
     for _, phase, opt, tasks in found:
         for task, task_options in zip(tasks, opt['tasks'], strict=True):
-            roots.add(phase, task, task_options, opt.get('dataroot'), not only or task.name in only)
-        if phase == 'train' and sub_images and sub_images[0] < opt['gt_size']:
-            message = f'pieces of {sub_images[0]} pixels are less than gt_size {opt["gt_size"]}.'
-            problems.append(problem('--sub-images', message))
-    training = [task for _, phase, _, tasks in found for task in tasks if phase == 'train']
-    names = [task.name for task in training]
-    problems += [unknown('--only', 'training task', task, names) for task in only if task not in names]
-    problems += roots.problems(training)
+            roots.add(phase, task, task_options, opt.get('dataroot'))
+    problems = roots.problems()
     if problems:
         raise OptionError(problems)
     plans = [DatasetPlan(key, phase, opt, tasks, roots.plans(phase)) for key, phase, opt, tasks in found]
     return _with_files(plans, options, out, name, made_from)
 
 
-def _argument_problems(storage: str, sub_images: tuple[int, int] | None, only: Sequence[str]) -> list[Problem]:
-    problems: list[Problem] = []
-    if storage not in STORAGES:
-        problems.append(unknown('--storage', 'storage', storage, STORAGES))
-    if sub_images is not None:
-        problems += check_count('--sub-images SIZE', sub_images[0]) + check_count('--sub-images STEP', sub_images[1])
-        if not problems and sub_images[1] > sub_images[0]:
-            message = f'with steps of {sub_images[1]}, pieces of {sub_images[0]} leave gaps.'
-            problems.append(problem('--sub-images', message))
-        if storage == 'original':
-            message = 'a piece of an image is no original file. Give --storage lossless or --storage raw.'
-            problems.append(problem('--sub-images', message))
-    elif only:
-        message = 'says which tasks are stored as pieces; give --sub-images SIZE STEP.'
-        problems.append(problem('--only', message))
-    return problems
-
-
 class _Roots:
     """The databases to make: one for each source and phase."""
 
-    def __init__(self, out: Path, storage: str, sub_images: tuple[int, int] | None) -> None:
-        self._out, self._storage, self._sub_images = out, storage, sub_images
+    def __init__(self, out: Path, storage: str) -> None:
+        self._out, self._storage = out, storage
         self._roots: dict[tuple[str, str], _Root] = {}
 
-    def add(self, phase: str, task: Task, options: Mapping[str, Any], dataroot: str | None, in_pieces: bool) -> None:
+    def add(self, phase: str, task: Task, options: Mapping[str, Any], dataroot: str | None) -> None:
         """Take the images of a task in."""
         for key, side in SOURCE_KEYS.items():
             if key in options:
                 self._root(phase, getattr(task, side), options[key], dataroot)
         for column, source in enumerate((task.lq, task.gt)):
             root = self._roots[phase, os.path.realpath(source.root)]
-            names = {whole_name(pair[column]) for pair in task.names}
-            root.names |= names
-            if in_pieces and phase == 'train' and self._sub_images:
-                root.cut |= names
+            root.names.update(pair[column] for pair in task.names)
 
     def _root(self, phase: str, source: Source, option: str, dataroot: str | None) -> None:
         key = phase, os.path.realpath(source.root)
@@ -192,39 +160,25 @@ class _Roots:
             name = f'{stem}_{number}.lmdb'
         self._roots[key] = _Root(source, self._out / phase / name)
 
-    def problems(self, training: Sequence[Task]) -> list[Problem]:
+    def problems(self) -> list[Problem]:
         """What cannot be stored as asked."""
-        problems = [
-            problem(
-                '--only',
-                f"task '{task.name}' shares clear images with tasks whose images are stored as pieces. Choose all of "
-                'these tasks, or none.',
-            )
-            for task in training
-            if any(self._is_cut(task.lq, lq_name) != self._is_cut(task.gt, gt_name) for lq_name, gt_name in task.names)
-        ]
-        return problems + [
+        return [
             problem(
                 '',
-                f"'{root.source.root}' holds {'pieces' if root.source.sub_images else 'pixels'}, not the original files"
+                f"'{root.source.root}' holds pixels, not the original files"
                 + (', which a validation needs' if phase != 'train' else '; give --storage lossless or --storage raw')
                 + f'. Or prepare {phase} from the folder that it was made of.',
             )
             for (phase, _), root in self._roots.items()
             if isinstance(root.source, LmdbSource)
-            and (root.source.sub_images or root.source.storage == 'raw')
+            and root.source.storage == 'raw'
             and (phase != 'train' or self._storage == 'original')
         ]
-
-    def _is_cut(self, source: Source, name: str) -> bool:
-        return whole_name(name) in self._roots['train', os.path.realpath(source.root)].cut
 
     def plans(self, phase: str) -> dict[str, DatabasePlan]:
         storage = self._storage if phase == 'train' else 'original'
         return {
-            path: DatabasePlan(
-                root.path, root.source, sorted(root.names), storage, self._sub_images, frozenset(root.cut)
-            )
+            path: DatabasePlan(root.path, root.source, sorted(root.names), storage)
             for (other, path), root in self._roots.items()
             if other == phase
         }
@@ -311,11 +265,7 @@ def _pixel_bytes(plan: DatabasePlan, names: Sequence[str]) -> Iterator[int]:
             height, width = plan.source.open(name).size
         except ImageError:  # reported when it is to be stored
             continue
-        if plan.sub_images and plan.cuts(name, height, width):
-            size, step = plan.sub_images
-            yield 3 * min(size, height) * min(size, width) * len(grid(height, width, size, step))
-        else:
-            yield 3 * height * width
+        yield 3 * height * width
 
 
 def difference(plan: DatabasePlan, database: LmdbSource, name: str) -> str:
@@ -324,15 +274,11 @@ def difference(plan: DatabasePlan, database: LmdbSource, name: str) -> str:
         stored, source = database.open(name), plan.source.open(name)
         if plan.storage == 'original' and _content(stored) != _content(source):
             return f'{database.where(name)}: other bytes than {plan.source.where(name)}.'
-        pixels = source.pixels()
-        if stored.size != pixels.shape[:2]:
+        pixels, expected = stored.pixels(), source.pixels()
+        if pixels.shape != expected.shape:
             return f'{database.where(name)}: another size than {plan.source.where(name)}.'
-        for part in database.parts(name):
-            top, left = map(int, part[len(name) + 1 :].split(',')) if part != name else (0, 0)
-            piece = database.open(part).pixels()
-            expected = pixels[top : top + piece.shape[0], left : left + piece.shape[1]]
-            if piece.dtype != expected.dtype or not np.array_equal(piece, expected):
-                return f'{database.where(part)}: other pixels than {plan.source.where(name)}.'
+        if pixels.dtype != expected.dtype or not np.array_equal(pixels, expected):
+            return f'{database.where(name)}: other pixels than {plan.source.where(name)}.'
     except ImageError as error:
         return str(error)
     return ''

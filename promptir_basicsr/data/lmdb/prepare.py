@@ -21,9 +21,8 @@ from promptir_basicsr.core.messages import printable
 from promptir_basicsr.core.vocabulary import VERIFIED_IMAGES
 from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.lmdb.plan import HEADER, Preparation, difference, estimated_bytes
-from promptir_basicsr.data.lmdb.reader import STEM, LmdbSource, Record, whole_name
-from promptir_basicsr.data.lmdb.writer import DatabasePlan, DatabaseWriter, PrepareError, make_records
-from promptir_basicsr.data.tasks import Task
+from promptir_basicsr.data.lmdb.reader import STEM, LmdbSource, Record
+from promptir_basicsr.data.lmdb.writer import DatabasePlan, DatabaseWriter, PrepareError, Value, make_record
 
 _SHOWN = 10  # of the images that cannot be used
 
@@ -36,7 +35,7 @@ class Prepared:
     """A database that is there.
 
     Attributes:
-        images: how many whole images.
+        images: how many.
         source_bytes: of the files it was made of.
         bytes: of the database on the disk.
         readable: how many of the images BasicSR's own LMDB backend finds.
@@ -149,9 +148,9 @@ def _check_room(out: Path, writers: Iterable[DatabaseWriter]) -> None:
 def _store(writer: DatabaseWriter, pool: ThreadPoolExecutor, ahead: int) -> list[str]:
     """Write the images that are missing; what is wrong with those that cannot be."""
 
-    def make(name: str) -> tuple[Record, list[Any]] | str:
+    def make(name: str) -> tuple[Record, Value] | str:
         try:
-            return make_records(writer.plan, name, writer.kinds[name])
+            return make_record(writer.plan, name, writer.kinds[name])
         except ImageError as error:
             return str(error)
 
@@ -194,7 +193,7 @@ def _size_mismatches(
     for dataset in preparation.datasets:
         for task in dataset.tasks:
             paths = [dataset.database(source).path for source in (task.lq, task.gt)]
-            for names in _whole_pairs(task):
+            for names in task.names:
                 found = [records[path].get(name) for path, name in zip(paths, names, strict=True)]
                 sizes = [f'{record.width}x{record.height}' for record in found if record]
                 if len(set(sizes)) == 2:
@@ -204,18 +203,13 @@ def _size_mismatches(
     return list(problems), databases
 
 
-def _whole_pairs(task: Task) -> list[tuple[str, str]]:
-    """The pairs of a task, each once, whether or not they are stored as pieces."""
-    return list(dict.fromkeys((whole_name(lq_name), whole_name(gt_name)) for lq_name, gt_name in task.names))
-
-
 def _check_same_tasks(preparation: Preparation) -> None:
     """The new options see the very pairs that the old ones see, in the same order."""
     for dataset in preparation.datasets:
         options = preparation.options['datasets'][dataset.key]
         tasks = check_dataset({**options, 'phase': dataset.phase}, ('datasets', dataset.key))
         for before, after in zip(dataset.tasks, tasks, strict=True):
-            if _whole_pairs(before) != _whole_pairs(after):
+            if list(before.names) != list(after.names):
                 raise PrepareError(
                     f"task '{before.name}' of datasets.{dataset.key} would take other images from the databases than "
                     'from its folders, because other tasks take more from the same folders. Name its images by '

@@ -1,8 +1,8 @@
 """Images in an LMDB: how it is laid out, and the source that reads it.
 
-A database is a folder `NAME.lmdb`. Its records are images, or pieces of images, under keys that are made from their
-names. The index stands beside them under keys that begin with a zero byte, which no name does: a header, and columns of
-what is known of each image, one compressed chunk a transaction. docs/prepare.md describes the layout for other readers.
+A database is a folder `NAME.lmdb`. Its records are images under keys that are made from their names. The index stands
+beside them under keys that begin with a zero byte, which no name does: a header, and columns of what is known of each
+image, one compressed chunk a transaction. docs/prepare.md describes the layout for other readers.
 """
 
 import bisect
@@ -35,9 +35,8 @@ PART = '.part'
 STEM, PATH, HASH, CUT_AT_DOT = range(4)
 """How the key of an image is made from its name, see `key_of`."""
 
-_LONGEST = 480  # bytes of a key; LMDB allows 511, a piece's place is appended
+_LONGEST = 480  # bytes of a key; LMDB allows 511
 _READABLE = re.compile(r'([!-\-/-?A-~]+)\.[A-Za-z0-9]+')  # neither a further dot, nor @, nor space, in ASCII
-_PIECE = re.compile(r'(.+)@(\d+),(\d+)', re.S)
 
 
 class Record(NamedTuple):
@@ -46,10 +45,9 @@ class Record(NamedTuple):
     Attributes:
         name: relative path with forward slashes.
         key: how its key is made from the name, see `key_of`.
-        height, width: of the whole image in pixels.
+        height, width: in pixels.
         bits: of a value, 8 or 16.
-        cut: whether it is stored as pieces.
-        bytes: of the stored image, of all pieces together.
+        bytes: of the stored image.
         source_bytes, source_time: of the file it was made from; time of last change in nanoseconds.
     """
 
@@ -58,27 +56,22 @@ class Record(NamedTuple):
     height: int
     width: int
     bits: int
-    cut: bool
     bytes: int
     source_bytes: int
     source_time: int
 
 
 def key_of(name: str, kind: int) -> bytes:
-    """The key of an image or, of the kinds STEM, PATH and HASH, of a piece `NAME@TOP,LEFT`.
+    """The key of an image.
 
     STEM: the path without extension, as BasicSR would have it. PATH: the whole path in UTF-8, bytes that are no UTF-8
     as they are. HASH: of a path too long for LMDB; begins with `/`, as no relative path does. CUT_AT_DOT: what
     BasicSR makes of the names in its own databases.
     """
-    piece = _PIECE.fullmatch(name)
-    whole, place = (piece[1], f'@{piece[2]},{piece[3]}') if piece else (name, '')
-    if kind == CUT_AT_DOT:
+    if kind in (STEM, CUT_AT_DOT):
         return name.partition('.')[0].encode(errors='surrogateescape')
-    if kind == STEM:
-        return (whole.partition('.')[0] + place).encode('ascii')
-    path = whole.encode(errors='surrogateescape')
-    return (path if kind == PATH else b'/' + hashlib.blake2b(path).hexdigest().encode()) + place.encode()
+    path = name.encode(errors='surrogateescape')
+    return path if kind == PATH else b'/' + hashlib.blake2b(path).hexdigest().encode()
 
 
 def key_kinds(names: Sequence[str], encoded: bool) -> list[int]:
@@ -96,25 +89,6 @@ def key_kinds(names: Sequence[str], encoded: bool) -> list[int]:
         else:
             kinds.append(PATH if len(name.encode(errors='surrogateescape')) <= _LONGEST else HASH)
     return kinds
-
-
-def grid(height: int, width: int, size: int, step: int) -> list[tuple[int, int]]:
-    """Top and left of the pieces that cover an image, row by row; the last ones end at the border.
-
-    Pieces are `size` pixels high and wide, or as high or wide as the image where that is less.
-    """
-    tops, lefts = ([0] if side <= size else [*range(0, side - size, step), side - size] for side in (height, width))
-    return [(top, left) for top in tops for left in lefts]
-
-
-def piece_name(name: str, top: int, left: int) -> str:
-    return f'{name}@{top},{left}'
-
-
-def whole_name(name: str) -> str:
-    """The image that a piece belongs to; a whole image's own name."""
-    piece = _PIECE.fullmatch(name)
-    return piece[1] if piece else name
 
 
 def pack_records(records: Iterable[Record]) -> bytes:
@@ -153,7 +127,6 @@ class LmdbSource:
     Attributes:
         root: the folder.
         storage: `original`, `lossless` or `raw`.
-        sub_images: size and step of the pieces, in pixels, or None.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -167,44 +140,27 @@ class LmdbSource:
         except (lmdb.Error, zlib.error, json.JSONDecodeError, LookupError) as error:
             raise ValueError(f"the LMDB '{self.root}' is damaged ({error}). {_AGAIN}") from error
         self.storage: str = self._index.header['storage']
-        cut = self._index.header['sub_images']
-        self.sub_images: tuple[int, int] | None = (cut[0], cut[1]) if cut else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_reader': None}
 
     def names(self) -> list[str]:
-        """All images, sorted; of images stored as pieces, the whole ones."""
+        """All images, sorted."""
         return list(self._index.names)
 
     def where(self, name: str) -> str:
         """The path to show for a name."""
         return self._prefix + name
 
-    def parts(self, name: str) -> Sequence[str]:
-        """The pieces that the image is stored as, row by row; itself where it is whole."""
-        row = self._index.row(name)
-        if row is None or not self._index.cut[row]:
-            return (name,)
-        return [piece_name(name, top, left) for top, left in self._grid(row)]
-
     def open(self, name: str) -> EncodedImage | PixelImage:
-        """The image or piece called `name`. A whole image that is stored as pieces is put together."""
+        """The image called `name`."""
         row = self._index.row(name)
-        if row is not None:
-            if self._index.cut[row]:
-                return PixelImage(self._together(name, row))
-            return self._open(name, row, *self._index.size(row))
-        row = self._index.row(whole_name(name))
-        if row is None or self.sub_images is None:
+        if row is None:
             raise ImageError(f'{self.where(name)}: is not in the database.')
-        height, width = self._index.size(row)
-        return self._open(name, row, min(height, self.sub_images[0]), min(width, self.sub_images[0]))
-
-    def _open(self, name: str, row: int, height: int, width: int) -> EncodedImage | PixelImage:
         value = self._value(name, row)
         if self.storage != 'raw':
             return EncodedImage(bytes(value), self.where(name))
+        height, width = self._index.height[row], self._index.width[row]
         kind = np.dtype('<u2' if self._index.bits[row] == 16 else np.uint8)
         expected = height * width * 3 * kind.itemsize
         if len(value) != expected:
@@ -214,7 +170,7 @@ class LmdbSource:
         return PixelImage(pixels if pixels.flags.aligned else pixels.copy())
 
     def _value(self, name: str, row: int) -> memoryview:
-        """The record of an image or piece."""
+        """The record of an image."""
         try:
             if self._reader is None:
                 self._reader = _reader(self.root)
@@ -226,24 +182,12 @@ class LmdbSource:
         if value is None:
             raise self._damaged(name, 'the record is missing')
         expected = self._index.bytes[row]
-        if expected and not self._index.cut[row] and len(value) != expected:
+        if expected and len(value) != expected:
             raise self._damaged(name, f'{len(value):,} bytes instead of {expected:,}')
         return value
 
     def _damaged(self, name: str, reason: str) -> ImageError:
         return ImageError(f'{self.where(name)}: damaged record ({reason}). {_AGAIN}')
-
-    def _together(self, name: str, row: int) -> np.ndarray:
-        height, width = self._index.size(row)
-        whole = np.empty((height, width, 3), np.uint16 if self._index.bits[row] == 16 else np.uint8)
-        for top, left in self._grid(row):
-            piece = self.open(piece_name(name, top, left)).pixels()
-            whole[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
-        return whole
-
-    def _grid(self, row: int) -> list[tuple[int, int]]:
-        assert self.sub_images is not None
-        return grid(*self._index.size(row), *self.sub_images)
 
 
 _AGAIN = 'Write the database again with `basicsr prepare ... --overwrite`.'
@@ -258,16 +202,11 @@ class _Index(NamedTuple):
     height: array
     width: array
     bits: array
-    cut: array
     bytes: array
 
     def row(self, name: str) -> int | None:
         place = bisect.bisect_left(self.names, name)
         return place if place < len(self.names) and self.names[place] == name else None
-
-    def size(self, row: int) -> tuple[int, int]:
-        """Height and width."""
-        return self.height[row], self.width[row]
 
     @classmethod
     def of(cls, path: Path, reader: 'Reader') -> '_Index':
@@ -316,17 +255,17 @@ class _Index(NamedTuple):
             raise ValueError(f"the LMDB '{path}' holds {stored:,} of the {len(names):,} images in its {META_INFO}.")
         columns = {field: array(kind, bytes(array(kind).itemsize * len(names))) for field, kind in _COLUMNS.items()}
         columns['key'] = array('B', [CUT_AT_DOT] * len(names))
-        return cls({'storage': 'original', 'sub_images': None}, names, **columns)
+        return cls({'storage': 'original'}, names, **columns)
 
 
-_COLUMNS = {'key': 'B', 'height': 'I', 'width': 'I', 'bits': 'B', 'cut': 'B', 'bytes': 'Q'}
+_COLUMNS = {'key': 'B', 'height': 'I', 'width': 'I', 'bits': 'B', 'bytes': 'Q'}
 
 
 def read_header(path: Path, transaction: lmdb.Transaction) -> dict[str, Any] | None:
     """The header; None where there is none.
 
     Raises:
-        ValueError: of a later format.
+        ValueError: of a later format, or of a database of pieces of images, which earlier versions could write.
     """
     content = transaction.get(HEADER_KEY)
     if content is None:
@@ -337,6 +276,8 @@ def read_header(path: Path, transaction: lmdb.Transaction) -> dict[str, Any] | N
             f"the LMDB '{path}' has format {header['format']}, this release reads up to {FORMAT}. "
             'Update promptir_basicsr.'
         )
+    if header.get('sub_images'):
+        raise ValueError(f"the LMDB '{path}' holds pieces of images, which are no longer supported. {_AGAIN}")
     return header
 
 

@@ -31,11 +31,9 @@ from promptir_basicsr.data.lmdb.reader import (
     Record,
     borrowed_reader,
     chunks,
-    grid,
     key_kinds,
     key_of,
     pack_records,
-    piece_name,
     read_header,
     unpack_columns,
 )
@@ -168,25 +166,17 @@ class DatabasePlan:
         source: where the images come from.
         names: which of them, sorted.
         storage: `original` (the files as they are), `lossless` (PNG) or `raw` (pixels).
-        sub_images: size and step of pieces in pixels.
-        cut: names of the images to store as such pieces, where they are larger than one.
     """
 
     path: Path
     source: Source
     names: Sequence[str]
     storage: str
-    sub_images: tuple[int, int] | None = None
-    cut: frozenset[str] = frozenset()
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the header of the database keeps of it."""
-        return {'storage': self.storage, 'sub_images': list(self.sub_images) if self.cut and self.sub_images else None}
-
-    def cuts(self, name: str, height: int, width: int) -> bool:
-        """Whether an image of this size is stored as pieces."""
-        return name in self.cut and self.sub_images is not None and max(height, width) > self.sub_images[0]
+        return {'storage': self.storage}
 
     def stamp(self, name: str) -> tuple[int, int]:
         """Size and time of last change (ns) of an image's file; of one in an LMDB, of the database."""
@@ -200,11 +190,11 @@ class DatabasePlan:
         return stat.st_size, stat.st_mtime_ns
 
 
-def make_records(plan: DatabasePlan, name: str, kind: int) -> tuple[Record, list[tuple[bytes, Value]]]:
-    """Read and decode an image; its entry of the index, and its records.
+def make_record(plan: DatabasePlan, name: str, kind: int) -> tuple[Record, Value]:
+    """Read and decode an image; its entry of the index, and what is stored of it.
 
     Args:
-        kind: how to make its key, see `key_of`.
+        kind: how its key is made, see `key_of`.
 
     Raises:
         ImageError: it is not there, or damaged.
@@ -212,23 +202,15 @@ def make_records(plan: DatabasePlan, name: str, kind: int) -> tuple[Record, list
     stamp = plan.stamp(name)
     stored = plan.source.open(name)
     pixels = stored.pixels()
-    height, width = pixels.shape[:2]
-    cut = plan.cuts(name, height, width)
-    values: list[tuple[bytes, Value]]
+    value: Value
     if plan.storage == 'original':
         if not isinstance(stored, EncodedImage):
             raise ImageError(f'{plan.source.where(name)}: is stored as pixels, its original bytes are gone.')
-        values = [(key_of(name, kind), stored.content)]
-    elif cut and plan.sub_images:
-        size, step = plan.sub_images
-        values = [
-            (key_of(piece_name(name, top, left), kind), _encode(pixels[top : top + size, left : left + size], plan))
-            for top, left in grid(height, width, size, step)
-        ]
+        value = stored.content
     else:
-        values = [(key_of(name, kind), _encode(pixels, plan))]
-    stored_bytes = sum(len(value) for _, value in values)
-    return Record(name, kind, height, width, 8 * pixels.itemsize, cut, stored_bytes, *stamp), values
+        value = _encode(pixels, plan)
+    height, width = pixels.shape[:2]
+    return Record(name, kind, height, width, 8 * pixels.itemsize, len(value), *stamp), value
 
 
 def _encode(pixels: np.ndarray, plan: DatabasePlan) -> memoryview:
@@ -268,7 +250,7 @@ class DatabaseWriter:
         self._part = part_of(plan.path)
         self._environment: lmdb.Environment | None = None
         self._chunk = 0
-        self._pending: list[tuple[Record, Sequence[tuple[bytes, Value]]]] = []
+        self._pending: list[tuple[Record, Value]] = []
         self._pending_bytes = 0
         with self._told():
             plan.path.parent.mkdir(parents=True, exist_ok=True)
@@ -290,9 +272,9 @@ class DatabaseWriter:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def add(self, record: Record, values: Sequence[tuple[bytes, Value]]) -> None:
+    def add(self, record: Record, value: Value) -> None:
         """Take an image in; now and then a transaction is written."""
-        self._pending.append((record, values))
+        self._pending.append((record, value))
         self._pending_bytes += record.bytes
         if len(self._pending) >= COMMIT_RECORDS or self._pending_bytes >= COMMIT_BYTES:
             self.commit()
@@ -303,9 +285,8 @@ class DatabaseWriter:
             return
 
         def write(transaction: lmdb.Transaction) -> None:
-            for _, values in self._pending:
-                for key, value in values:
-                    transaction.put(key, value)
+            for record, value in self._pending:
+                transaction.put(key_of(record.name, record.key), value)
             transaction.put(INDEX_PREFIX + b'%08d' % self._chunk, pack_records(record for record, _ in self._pending))
 
         self._transact(write)
@@ -358,7 +339,7 @@ class DatabaseWriter:
         if header is None or not header['complete']:
             return ['it is not one that `basicsr prepare` has finished']
         differences = [
-            f'{key.replace("_", "-")} {_words(header[key])} instead of {_words(value)}'
+            f'{key} {header[key]} instead of {value}'
             for key, value in self.plan.settings.items()
             if header[key] != value
         ]
@@ -373,10 +354,9 @@ class DatabaseWriter:
 
     def _holds(self, record: Record) -> bool:
         """Whether an entry of the index is the one that this plan would write."""
-        return (
-            self.kinds.get(record.name) == record.key
-            and self.plan.cuts(record.name, record.height, record.width) == record.cut
-            and self.plan.stamp(record.name) == (record.source_bytes, record.source_time)
+        return self.kinds.get(record.name) == record.key and self.plan.stamp(record.name) == (
+            record.source_bytes,
+            record.source_time,
         )
 
     def _begin(self) -> None:
@@ -409,8 +389,7 @@ class DatabaseWriter:
         def write(transaction: lmdb.Transaction) -> None:
             self._put_header(transaction, complete=False)
             for record in stale:
-                for name in _stored_names(record, self.plan):
-                    transaction.delete(key_of(name, record.key))
+                transaction.delete(key_of(record.name, record.key))
             for key, chunk in list(chunks(transaction)):
                 kept = [record for record in _unpack(chunk) if record.name in self.records]
                 transaction.put(key, pack_records(kept)) if kept else transaction.delete(key)
@@ -460,11 +439,8 @@ class DatabaseWriter:
             lines = []
             for record in readable:
                 extension = 'png' if self.plan.storage == 'lossless' else record.name.rpartition('.')[2]
-                height, width = record.height, record.width
-                if record.cut and self.plan.sub_images:
-                    height, width = (min(side, self.plan.sub_images[0]) for side in (height, width))
-                for name in _stored_names(record, self.plan):
-                    lines.append(f'{key_of(name, STEM).decode("ascii")}.{extension} ({height},{width},3) {level}\n')
+                key = key_of(record.name, STEM).decode('ascii')
+                lines.append(f'{key}.{extension} ({record.height},{record.width},3) {level}\n')
             atomic_write(''.join(lines), self._part / META_INFO)
         logger.info(
             f"BasicSR's own LMDB backend can read {len(readable):,} of the {len(self.records):,} images in "
@@ -494,10 +470,6 @@ class DatabaseWriter:
         return message + '.'
 
 
-def _words(value: object) -> str:
-    return 'none' if value is None else ' '.join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def _read_records(transaction: lmdb.Transaction) -> tuple[dict[str, Record], int]:
     """The index of a database by name, and the number of the next chunk."""
     records: dict[str, Record] = {}
@@ -510,10 +482,3 @@ def _read_records(transaction: lmdb.Transaction) -> tuple[dict[str, Record], int
 
 def _unpack(chunk: bytes) -> list[Record]:
     return [Record(*row) for row in zip(*unpack_columns(chunk).values(), strict=True)]
-
-
-def _stored_names(record: Record, plan: DatabasePlan) -> list[str]:
-    """Names of the records of an image: its pieces, or itself."""
-    if not record.cut or plan.sub_images is None:
-        return [record.name]
-    return [piece_name(record.name, top, left) for top, left in grid(record.height, record.width, *plan.sub_images)]

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
@@ -24,12 +25,11 @@ from promptir_basicsr.data.lmdb.reader import (
     PATH,
     LmdbSource,
     Record,
-    grid,
     key_kinds,
     key_of,
     pack_records,
 )
-from promptir_basicsr.data.lmdb.writer import DatabasePlan, DatabaseWriter, make_records
+from promptir_basicsr.data.lmdb.writer import DatabasePlan, DatabaseWriter, make_record
 from promptir_basicsr.data.sources import FolderSource, open_source
 
 # isort: split
@@ -41,14 +41,14 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 STORAGES = ['original', 'lossless', 'raw']
 
 
-def store(path: Path, folder: Path, storage: str = 'original', sub_images=None, names=None) -> Path:
+def store(path: Path, folder: Path, storage: str = 'original', names=None) -> Path:
     """Write the images of a folder into a database."""
     source = FolderSource(folder)
     names = source.names() if names is None else names
-    plan = DatabasePlan(path, source, names, storage, sub_images, frozenset(names if sub_images else ()))
+    plan = DatabasePlan(path, source, names, storage)
     with DatabaseWriter(plan) as writer:
         for name in writer.missing:
-            writer.add(*make_records(plan, name, writer.kinds[name]))
+            writer.add(*make_record(plan, name, writer.kinds[name]))
         writer.complete()
     return path
 
@@ -97,7 +97,6 @@ def test_images_come_out_as_they_went_in(storage, folder, tmp_path) -> None:
         np.testing.assert_array_equal(image.pixels(), pixels)
         top, left = pixels.shape[0] // 3, pixels.shape[1] // 4
         np.testing.assert_array_equal(found.open(name).crop(top, left, 1, 2), pixels[top : top + 1, left : left + 2])
-        assert found.parts(name) == (name,)
         assert found.where(name) == f'{tmp_path}/x.lmdb/{name}'
 
 
@@ -169,10 +168,10 @@ def test_any_name_has_a_key_of_its_own(storage, tmp_path, write) -> None:
     assert set(keys) == {key_of(name, kind) for name, kind in zip(names, kinds, strict=True)}
 
 
-def test_pieces_never_take_the_key_of_another_image(tmp_path, write, photographs) -> None:
+def test_an_at_sign_in_a_name_never_makes_the_key_of_another_image(tmp_path, write, photographs) -> None:
     for name in ('a.png', 'a@0,0.png', 'a.png@0,0.png'):
         write(f'names/{name}', photographs[0][: 30 + len(name)])
-    found = LmdbSource(store(tmp_path / 'x.lmdb', tmp_path / 'names', 'lossless', (16, 16)))
+    found = LmdbSource(store(tmp_path / 'x.lmdb', tmp_path / 'names', 'lossless'))
     for name in found.names():
         np.testing.assert_array_equal(found.open(name).pixels(), photographs[0][: 30 + len(name)])
 
@@ -224,7 +223,6 @@ def test_databases_of_basicsrs_own_tool_are_read(tmp_path, write, photographs, c
     assert source.names() == names
     for name, photograph in zip(names, photographs, strict=True):
         np.testing.assert_array_equal(source.open(name).pixels(), photograph)
-        assert source.parts(name) == (name,)
 
 
 def test_images_that_basicsrs_tool_has_lost_are_told(tmp_path, write, photographs, capsys) -> None:
@@ -237,44 +235,35 @@ def test_images_that_basicsrs_tool_has_lost_are_told(tmp_path, write, photograph
         LmdbSource(path)
 
 
-# Pieces
+# Databases of earlier versions
 
 
-@pytest.mark.parametrize(('height', 'width'), [(1, 1), (16, 16), (17, 16), (5, 40), (40, 5), (33, 64), (100, 37)])
-@pytest.mark.parametrize(('size', 'step'), [(16, 16), (16, 10), (16, 1)])
-def test_pieces_cover_the_image_and_end_at_its_border(height, width, size, step) -> None:
-    covered = np.zeros((height, width), bool)
-    places = grid(height, width, size, step)
-    for top, left in places:
-        piece = covered[top : top + size, left : left + size]
-        assert piece.shape == (min(size, height), min(size, width))
-        piece[:] = True
-    assert covered.all()
-    assert places == sorted(set(places))
-    assert len(places) <= (max(0, height - size) // step + 2) * (max(0, width - size) // step + 2)
+def written_with_pieces(path: Path, sub_images: list[int] | None) -> None:
+    """Turn a database into what earlier versions wrote: a header with `sub_images`, an index with a column `cut`."""
+    records = records_of(path)
+    header = {**json.loads(records[HEADER_KEY]), 'sub_images': sub_images}
+    (chunk,) = (key for key in records if key.startswith(INDEX_PREFIX))
+    columns = json.loads(zlib.decompress(records[chunk]))
+    columns['cut'] = [sub_images is not None] * len(columns['name'])
+    change(path, {HEADER_KEY: json.dumps(header).encode(), chunk: zlib.compress(json.dumps(columns).encode())})
 
 
-@pytest.mark.parametrize('storage', ['lossless', 'raw'])
-def test_pieces_are_areas_of_the_image(storage, tmp_path, write, photographs) -> None:
-    deep = photographs[1].astype(np.uint16) * 251
-    write('images/large.png', photographs[0][:50, :70])
-    write('images/deep.png', deep)
-    write('images/small.png', photographs[2][:32, :20])
-    source = LmdbSource(store(tmp_path / 'x.lmdb', tmp_path / 'images', storage, (32, 24)))
-    assert source.names() == ['deep.png', 'large.png', 'small.png']
-    assert source.parts('small.png') == ('small.png',)
-    assert source.parts('large.png') == [f'large.png@{top},{left}' for top in (0, 18) for left in (0, 24, 38)]
-    for part in source.parts('large.png'):
-        top, left = map(int, part.split('@')[1].split(','))
-        np.testing.assert_array_equal(
-            source.open(part).pixels(), photographs[0][top : top + 32, left : min(left + 32, 70)]
-        )
-        assert source.where(part).endswith(f'x.lmdb/{part}')
-    np.testing.assert_array_equal(source.open('large.png').pixels(), photographs[0][:50, :70])
-    np.testing.assert_array_equal(source.open('deep.png').pixels(), deep)
-    for nowhere in ('large.png@1,1', 'large.png@0,999', 'small.png@0,0', 'none.png@0,0', 'none.png'):
-        with pytest.raises(ImageError, match='x.lmdb/' + nowhere):
-            source.open(nowhere)
+@pytest.mark.parametrize('storage', STORAGES)
+def test_databases_without_pieces_are_read_as_before(storage, folder, tmp_path) -> None:
+    path = store(tmp_path / 'x.lmdb', folder, storage)
+    new = LmdbSource(path)
+    written_with_pieces(path, None)
+    old = LmdbSource(path)
+    assert old.names() == new.names()
+    for name in old.names():
+        np.testing.assert_array_equal(old.open(name).pixels(), FolderSource(folder).open(name).pixels())
+
+
+def test_databases_of_pieces_are_refused(folder, tmp_path) -> None:
+    path = store(tmp_path / 'x.lmdb', folder, 'raw')
+    written_with_pieces(path, [32, 24])
+    with pytest.raises(ValueError, match=r'holds pieces of images, .* Write the database again with `basicsr prepare'):
+        LmdbSource(path)
 
 
 # What is wrong with a record
@@ -433,13 +422,11 @@ def test_the_index_of_72135_images_is_small_and_read_at_once(tmp_path) -> None:
     )
     assert len(names) == 72135
     path = tmp_path / 'ots.lmdb'
-    header = {'format': 1, 'storage': 'original', 'sub_images': None, 'complete': True, 'images': 72135, 'bytes': 0}
+    header = {'format': 1, 'storage': 'original', 'complete': True, 'images': 72135, 'bytes': 0}
     with lmdb.open(str(path), lock=False, map_size=1 << 28) as environment, environment.begin(write=True) as writing:
         writing.put(HEADER_KEY, json.dumps(header).encode())
         for number in range(0, 72135, 1024):
-            records = [
-                Record(name, PATH, 413, 550, 8, False, 40000, 40000, 1) for name in names[number : number + 1024]
-            ]
+            records = [Record(name, PATH, 413, 550, 8, 40000, 40000, 1) for name in names[number : number + 1024]]
             writing.put(INDEX_PREFIX + b'%08d' % (number // 1024), pack_records(records))
     seconds = []
     for _ in range(3):
