@@ -44,9 +44,9 @@ from benchmarks.hardware import hardware
 from benchmarks.speed import add_common_arguments, device_of
 from benchmarks.variants import NETWORKS, TINY, Run, Variant, Workload, parse_size, parse_variant
 from promptir_basicsr.archs.layers.formulation import Formulated
+from promptir_basicsr.core.vocabulary import PRECISIONS
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.models import PromptModel
-from promptir_basicsr.runtime.precision import PRECISIONS
 from tests.test_extending import ROOT, merged
 
 DISPATCH, OTHERS = 'dispatch', 'sums, products, others'

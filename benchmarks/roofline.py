@@ -40,7 +40,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import reference, speed
 from benchmarks.hardware import hardware
 from benchmarks.variants import NETWORKS, TINY, Workload, computing, parse_size, parse_variant
-from promptir_basicsr.runtime.precision import HALF, PRECISIONS
+from promptir_basicsr.core.vocabulary import PRECISIONS
+from promptir_basicsr.runtime.precision import HALF
 
 PRODUCT_SIDE = {'cpu': 2048, 'cuda': 8192}
 COPY_BYTES = {'cpu': 2**28, 'cuda': 2**31}

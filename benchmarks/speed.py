@@ -6,7 +6,7 @@
 The reference (benchmarks/reference.py) and the variants work on the same images with the same weights, in turn, for a
 number of rounds in one process. A training step is forward, L1 loss and backward; for the optimizer and the rest of an
 iteration see benchmarks/profile_step.py. A variant is named by words: `reference`, `fast` or `plain`, then what it
-keeps for the backward pass (`none`, `gate`, `block`), `no-kernels` (of Triton), `channels_last`, `compiled`,
+keeps for the backward pass (`none`, `gate`, `block`), `kernels` (of Triton), `channels_last`, `compiled`,
 `max-autotune`.
 
 - s, images/s: medians over rounds. What compiling takes is not counted.
@@ -46,13 +46,13 @@ from benchmarks.variants import (
     parse_variant,
     weights_of,
 )
-from promptir_basicsr.runtime.precision import PRECISIONS
+from promptir_basicsr.core.vocabulary import PRECISIONS
 
 VARIANTS = {
     'inference': ('reference', 'fast'),
     'training': ('reference', 'fast+none', 'fast+gate', 'fast+block'),
 }
-NO_KERNELS = {'inference': 'fast+no-kernels', 'training': 'fast+gate+no-kernels'}
+KERNELS = {'inference': 'fast+kernels', 'training': 'fast+gate+kernels'}
 """On a GPU beside VARIANTS."""
 
 SIZES = {
@@ -199,7 +199,7 @@ def row(workload: Workload, result: Result, baseline: Result) -> str:
 
 def variants_of(given: argparse.Namespace, mode: str, device: torch.device) -> list[Variant]:
     """The baseline, then every variant in every precision."""
-    names = given.variants or [*VARIANTS[mode], *([NO_KERNELS[mode]] if device.type == 'cuda' else [])]
+    names = given.variants or [*VARIANTS[mode], *([KERNELS[mode]] if device.type == 'cuda' else [])]
     names = [*names, *(f'{name}+compiled' for name in names if given.compile)]
     variants = [Variant(name, precision) for precision in given.precisions for name in names]
     return list(dict.fromkeys([Variant('reference'), *variants]))

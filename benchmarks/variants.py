@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.reference import ReferencePIP, ReferencePromptIR
 from promptir_basicsr.archs import PIPRestormer, PromptIR
-from promptir_basicsr.archs.fast import kernels
+from promptir_basicsr.archs.fast.kernels import kernels_of
 from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, FORMULATIONS, set_checkpointing, set_formulation
 from promptir_basicsr.runtime.precision import autocast, set_float32
 from tests.golden.seeded import seeded_fill, seeded_image
@@ -30,7 +30,7 @@ TINY = {
 
 COMPILED = ('compiled', 'max-autotune')
 LOSS_SCALE = 2.0**10  # of fp16, so that small gradients are not lost; divided out again
-WORDS = ('reference', *FORMULATIONS, *CHECKPOINTING, 'no-kernels', 'channels_last', *COMPILED)
+WORDS = ('reference', *FORMULATIONS, *CHECKPOINTING, 'kernels', 'channels_last', *COMPILED)
 
 
 @dataclass(frozen=True)
@@ -178,23 +178,23 @@ class Run:
         input = self.input
         if 'channels_last' in self.variant.words:
             input = (input[0].contiguous(memory_format=torch.channels_last), *input[1:])
-        before = kernels.enabled
-        kernels.enabled = before and 'no-kernels' not in self.variant.words
-        try:
-            with torch.set_grad_enabled(self.workload.training), computing(self.variant.precision, self.device):
-                return self.net(*input)
-        finally:
-            kernels.enabled = before
+        training, precision = self.workload.training, self.variant.precision
+        with self._kernels(), torch.set_grad_enabled(training), computing(precision, self.device):
+            return self.net(*input)
 
     def step(self) -> Tensor:
         """One inference, or forward, loss and backward; gradients are left in the parameters."""
         output = self.forward()
         if self.workload.training:
-            (F.l1_loss(output.float(), self.target) * self.scale).backward()
+            with self._kernels():
+                (F.l1_loss(output.float(), self.target) * self.scale).backward()
         return output.detach()
 
     def clear(self) -> None:
         self.net.zero_grad(set_to_none=True)
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        return kernels_of('triton' if 'kernels' in self.variant.words else None)
 
     def gradients(self) -> dict[str, Tensor]:
         """Those of the last step by the names of parameters, in float64 on the CPU, without the scale of the loss."""

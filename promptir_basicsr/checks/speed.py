@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
+from promptir_basicsr.archs.fast.kernels import kernel_problems
 from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, FORMULATIONS
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import find_registered
-from promptir_basicsr.core.vocabulary import PRECISIONS
+from promptir_basicsr.core.vocabulary import KERNELS, PRECISIONS
 from promptir_basicsr.runtime.precision import device_problems
 from promptir_basicsr.runtime.recompute import set_blocks
 
@@ -44,8 +45,10 @@ def check_speed(
         batch = data.get('batch_size_per_gpu') if isinstance(data, Mapping) else None
         problems += check_accumulate(sections.get('train', {}), batch)
     problems += check_device(('val', 'precision'), sections.get('val', {}).get('precision'), gpus)
+    problems += check_kernels(options.get('kernels'), gpus)
     if network is not None:
-        problems += check_blocks(network, options.get('formulation'), options.get('activation_checkpointing'))
+        keys = ('formulation', 'activation_checkpointing', 'kernels')
+        problems += check_blocks(network, *(options.get(key) for key in keys))
     return problems
 
 
@@ -53,8 +56,21 @@ def check_device(where: str | Keys, precision: object, gpus: object) -> list[Pro
     """Whether the device has a precision; `gpus` is `num_gpu`."""
     if not isinstance(precision, str) or precision not in PRECISIONS:
         return []
-    on_cpu = gpus == 0 or not torch.cuda.is_available()
-    problems = device_problems(where, precision, torch.device('cpu' if on_cpu else 'cuda'))
+    return _of_machine(device_problems(where, precision, _device(gpus)), gpus)
+
+
+def check_kernels(kind: object, gpus: object) -> list[Problem]:
+    """Whether the device runs the kernels; `gpus` is `num_gpu`."""
+    if not isinstance(kind, str) or kind not in KERNELS:
+        return []
+    return _of_machine(kernel_problems('kernels', kind, _device(gpus)), gpus)
+
+
+def _device(gpus: object) -> torch.device:
+    return torch.device('cpu' if gpus == 0 or not torch.cuda.is_available() else 'cuda')
+
+
+def _of_machine(problems: list[Problem], gpus: object) -> list[Problem]:
     # Another machine may have other GPUs.
     return problems if gpus == 0 else [replace(each, kind='machine') for each in problems]
 
@@ -90,11 +106,13 @@ def check_accumulate(train: Mapping[str, Any], batch: object) -> list[Problem]:
     return problems
 
 
-def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: Any) -> list[Problem]:
+def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: Any, kernels: Any) -> list[Problem]:
     """Whether a network has the blocks that it is asked for. It is built without memory, if that is possible."""
     if formulation not in (None, *FORMULATIONS) or checkpointing not in (None, *CHECKPOINTING):
         return []
-    if formulation is None and checkpointing in (None, 'none'):
+    if kernels not in (None, *KERNELS):
+        return []
+    if formulation is None and checkpointing in (None, 'none') and kernels is None:
         return []
     kind = find_registered(ARCH_REGISTRY, network['type'])
     try:
@@ -102,4 +120,4 @@ def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: An
             net = kind(**{key: value for key, value in network.items() if key != 'type'})
     except Exception:  # whatever a constructor does that meta tensors cannot; the model asks again when it has built it
         return []
-    return set_blocks(net, formulation, checkpointing)
+    return set_blocks(net, formulation, checkpointing, kernels)

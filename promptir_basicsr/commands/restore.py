@@ -90,6 +90,7 @@ def _settings(args: argparse.Namespace) -> Settings:
             statistics=args.statistics,
             ensemble=args.ensemble,
             precision=args.precision,
+            kernels=args.kernels,
         )
     except OptionError as error:
         raise OptionError(f'--{problem}' for problem in error.problems) from error

@@ -10,6 +10,7 @@ from promptir_basicsr.core.vocabulary import (
     EXPLAIN_DEFAULTS,
     EXPORT_FORMATS,
     EXPORT_SIZES,
+    KERNELS,
     LAYOUT_ENDINGS,
     PICTURE_FORMATS,
     PRECISIONS,
@@ -109,6 +110,7 @@ def _restore(parser: argparse.ArgumentParser) -> None:
         '--statistics', default='tiles', metavar='KIND', help='what tiles know of the whole; docs/tiles.md'
     )
     how.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: %(default)s')
+    how.add_argument('--kernels', choices=KERNELS, help="of PromptIR and PIP on NVIDIA GPUs; default: torch's own")
     how.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1; default: %(default)s')
     how.add_argument('--batch', type=int, default=1, metavar='N', help='pictures of equal size at once; default: 1')
     files = parser.add_argument_group('files')

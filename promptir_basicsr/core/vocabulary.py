@@ -5,6 +5,9 @@ DEGRADATION_TYPES = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight')
 
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
 
+KERNELS = ('triton',)
+"""Kernels of Transformer blocks beside torch's own."""
+
 STORAGES = ('original', 'lossless', 'raw')
 
 VERIFIED_IMAGES = 100

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptir_basicsr.archs.fast.kernels import kernel_problems
 from promptir_basicsr.archs.traits import Conditioned, NetworkTraits, traits_of, unwrapped
 from promptir_basicsr.checkpoints.checkpoint import build, read_checkpoint
 from promptir_basicsr.core.arrays import to_float
@@ -51,6 +52,7 @@ class Restorer:
         self.settings = settings or Settings()
         self.device = find_device(device)
         problems = device_problems('precision', self.settings.precision, self.device)
+        problems += kernel_problems('kernels', self.settings.kernels, self.device)
         if problems:
             raise OptionError(problems)
         self.checkpoint = read_checkpoint(weights, network, key)

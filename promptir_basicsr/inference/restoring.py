@@ -23,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from promptir_basicsr.archs.fast.kernels import kernels_of
 from promptir_basicsr.archs.layers.global_statistics import Place, WholeImage
 from promptir_basicsr.archs.traits import Conditioned, traits_of, unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import check_count, unknown
 from promptir_basicsr.core.problems import Problem, problem
-from promptir_basicsr.core.vocabulary import PRECISIONS
+from promptir_basicsr.core.vocabulary import KERNELS, PRECISIONS
 from promptir_basicsr.inference.tiles import Grid, spread
 from promptir_basicsr.runtime.compilation import eagerly
 from promptir_basicsr.runtime.memory import Need
@@ -62,6 +63,7 @@ class Settings:
         passes: of 'tiles', over the tiles: in each the sums are worked out with those of the pass before.
         ensemble: the mean over the eight rotations and reflections of the image; eight times the time.
         precision: one of PRECISIONS.
+        kernels: 'triton' for the kernels of `archs.fast.kernels`. Default: as the process is set.
         size_multiple: what sides must be multiples of. Default: the network's `size_multiple` or `window_size`, or 1.
 
     Raises:
@@ -74,6 +76,7 @@ class Settings:
     passes: int = 1
     ensemble: bool = False
     precision: str = 'fp32'
+    kernels: str | None = None
     size_multiple: int | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class Settings:
         problems += check_count('passes', self.passes)
         if self.precision not in PRECISIONS:
             problems.append(unknown('precision', 'precision', self.precision, PRECISIONS))
+        if self.kernels not in (None, *KERNELS):
+            problems.append(unknown('kernels', 'choice', self.kernels, KERNELS))
         if self.size_multiple is not None:
             problems += check_count('size_multiple', self.size_multiple)
         if problems:
@@ -122,7 +127,7 @@ def restore_images(
     Raises:
         ValueError: a tile is smaller than what the network wants, or what is said of the degradation is not understood.
     """
-    with float32_as(settings.precision):
+    with float32_as(settings.precision), kernels_of(settings.kernels):
         restoration = _Restoration(net, x, settings, degradation, strength, progress)
         while True:
             try:

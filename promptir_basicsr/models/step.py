@@ -15,6 +15,7 @@ from basicsr.models.sr_model import SRModel
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from promptir_basicsr.archs.fast.kernels import kernel_problems, set_kernels
 from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.archs.traits import prompts_of, traits_of
 from promptir_basicsr.core.errors import OptionError
@@ -44,6 +45,7 @@ class TrainingStep(SRModel):
         activation_checkpointing: 'none', 'gate' or 'block', see `recompute`. Default: the network's own.
         channels_last: keep images and convolutions with the channels of a pixel side by side. Default: False.
         compile: torch.compile for the training step, True or 'max-autotune'. Default: False.
+        kernels: 'triton' for the kernels of `archs.fast.kernels`. Default: torch's own.
         train.accumulate: in how many parts the batch passes the network; gradients and losses are those of the whole
             batch. Default: 1.
         train.optim_g.fused: one kernel for all weights. Default: where the optimizer has it.
@@ -78,8 +80,10 @@ class TrainingStep(SRModel):
         problems = device_problems('precision', self.precision, self.device) if self.is_train else []
         val = (self.opt.get('val') or {}).get('precision') or 'fp32'
         problems += device_problems(('val', 'precision'), val, self.device)
+        problems += kernel_problems('kernels', self.opt.get('kernels'), self.device)
         if problems:
             raise OptionError(problems)
+        set_kernels(self.opt.get('kernels'))
         self._arrange(net, trained=self.is_train)
         if self.is_train:
             compile_in_place(net, self.opt.get('compile') or False)
@@ -94,7 +98,7 @@ class TrainingStep(SRModel):
     def _arrange(self, net: nn.Module, trained: bool) -> None:
         """Formulation, checkpointing and memory layout of a network."""
         checkpointing = self.opt.get('activation_checkpointing') if trained else None
-        problems = set_blocks(net, self.opt.get('formulation'), checkpointing)
+        problems = set_blocks(net, self.opt.get('formulation'), checkpointing, self.opt.get('kernels'))
         if problems:
             raise OptionError(problems)
         if self.opt.get('channels_last'):
@@ -149,7 +153,8 @@ class TrainingStep(SRModel):
         blocks = [module for module in self.net_g.modules() if isinstance(module, Formulated)]
         yield self.precision
         if blocks:
-            yield f'{blocks[0].formulation} formulation'
+            kernels = self.opt.get('kernels')
+            yield f'{blocks[0].formulation} formulation{f" with {kernels} kernels" if kernels else ""}'
         own = blocks[0].checkpointing if blocks and blocks[0].formulation == 'fast' else 'none'
         checkpointing = self.opt.get('activation_checkpointing') or own
         yield f'activation checkpointing {checkpointing}'

@@ -34,6 +34,7 @@ Compile = Annotated[
     Annotated[bool, Strict()] | Literal['max-autotune'], Told('{found}; allowed: false, true, max-autotune.')
 ]
 Formulation = Annotated[Literal['fast', 'plain'], OneOf('choice')]
+Kernels = Annotated[Literal['triton'], OneOf('choice')]
 Checkpointing = Annotated[Literal['none', 'gate', 'block'], OneOf('choice')]
 Gpus = Annotated[Literal['auto'] | CountFromZero, Told('{found} is not a whole number of at least 0.')]
 Backend = Annotated[Literal['nccl', 'gloo', 'mpi', 'cpu:gloo,cuda:nccl'], OneOf('backend')]
@@ -337,6 +338,11 @@ class OwnRun(HostRun, extra='forbid'):
         'PIP find their layout themselves',
     )
     compile: Compile | None = option(None, description='torch.compile of the training step; left out, false')
+    kernels: Kernels | None = option(
+        None,
+        description='`triton`: hand-written kernels for the blocks of PromptIR and PIP on NVIDIA GPUs, see '
+        "performance.md#on-a-gpu; omitted, torch's own",
+    )
 
 
 class OwnTraining(OwnRun):

@@ -22,20 +22,28 @@ from promptir_basicsr.core.problems import Problem, problem
 LISTS = (nn.Sequential, nn.ModuleList)
 
 
-def set_blocks(net: nn.Module, formulation: str | None, checkpointing: str | None) -> list[Problem]:
+def set_blocks(
+    net: nn.Module, formulation: str | None, checkpointing: str | None, kernels: str | None = None
+) -> list[Problem]:
     """Let the blocks of a network compute as the options `formulation` and `activation_checkpointing` say.
 
     Args:
         net: any network; changed in place.
         formulation: one of FORMULATIONS; None for 'fast', where there is a choice.
         checkpointing: one of CHECKPOINTING; None for the network's own.
+        kernels: the option `kernels`, for which blocks in the fast formulation are needed.
 
     Returns:
         Why they cannot.
     """
     problems: list[Problem] = []
     name = type(net).__name__
-    if not set_formulation(net, formulation or 'fast') and formulation:
+    blocks = set_formulation(net, formulation or 'fast')
+    if kernels and (not blocks or formulation == 'plain'):
+        found = 'the plain formulation' if blocks else name
+        message = f'{kernels} is for the fast formulation of PromptIR and PIP, not {found}. Omit the key.'
+        problems.append(problem('kernels', message))
+    if not blocks and formulation:
         message = f'{name} has no blocks with two formulations, as PromptIR and PIP have. Leave the key out.'
         problems.append(problem('formulation', message))
     elif formulation == 'plain' and checkpointing in ('gate', 'block'):

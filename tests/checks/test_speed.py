@@ -65,6 +65,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('activation_checkpointing', True, "activation_checkpointing: unknown choice 'True'. Allowed: block, gate, none."),
     ('activation_checkpointing', 'blocks', "unknown choice 'blocks'. Did you mean 'block'?"),
     ('channels_last', 'yes', "channels_last: 'yes' is neither true nor false."),
+    ('kernels', 'tritn', "kernels: unknown choice 'tritn'. Did you mean 'triton'?"),
+    ('kernels', 'triton', 'kernels: the Triton kernels need Triton 3.3'),
     ('compile', 'max_autotune', "compile: 'max_autotune'; allowed: false, true, max-autotune."),
     ('compile', 1, 'compile: 1; allowed: false, true, max-autotune.'),
     ('val.compile', 'max-autotune', "val.compile: 'max-autotune' is neither true nor false."),

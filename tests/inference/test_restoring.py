@@ -291,6 +291,7 @@ def test_the_limit_of_a_container(files: dict[str, str], left: int | None, tmp_p
         ({'statistics': 'tile s'}, "statistics: unknown choice 'tile s'. Did you mean 'tiles'?"),
         ({'passes': 0}, 'passes: 0'),
         ({'precision': 'fp8'}, "precision: unknown precision 'fp8'"),
+        ({'kernels': 'cuda'}, "kernels: unknown choice 'cuda'. Allowed: triton."),
         ({'size_multiple': 0}, 'size_multiple: 0'),
     ],
 )

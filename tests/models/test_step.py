@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import promptir_basicsr  # noqa: F401  (registers)
+from promptir_basicsr.archs.fast import kernels
 from promptir_basicsr.core.errors import OptionError
 from tests.models.step_data import EDSR, PIP, gradients, model_with, photographs, train, weights
 
@@ -308,11 +309,28 @@ def test_one_line_tells_how_a_step_is_made(
     assert {record.message for record in caplog.records if record.message.startswith('Step:')} == {f'Step: {line}.'}
 
 
+def test_the_line_names_kernels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, 'available', True)
+    monkeypatch.setattr(kernels, 'interpreted', True)  # which needs no GPU
+    monkeypatch.setattr(kernels, 'enabled', False)
+    logging.getLogger('basicsr').propagate = True
+    with caplog.at_level(logging.INFO, logger='basicsr'):
+        model_with(tmp_path, PIP, kernels='triton')
+    assert 'Step: fp32, fast formulation with triton kernels, activation checkpointing gate' in caplog.text
+    assert kernels.enabled
+    model_with(tmp_path, PIP)
+    assert not kernels.enabled
+
+
 def test_a_network_that_cannot_be_as_asked_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as caught:
         model_with(tmp_path, EDSR, formulation='plain')
     assert caught.value.lines == [
         'formulation: EDSR has no blocks with two formulations, as PromptIR and PIP have. Leave the key out.'
     ]
+    with pytest.raises(OptionError, match=r'^kernels: the Triton kernels need Triton'):
+        model_with(tmp_path, PIP, kernels='triton', num_gpu=0)
     with pytest.raises(OptionError, match=r"^activation_checkpointing: EDSR: 'gate' belongs to"):
         model_with(tmp_path, EDSR, activation_checkpointing='gate')

@@ -4,18 +4,24 @@ On a GPU in half precision these operators wait for memory, not for arithmetic. 
 works in float32, and writes its result once; the backward pass works out again what it would else have to read.
 
 Each is an operator of torch.library: torch.compile takes it without a graph break, autograd differentiates it (once).
-Ask `usable` before calling. PROMPTIR_KERNELS=0 in the environment switches the kernels off, as `enabled = False` here
-does. With TRITON_INTERPRET=1 in the environment, set before Python starts, Triton runs them on the CPU, slowly, to show
-their numbers.
+They are off until `set_kernels('triton')` switches them on for the whole process; ask `usable` before calling. With
+TRITON_INTERPRET=1 in the environment, set before Python starts, Triton runs them on the CPU, slowly, to show their
+numbers.
 
 Shapes: B batch, C channels, H W height and width, F hidden channels of the feed-forward network.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from promptir_basicsr.core.messages import unknown
+from promptir_basicsr.core.problems import Keys, Problem, problem
+from promptir_basicsr.core.vocabulary import KERNELS
 
 MAX_CHANNELS = 8192
 """What one program of the normalisation holds."""
@@ -31,20 +37,61 @@ def has_triton() -> bool:
     return tuple(int(part) for part in triton.__version__.split('.')[:2]) >= (3, 3)
 
 
-def switched_on() -> bool:
-    """What PROMPTIR_KERNELS says."""
-    value = os.environ.get('PROMPTIR_KERNELS', '1')
-    if value not in ('0', '1'):
-        raise ValueError(
-            f"environment: PROMPTIR_KERNELS is '{value}'; it must be 1 (Triton kernels where they run, the default) or "
-            '0 (none).'
-        )
-    return value == '1'
-
-
-enabled = switched_on()
+enabled = False
+"""Whether `usable` may say yes; see `set_kernels`."""
 available = has_triton()
 interpreted = os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def set_kernels(kind: str | None) -> None:
+    """Choose the kernels of all networks of this process.
+
+    Args:
+        kind: 'triton' for those of this module, wherever `usable` says yes; None for torch's own operators.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    global enabled
+    if kind not in (None, *KERNELS):
+        raise ValueError(unknown('kernels', 'choice', kind, KERNELS))
+    enabled = kind == 'triton'
+
+
+@contextmanager
+def kernels_of(kind: str | None) -> Iterator[None]:
+    """With other kernels until the end of the block, as of `set_kernels`; None leaves them as they are."""
+    before = 'triton' if enabled else None
+    set_kernels(kind or before)
+    try:
+        yield
+    finally:
+        set_kernels(before)
+
+
+def kernel_problems(where: str | Keys, kind: str | None, device: torch.device) -> list[Problem]:
+    """Why a device cannot run the kernels that an option asks for.
+
+    Args:
+        where: name of the option, for the message.
+        kind: its value; None asks for nothing.
+    """
+    found = _unfit(device) if kind else ''
+    needs = 'the Triton kernels need Triton 3.3 (torch 2.7) and an NVIDIA GPU of compute capability 7 or newer'
+    return [problem(where, f'{needs}, and {found}. Omit the key.')] if found else []
+
+
+def _unfit(device: torch.device) -> str:
+    """What the kernels lack on a device, in words."""
+    if not available:
+        return 'no such Triton is installed'
+    if interpreted:
+        return '' if device.type == 'cpu' else "TRITON_INTERPRET=1 runs them on the CPU, which is not this run's device"
+    if device.type != 'cuda':
+        return 'this run is on the CPU'
+    if torch.version.hip is not None or _capability(device) < 7:
+        return f'this run is on {torch.cuda.get_device_name(device)}'
+    return ''
 
 
 def usable(x: Tensor) -> bool:

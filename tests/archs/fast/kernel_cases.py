@@ -39,7 +39,8 @@ OPERATORS = ('normalize_channels', 'depthwise3x3', 'depthwise3x3_gate')
 @pytest.fixture(autouse=True)
 def fresh_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
-    yield
+    with kernels.kernels_of('triton'):
+        yield
     torch.use_deterministic_algorithms(False)
 
 

@@ -284,9 +284,9 @@ assert kernels.interpreted and kernels.available
 for name in ('promptir, biases, bias-free norm', 'pip topm'):
     net = built(name)
     inputs = picture(net, 1, 3, 8, 16)
-    kernels.enabled = False
+    kernels.set_kernels(None)
     expected, gradients = step(net, inputs)
-    kernels.enabled = True
+    kernels.set_kernels('triton')
     y, found = step(net, inputs)
     assert relative(y, expected) < 1e-12
     assert relative(whole(found), whole(gradients)) < 1e-12

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from promptir_basicsr.archs.fast import kernels
-from promptir_basicsr.archs.fast.kernels import normalize_channels, usable
+from promptir_basicsr.archs.fast.kernels import kernel_problems, normalize_channels, usable
 
 CASES = Path(__file__).parent / 'kernel_cases.py'
 SLOW = [
@@ -35,7 +35,7 @@ needs_triton = pytest.mark.skipif(not kernels.available, reason='needs Triton 3.
 def run_cases(directory: Path, where: str, markers: str) -> dict[str, list[str]]:
     """Run kernel_cases.py in a process of its own. Returns what went wrong with each case, by its function's name."""
     report = directory / 'cases.xml'
-    environment = {**os.environ, 'TRITON_CACHE_DIR': str(directory), 'PROMPTIR_KERNELS': '1'}
+    environment = {**os.environ, 'TRITON_CACHE_DIR': str(directory)}
     environment['TRITON_INTERPRET'] = '1' if where == 'interpreter' else '0'
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', markers, f'--junit-xml={report}']
     process = subprocess.run([*command, str(CASES)], capture_output=True, text=True, env=environment)
@@ -93,16 +93,40 @@ def test_without_triton_nothing_is_usable(monkeypatch: pytest.MonkeyPatch) -> No
     assert not kernels.has_triton()
 
 
-@pytest.mark.parametrize(('value', 'expected'), [('0', False), ('1', True)])
-def test_the_environment_switches_kernels(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> None:
-    monkeypatch.setenv('PROMPTIR_KERNELS', value)
-    assert kernels.switched_on() is expected
+def test_kernels_are_off_until_they_are_asked_for() -> None:
+    program = 'from promptir_basicsr.archs.fast import kernels; assert not kernels.enabled; '
+    program += 'kernels.set_kernels("triton"); assert kernels.enabled'
+    subprocess.run([sys.executable, '-c', program], check=True)
 
 
-def test_a_switch_that_is_neither_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('PROMPTIR_KERNELS', 'off')
-    with pytest.raises(ValueError, match=r"PROMPTIR_KERNELS is 'off'; it must be 1 .* or 0"):
-        kernels.switched_on()
+def test_kernels_are_switched_for_a_block() -> None:
+    assert not kernels.enabled
+    with kernels.kernels_of('triton'):
+        assert kernels.enabled
+        with kernels.kernels_of(None):
+            assert kernels.enabled
+    assert not kernels.enabled
+    with pytest.raises(ValueError, match=r"kernels: unknown choice 'tritn'\. Did you mean 'triton'\?"):
+        kernels.set_kernels('tritn')
+
+
+def test_what_the_kernels_lack_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device('cpu'), torch.device('cuda', 0)
+    monkeypatch.setattr(kernels, 'available', False)
+    assert kernel_problems('kernels', None, cpu) == []
+    (problem,) = kernel_problems('kernels', 'triton', gpu)
+    assert problem.startswith('kernels: the Triton kernels need Triton 3.3')
+    assert 'no such Triton is installed' in problem
+    monkeypatch.setattr(kernels, 'available', True)
+    monkeypatch.setattr(kernels, 'interpreted', False)
+    (problem,) = kernel_problems('kernels', 'triton', cpu)
+    assert 'this run is on the CPU' in problem
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Old GPU')
+    for generation, expected in ((6, 1), (7, 0)):
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, first=generation: (first, 0))
+        assert len(kernel_problems('kernels', 'triton', gpu)) == expected
+    monkeypatch.setattr(kernels, 'interpreted', True)
+    assert kernel_problems('kernels', 'triton', cpu) == []
 
 
 # Loads and stores of a program, from the rows of its tile. Nine taps a channel; rows share the places they look at, of
