@@ -8,7 +8,6 @@ worked out for the whole image all the same, in a way that `Settings.statistics`
 | tile | each with its own, as if it were an image | one over the tiles |
 | reduced | those of the image reduced to the area of a tile | one of that image more |
 | tiles | sums over all tiles, begun with those of the reduced image | that, and `passes` over the tiles |
-| whole | those of the whole image; for comparisons, it takes the memory of the image | one of the image more |
 """
 
 import logging
@@ -38,7 +37,7 @@ from promptir_basicsr.runtime.precision import autocast, float32_as
 
 logger = logging.getLogger('basicsr')
 
-STATISTICS = ('tile', 'reduced', 'tiles', 'whole')
+STATISTICS = ('tile', 'reduced', 'tiles')
 VARIANTS = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))
 """The eight ways to lay a square on itself: quarter turns, and a reflection before."""
 
@@ -271,8 +270,7 @@ class _Restoration:
 
     def _record(self, whole: WholeImage, x: Tensor, grid: Grid) -> None:
         """Work out the quantities of the whole image."""
-        statistics = self.settings.statistics
-        image = x if statistics == 'whole' else self._reduced(x, grid)
+        statistics, image = self.settings.statistics, self._reduced(x, grid)
         whole.at(Place.of_all(*image.shape[-2:]))
         self._pass(image)
         whole.settle(rough=statistics == 'tiles')

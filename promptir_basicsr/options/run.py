@@ -39,7 +39,7 @@ Checkpointing = Annotated[Literal['none', 'gate', 'block'], OneOf('choice')]
 Gpus = Annotated[Literal['auto'] | CountFromZero, Told('{found} is not a whole number of at least 0.')]
 Backend = Annotated[Literal['nccl', 'gloo', 'mpi', 'cpu:gloo,cuda:nccl'], OneOf('backend')]
 Tile = Annotated[Literal['auto'] | Count, Told('{found} is neither auto nor a whole number of pixels, at least 1.')]
-Statistics = Annotated[Literal['tile', 'reduced', 'tiles', 'whole'], OneOf('choice')]
+Statistics = Annotated[Literal['tile', 'reduced', 'tiles'], OneOf('choice')]
 Metric = Annotated[dict[str, Any], Registered('metric'), CheckedElsewhere()]
 StopSignal = Literal['SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU']
 Metrics = Annotated[dict[str, Metric], Told('give `name: {{type: ...}}`, not {found}.')]
@@ -202,7 +202,7 @@ class PromptValOptions(_OwnValOptions, HostValOptions, extra='forbid'):
     tile_statistics: Statistics | None = option(
         None,
         description='what tiles are restored with of what the network learns from the whole image: `tiles`, sums over '
-        'all tiles; `reduced`, that of the reduced image; `whole`, its own; `tile`, nothing. Left out, tiles',
+        'all tiles; `reduced`, that of the reduced image; `tile`, nothing. Left out, tiles',
     )
     tile_passes: Count | None = option(
         None, description='passes over the tiles in which these sums are worked out; left out, 1'
