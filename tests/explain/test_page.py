@@ -4,7 +4,9 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -20,17 +22,23 @@ EVIL = '<script>document.title = "broken"</script><img src=x onerror="document.t
 RED, GREEN, BLUE = (np.full((60, 90, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 128, 0], [0, 0, 255]))
 DRAWING = """<?xml version="1.0"?>
 <svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="80pt" height="40pt"
- viewBox="0 0 80 40" onload="document.title = 'broken'">
+ viewBox="0 0 80 40">
  <metadata>who, when</metadata>
  <defs>
   <style>* {{ fill-opacity: 0.5 }}</style>
   <clipPath id="cut"><rect width="40" height="40"/></clipPath>
   <path id="mark" d="M 0 0 L 10 0 L 10 10 z" style="fill: {colour}"/>
  </defs>
- <script>document.title = 'broken'</script>
- <g clip-path="url(#cut)"><use xlink:href="#mark" x="5"/><use xlink:href="https://example.org/a.svg#b"/></g>
- <rect width="80" height="40" style="fill: url(https://example.org/b)"/>
+{more}
+ <g clip-path="url(#cut)"><use xlink:href="#mark" x="5"/></g>
+ <rect width="80" height="40"/>
 </svg>
+"""
+ELSEWHERE = """
+ <script>document.title = 'broken'</script>
+ <style>@import url(https://example.org/a.css);</style>
+ <use xlink:href="https://example.org/a.svg#b"/><image xlink:href="https://example.org/c.png" width="9" height="9"/>
+ <rect width="80" height="40" style="fill: url(https://example.org/b)" onload="document.title = 'broken'"/>
 """
 
 
@@ -39,7 +47,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp('figures')
     figures = []
     for name in ('red', 'blue'):
-        (folder / f'{name}.svg').write_text(DRAWING.format(colour=name))
+        (folder / f'{name}.svg').write_text(DRAWING.format(colour=name, more=''))
         Image.new('RGB', (8, 4), name).save(folder / f'{name}.png')
         figures.append(Figure(f'The {name} one', folder / f'{name}.png', folder / f'{name}.svg', 'Triangles.'))
     photograph = data.astronaut()[:200, 100:300]
@@ -291,18 +299,51 @@ def test_numbers_stand_at_the_right_of_their_columns(page):
     assert sides == ['left', 'right', 'right', 'right', 'left']
 
 
-def test_drawings_keep_their_own_names_and_run_nothing(page):
+def test_drawings_keep_their_own_names(page):
     assert page.locator('.paper svg').count() == 2
-    assert page.locator('.paper script').count() == 0
     fills = page.locator('.paper use').evaluate_all(
         '(uses) => uses.map((use) => document.querySelector(use.getAttribute("href"))?.style.fill ?? null)'
     )
-    assert fills == ['red', None, 'blue', None]
+    assert fills == ['red', 'blue']
     clips = page.locator('.paper g').evaluate_all('(groups) => groups.map((group) => group.getAttribute("clip-path"))')
     assert clips == ['url(#figure-3-cut)', 'url(#figure-4-cut)']
     assert page.locator('.paper rect').last.evaluate('(drawn) => getComputedStyle(drawn).fillOpacity') == '0.5'
     assert page.locator('h1').evaluate('(title) => getComputedStyle(title).fillOpacity') == '1'
     assert page.locator('.paper').first.get_attribute('aria-label') == 'The red one'
+
+
+def test_the_page_lets_no_drawing_run_or_load_anything(browser, tmp_path):
+    """Also one that somebody else has drawn."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *arguments):
+            pass
+
+    Image.new('RGB', (8, 4), 'red').save(tmp_path / 'a.png')
+    page = browser.page
+    with HTTPServer(('127.0.0.1', 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        more = ELSEWHERE.replace('https://example.org', f'http://127.0.0.1:{server.server_port}')
+        (tmp_path / 'a.svg').write_text(DRAWING.format(colour='red', more=more))
+        figure = Figure('Drawn', tmp_path / 'a.png', tmp_path / 'a.svg')
+        write_page(tmp_path / 'page.html', Report('Quiet', sections=[Section('', figures=[figure])]))
+        page.goto((tmp_path / 'page.html').as_uri(), wait_until='networkidle')
+        assert page.title() == 'Quiet'
+        assert page.locator('.paper image').count() == 1
+        assert not asked
+        # The same drawing in a page that allows everything.
+        text = (tmp_path / 'page.html').read_text()
+        (tmp_path / 'page.html').write_text(text.replace('http-equiv="Content-Security-Policy"', ''))
+        page.goto((tmp_path / 'page.html').as_uri(), wait_until='networkidle')
+        assert page.title() == 'broken'
+        assert '/c.png' in asked
+        server.shutdown()
+    browser.problems.clear()
 
 
 def test_captions_follow_titles_as_sentences_do(page):
@@ -392,7 +433,7 @@ def test_on_paper_and_without_scripts_pictures_stand_beside_each_other(page, bro
 
 def test_a_drawing_that_is_too_large_or_missing_or_broken_stands_there_as_png(tmp_path):
     Image.new('RGB', (8, 4), 'red').save(tmp_path / 'a.png')
-    (tmp_path / 'large.svg').write_text(DRAWING.format(colour='red') + ' ' * LARGEST_SVG)
+    (tmp_path / 'large.svg').write_text(DRAWING.format(colour='red', more='') + ' ' * LARGEST_SVG)
     (tmp_path / 'broken.svg').write_text('<svg><g></svg>')
     names = ('large', 'broken', 'missing')
     figures = [Figure(name, tmp_path / 'a.png', tmp_path / f'{name}.svg') for name in names]

@@ -15,9 +15,7 @@ LARGEST_SVG = 1 << 20
 """Bytes; a drawing with more, such as a cloud of many points, is slow in a browser and stands in the page as PNG."""
 
 _WEBP_SIDE = 16383  # the format knows no longer one
-_DROPPED = ('metadata', 'script', 'foreignObject')
 _REFERENCE = re.compile(r'url\(\s*[\'"]?#([^)\'"]+)[\'"]?\s*\)')
-_ELSEWHERE = re.compile(r'url\(\s*[\'"]?(?!#)|@import', re.I)
 
 
 def picture_uri(image: np.ndarray, lossless: bool = True) -> str:
@@ -55,7 +53,9 @@ def figure_markup(png: Path, svg: Path, prefix: str) -> tuple[str, str]:
 
 
 def inline_svg(text: str, prefix: str) -> str:
-    """An SVG file as an element of an HTML page: nothing runs, nothing is loaded, no name meets that of another.
+    """An SVG file as an element of an HTML page, with ids and rules of its own.
+
+    What runs or loads something is left in it: the Content-Security-Policy of the page forbids both.
 
     Raises:
         ElementTree.ParseError: it is no XML.
@@ -64,22 +64,19 @@ def inline_svg(text: str, prefix: str) -> str:
     styles = []
     for element in root.iter():
         for child in list(element):
-            if _local(child.tag) in _DROPPED:
+            if _local(child.tag) == 'metadata':
                 element.remove(child)
         # In HTML, elements of SVG have no prefixes and need no declared namespaces.
         element.tag = _local(element.tag)
         attributes = {_local(name): value for name, value in element.attrib.items()}
         element.attrib.clear()
         element.attrib.update({name: _renamed(value, name, prefix) for name, value in attributes.items()})
-        for name in [name for name, value in element.attrib.items() if not _harmless(name, value)]:
-            del element.attrib[name]
         if element.tag == 'style':
             styles.append(element)
     name = f'{prefix}svg'
     for style in styles:
-        rules = style.text or ''
         # A rule for `*` is meant for this drawing, not for the page.
-        style.text = '' if _ELSEWHERE.search(rules) else f'#{name} {{ {_REFERENCE.sub(_to(prefix), rules)} }}'
+        style.text = f'#{name} {{ {_REFERENCE.sub(_to(prefix), style.text or "")} }}'
     root.attrib['id'] = name
     return ElementTree.tostring(root, encoding='unicode')
 
@@ -94,13 +91,6 @@ def _renamed(value: str, name: str, prefix: str) -> str:
 
 def _to(prefix: str) -> str:
     return rf'url(#{prefix}\1)'
-
-
-def _harmless(name: str, value: str) -> bool:
-    """Neither a script nor something from elsewhere."""
-    if name == 'href':
-        return value.startswith(('#', 'data:image/'))
-    return not name.lower().startswith('on') and not _ELSEWHERE.search(value)
 
 
 def _local(name: object) -> str:
