@@ -5,7 +5,7 @@ takes the arguments of one network from there; whether they are right is found b
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
@@ -13,7 +13,6 @@ from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
 Shapes = Mapping[str, tuple[int, ...]]
 
 USUAL_EXPANSION = 2.66
-LARGEST_ULPS = 8  # how far beside the ends of an interval a factor is looked for
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
@@ -36,7 +35,7 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
 
 
 def expansion_factor(widths: Iterable[tuple[int, int]]) -> float | None:
-    """The factor f of the fewest digits with hidden = int(f * width) for all pairs; 2.66 where that is one.
+    """A factor f with hidden = int(f * width) for all pairs; 2.66 where that is one.
 
     Args:
         widths: (width, hidden width) of feed-forward networks.
@@ -47,26 +46,10 @@ def expansion_factor(widths: Iterable[tuple[int, int]]) -> float | None:
     pairs = set(widths)
     if not pairs:
         return None
-
-    def fits(factor: float) -> bool:
-        return all(int(factor * width) == hidden for width, hidden in pairs)
-
-    low, high = max(hidden / width for width, hidden in pairs), min((hidden + 1) / width for width, hidden in pairs)
-    return next(filter(fits, _candidates(low, high)), None)
-
-
-def _candidates(low: float, high: float) -> Iterator[float]:
-    """Factors in [low, high), those of fewer digits first; then neighbours of its ends, where products were rounded."""
-    yield USUAL_EXPANSION
-    for digits in range(16):
-        yield math.ceil(low * 10**digits) / 10**digits
-    for end in (low, high):
-        yield end
-        for direction in (0.0, math.inf):
-            near = end
-            for _ in range(LARGEST_ULPS):
-                near = math.nextafter(near, direction)
-                yield near
+    least = max(hidden / width for width, hidden in pairs)
+    # Products are rounded: where the quotient is not it, its neighbour is.
+    candidates = (USUAL_EXPANSION, least, math.nextafter(least, math.inf), math.nextafter(least, 0))
+    return next((f for f in candidates if all(int(f * width) == hidden for width, hidden in pairs)), None)
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
