@@ -179,7 +179,7 @@ def test_blocks_of_ours_choose_for_themselves() -> None:
     assert type(net[2]) is Outer
     assert set_blocks(net, 'plain', 'none') == []
     (problem,) = set_blocks(net, 'plain', 'none', 'triton')
-    assert problem.startswith('kernels: triton is for the fast formulation of PromptIR and PIP, not the plain')
+    assert str(problem).startswith('kernels: triton is for the fast formulation of PromptIR and PIP, not the plain')
     assert [each.formulation for each in net[:2]] == ['plain', 'plain']
     assert set_blocks(net, None, None) == []
     assert [each.formulation for each in net[:2]] == ['fast', 'fast']

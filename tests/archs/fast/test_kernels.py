@@ -115,12 +115,12 @@ def test_what_the_kernels_lack_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kernels, 'available', False)
     assert kernel_problems('kernels', None, cpu) == []
     (problem,) = kernel_problems('kernels', 'triton', gpu)
-    assert problem.startswith('kernels: the Triton kernels need Triton 3.3')
-    assert 'no such Triton is installed' in problem
+    assert str(problem).startswith('kernels: the Triton kernels need Triton 3.3')
+    assert 'no such Triton is installed' in problem.message
     monkeypatch.setattr(kernels, 'available', True)
     monkeypatch.setattr(kernels, 'interpreted', False)
     (problem,) = kernel_problems('kernels', 'triton', cpu)
-    assert 'this run is on the CPU' in problem
+    assert 'this run is on the CPU' in problem.message
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Old GPU')
     for generation, expected in ((6, 1), (7, 0)):
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, first=generation: (first, 0))
