@@ -14,6 +14,16 @@ import skimage.data
 Write = Callable[..., Path]
 
 
+@pytest.fixture
+def host_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What BasicSR's logger records, which passes nothing on to the root logger once BasicSR has set it up."""
+    logger = logging.getLogger('basicsr')
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, logger='basicsr'):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+
+
 @pytest.fixture(autouse=True)
 def fresh_logger() -> Iterator[None]:
     """BasicSR sets its logger up once a process; each test is a command of its own."""

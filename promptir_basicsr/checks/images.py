@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from promptir_basicsr.core.arrays import to_float
 from promptir_basicsr.core.errors import ImageError
-from promptir_basicsr.data.images import SILENT, EncodedImage, read_header, set_opencv_log_level
+from promptir_basicsr.data.images import EncodedImage, read_header
 from promptir_basicsr.data.sources import FolderSource, Source
 
 _CHUNK = 32  # images a request to a worker
@@ -82,13 +82,14 @@ def inspect_images(
     Raises:
         ImageError: a worker died, as it does where memory runs out; says between which images.
     """
-    level = set_opencv_log_level(SILENT)  # what is wrong with an image is told once, in the report
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # what is wrong with an image is told once, in the report
     facts = _in_processes(sources, wanted, decode, workers) if workers > 1 else _here(sources, wanted, decode)
     verb = 'decoding' if decode else 'reading headers'
     try:
         return list(tqdm(facts, verb, len(wanted), unit=' images', file=sys.stderr, disable=None if progress else True))
     finally:
-        set_opencv_log_level(level)
+        logging.setLogLevel(level)
 
 
 def _here(sources: Sequence[Source], wanted: Sequence[Wanted], decode: bool) -> Iterator[ImageFacts]:
@@ -126,7 +127,7 @@ _DECODE = [True]
 def _start_worker(sources: list[Source], decode: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     cv2.setNumThreads(0)  # threads do not survive a fork, and there are as many workers as cores
-    set_opencv_log_level(SILENT)  # spawned workers do not inherit it
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # spawned workers do not inherit it
     _SOURCES[:], _DECODE[:] = sources, [decode]
 
 

@@ -14,9 +14,6 @@ import PIL.Image
 
 from promptir_basicsr.core.errors import ImageError
 
-SILENT = 0
-"""A level of OpenCV's log."""
-
 IMAGE_EXTENSIONS = ('png', 'jpg', 'jpeg', 'bmp', 'tif', 'tiff', 'webp', 'ppm', 'pgm')
 
 _READ = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
@@ -114,14 +111,6 @@ class Header:
         else:
             struct.pack_into('>H', changed, self.place, rows)
         return bytes(changed)
-
-
-def set_opencv_log_level(level: int) -> int:
-    """Set what OpenCV writes to standard error, e.g. SILENT; returns the level before."""
-    module = cv2 if hasattr(cv2, 'setLogLevel') else cv2.utils.logging  # since OpenCV 5
-    before: int = module.getLogLevel()
-    module.setLogLevel(level)
-    return before
 
 
 def read_header(content: bytes) -> Header | None:

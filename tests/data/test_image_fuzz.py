@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from promptir_basicsr.checks.images import ImageFacts, Wanted, image_size, inspect_image
 from promptir_basicsr.core.errors import ImageError
-from promptir_basicsr.data.images import SILENT, EncodedImage, decode, read_header, set_opencv_log_level
+from promptir_basicsr.data.images import EncodedImage, decode, read_header
 from promptir_basicsr.data.sources import FolderSource
 
 LONGEST = 20.0  # seconds of the processor for one file; the largest that OpenCV decodes at all takes some
@@ -178,9 +178,9 @@ BOXES = st.tuples(*(st.floats(0, 1) for _ in range(4)))
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FolderSource]:
     """An empty folder; decoders keep quiet."""
-    level = set_opencv_log_level(SILENT)
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     yield FolderSource(tmp_path_factory.mktemp('damaged'))
-    set_opencv_log_level(level)
+    cv2.utils.logging.setLogLevel(level)
 
 
 def attempt(read: Callable[[], Any], where: str) -> Any:

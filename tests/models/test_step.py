@@ -1,6 +1,5 @@
 """The training step: parts of a batch, optimizer, average, memory layout, one line about all of it."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -301,24 +300,20 @@ def test_a_run_may_go_on_in_another_layout(tmp_path: Path) -> None:
     ids=['defaults', 'others', 'ours'],
 )
 def test_one_line_tells_how_a_step_is_made(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, network: dict[str, Any], changes: dict[str, Any], line: str
+    tmp_path: Path, host_log: pytest.LogCaptureFixture, network: dict[str, Any], changes: dict[str, Any], line: str
 ) -> None:
-    logging.getLogger('basicsr').propagate = True
-    with caplog.at_level(logging.INFO, logger='basicsr'):
-        model_with(tmp_path, network, **changes)
-    assert {record.message for record in caplog.records if record.message.startswith('Step:')} == {f'Step: {line}.'}
+    model_with(tmp_path, network, **changes)
+    assert {record.message for record in host_log.records if record.message.startswith('Step:')} == {f'Step: {line}.'}
 
 
 def test_the_line_names_kernels(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, host_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, 'available', True)
     monkeypatch.setattr(kernels, 'interpreted', True)  # which needs no GPU
     monkeypatch.setattr(kernels, 'enabled', False)
-    logging.getLogger('basicsr').propagate = True
-    with caplog.at_level(logging.INFO, logger='basicsr'):
-        model_with(tmp_path, PIP, kernels='triton')
-    assert 'Step: fp32, fast formulation with triton kernels, activation checkpointing gate' in caplog.text
+    model_with(tmp_path, PIP, kernels='triton')
+    assert 'Step: fp32, fast formulation with triton kernels, activation checkpointing gate' in host_log.text
     assert kernels.enabled
     model_with(tmp_path, PIP)
     assert not kernels.enabled
