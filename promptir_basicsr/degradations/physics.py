@@ -5,7 +5,6 @@ coordinates have x to the right and y downwards with the centre of the first pix
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from promptir_basicsr.degradations.spec import Image
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating]
 FWHM_PER_SIGMA = 2.355
 
 
@@ -99,7 +98,7 @@ def disk_kernel(radius: float, samples: int = 8) -> Array:
 def smooth_field(height: int, width: int, rng: np.random.Generator, cells: int = 4) -> Array:
     """Smooth random variation, (H, W), of mean 0 and standard deviation about 1: a cubic B-spline on cells x cells."""
     grid = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
-    field: Any = _spline_weights(height, cells) @ grid @ _spline_weights(width, cells).T
+    field: Array = _spline_weights(height, cells) @ grid @ _spline_weights(width, cells).T
     field /= np.float32(0.48)  # the weights' root mean square
     return field
 
@@ -130,7 +129,7 @@ def outdoor_depth(
     """
     ramp = np.linspace(1, 0, height, dtype=np.float32)[:, None]
     position = np.clip(ramp + np.float32(variation) * smooth_field(height, width, rng), 0, 1)
-    depth: Any = 1 / (1 / near + np.float32(1 / far - 1 / near) * position)
+    depth: Array = 1 / (1 / near + np.float32(1 / far - 1 / near) * position)
     return depth
 
 

@@ -17,7 +17,7 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import meant_by, written_as
 from promptir_basicsr.core.problems import Keys, Problem, as_problem, keys, problem
 
-Image = npt.NDArray[np.float32]
+Image = npt.NDArray[np.floating]
 Check = Callable[[dict[str, Any]], Iterator[str | Problem]]
 
 DEGRADATIONS: dict[str, 'Degradation'] = {}

@@ -189,7 +189,7 @@ def answers(
     theirs = tuple(float(component_bits(each, tasks).max()) for each in untrained)
     found = []
     for k, value in enumerate(bits):
-        task = int(means[:, k].argmax())
+        task = int(np.argmax(means[:, k]))
         share = means[task, k] / means[:, k].sum() if means[:, k].any() else 1 / len(means)
         score = Score(f'bits of prompt {k + 1}', float(value), len(tasks), *_chance(value, most), theirs)
         found.append(Answer(k, task, float(share), float(means[:, k].mean()), score, len(means)))
