@@ -32,7 +32,7 @@ from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.core.errors import OptionError, argument_error
 from promptir_basicsr.core.messages import unknown_keys
 from promptir_basicsr.core.problems import Problem, problem
-from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered, register
+from promptir_basicsr.core.registry import build, check_call, register
 
 IMAGE_CHANNELS = 3
 PROMPT_REACH = 64  # sides of the image over the stride: the default size of a prompt, as the released programs have it
@@ -317,9 +317,7 @@ def _build(options: Mapping[str, Any]) -> tuple[nn.Module, Survey]:
     """
     kind = options['type']
     try:
-        network = find_registered(ARCH_REGISTRY, kind)(
-            **{key: value for key, value in options.items() if key != 'type'}
-        )
+        network = build(ARCH_REGISTRY, options)
     except Exception as error:  # whatever it is, the network of these options does not exist
         message = f'network: {kind} cannot be built: {str(error) or type(error).__name__}'
         raise argument_error('PromptedNetwork', 'network', message) from error
@@ -339,11 +337,7 @@ def _check_network(options: object) -> list[Problem]:
     if not isinstance(options, Mapping) or 'type' not in options:
         message = f'give options with a type, e.g. {{type: SwinIR, upscale: 1}}, not {options!r}.'
         return [problem('network', message)]
-    problems = check_registered(('network', 'type'), 'network', options['type'], ARCH_REGISTRY)
-    if problems:
-        return problems
-    arguments = {key: value for key, value in options.items() if key != 'type'}
-    return check_arguments('network', find_registered(ARCH_REGISTRY, options['type']), arguments)
+    return check_call('network', 'network', options, ARCH_REGISTRY)
 
 
 def _raise(problems: Sequence[Problem]) -> None:

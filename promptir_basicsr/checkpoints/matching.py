@@ -13,7 +13,7 @@ from promptir_basicsr.checkpoints.reading import readings
 from promptir_basicsr.core.errors import OptionError, problems_of
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.problems import Problem
-from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
+from promptir_basicsr.core.registry import arguments_of, build, check_call
 
 _MOST_SHOWN = 4  # names in a message
 
@@ -73,11 +73,9 @@ def new_network(options: Mapping[str, Any], device: str = 'cpu') -> nn.Module:
     problems = network_problems(options)
     if problems:
         raise OptionError(problems)
-    arguments = {name: value for name, value in options.items() if name != 'type'}
-    kind = find_registered(ARCH_REGISTRY, options['type'])
     try:
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            return kind(**arguments)
+        with torch.random.fork_rng(devices=[]):
+            return build(ARCH_REGISTRY, options, device)
     except Exception as error:  # whatever it is, the network of these options does not exist
         if device == 'meta' and isinstance(error, RuntimeError):  # or it does, and cannot do without memory
             return new_network(options)
@@ -86,11 +84,7 @@ def new_network(options: Mapping[str, Any], device: str = 'cpu') -> nn.Module:
 
 def network_problems(options: Mapping[str, Any]) -> list[Problem]:
     """Why there is no such network: its type, or the names of its arguments."""
-    problems = check_registered(('network_g', 'type'), 'network', options.get('type'), ARCH_REGISTRY)
-    if problems:
-        return problems
-    arguments = {name: value for name, value in options.items() if name != 'type'}
-    return check_arguments('network_g', find_registered(ARCH_REGISTRY, options['type']), arguments)
+    return check_call('network_g', 'network', options, ARCH_REGISTRY)
 
 
 def unused_shapes(net: Any) -> dict[str, tuple[int, ...]]:
@@ -111,7 +105,7 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def shown_network(options: Mapping[str, Any]) -> str:
     """`PromptIR(dim=8, ...)`."""
-    arguments = ', '.join(f'{name}={value!r}' for name, value in options.items() if name != 'type')
+    arguments = ', '.join(f'{name}={value!r}' for name, value in arguments_of(options).items())
     return f'{options["type"]}({arguments})'
 
 

@@ -22,6 +22,7 @@ from promptir_basicsr.checkpoints.reading import named_as, read_weight_file, rea
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.problems import Keys, Problem, problem
+from promptir_basicsr.core.registry import build, find_registered
 
 # States of an optimizer that have the size of their parameter, one for each family.
 _MOMENTS = ('exp_avg', 'momentum_buffer', 'square_avg', 'sum')
@@ -136,12 +137,10 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Pr
             'Give the new run another `name`, or continue the old one with `resume_state`.'
         )
         return [problem(WEIGHTS, message)]
-    kind = ARCH_REGISTRY.get(network['type'])
-    if not traits_of(kind).declared:
+    if not traits_of(find_registered(ARCH_REGISTRY, network['type'])).declared:
         return []
     try:
-        with torch.device('meta'):
-            net = kind(**{name: value for name, value in network.items() if name != 'type'})
+        net = build(ARCH_REGISTRY, network, 'meta')
     except RuntimeError:
         return []
     try:
@@ -348,10 +347,7 @@ def sensor_problems(options: Mapping[str, Any]) -> list[Problem]:
             return [_nowhere(paths)]
         if came_along:
             return []
-        with torch.device('meta'):
-            net = ARCH_REGISTRY.get(network['type'])(
-                **{name: value for name, value in network.items() if name != 'type'}
-            )
+        net = build(ARCH_REGISTRY, network, 'meta')
         return _sensor_misfits(_read(path, net.sensor), net.sensor, path)
     except OptionError as error:
         return error.problems

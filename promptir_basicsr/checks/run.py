@@ -3,7 +3,7 @@
 Options of networks, datasets, losses and models that are not ours are held only to their constructors' signatures.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,15 @@ from promptir_basicsr.checks.speed import check_speed
 from promptir_basicsr.checks.train import check_train
 from promptir_basicsr.core.errors import OptionError, problems_of
 from promptir_basicsr.core.messages import check_count, first_few, missing, shown, unknown, unknown_name
-from promptir_basicsr.core.problems import Keys, Kind, Problem, keys, place, problem
-from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
+from promptir_basicsr.core.problems import Keys, Kind, Problem, place, problem
+from promptir_basicsr.core.registry import (
+    arguments_of,
+    build,
+    check_arguments,
+    check_call,
+    check_registered,
+    find_registered,
+)
 from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampler import plan_epochs
@@ -100,24 +107,22 @@ def check_network(options: Mapping[str, Any], where: str | Keys = 'network_g') -
     if 'type' not in options:
         known = ', '.join(sorted(ARCH_REGISTRY.keys()))
         return [replace(each, message=f'{each.message} One of: {known}.') for each in missing(where, options, ['type'])]
-    problems = check_registered((*keys(where), 'type'), 'network', options['type'], ARCH_REGISTRY)
+    problems = check_call(where, 'network', options, ARCH_REGISTRY)
     if problems:
         return problems
     network = find_registered(ARCH_REGISTRY, options['type'])
-    arguments = {key: value for key, value in options.items() if key != 'type'}
-    problems = check_arguments(where, network, arguments)
-    if not problems and traits_of(network).declared:
-        problems, meant = _build(where, network, arguments)
+    if traits_of(network).declared:
+        problems, meant = _build(where, options)
         if not meant:  # a constructor that only stumbles, or takes anything for true, says less than its signature
-            problems = type_problems(where, network, arguments) or problems
+            problems = type_problems(where, network, arguments_of(options)) or problems
     return problems
 
 
-def _build(where: str | Keys, network: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[list[Problem], bool]:
+def _build(where: str | Keys, options: Mapping[str, Any]) -> tuple[list[Problem], bool]:
     """What a network's constructor says, without memory for its weights; and whether it means it for users."""
     try:
-        with torch.device('meta'), _limited_modules():
-            network(**arguments)
+        with _limited_modules():
+            build(ARCH_REGISTRY, options, 'meta')
     except ValueError as error:
         return problems_of(where, error), True
     except RuntimeError as error:
@@ -257,8 +262,7 @@ def _size_multiple(kind: str, options: Mapping[str, Any]) -> int:
     network = find_registered(ARCH_REGISTRY, kind)
     traits = traits_of(network)
     if traits.declared and traits.declared_multiple is None and not check_network(options):
-        with torch.device('meta'):
-            traits = traits_of(network(**{key: value for key, value in options.items() if key != 'type'}))
+        traits = traits_of(build(ARCH_REGISTRY, options, 'meta'))
     return traits.declared_multiple or 1
 
 

@@ -14,7 +14,7 @@ from promptir_basicsr.archs.fast.kernels import kernel_problems
 from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, FORMULATIONS
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.problems import Keys, Problem, problem
-from promptir_basicsr.core.registry import find_registered
+from promptir_basicsr.core.registry import build
 from promptir_basicsr.core.vocabulary import KERNELS, PRECISIONS
 from promptir_basicsr.runtime.precision import device_problems
 from promptir_basicsr.runtime.recompute import set_blocks
@@ -114,10 +114,8 @@ def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: An
         return []
     if formulation is None and checkpointing in (None, 'none') and kernels is None:
         return []
-    kind = find_registered(ARCH_REGISTRY, network['type'])
     try:
-        with torch.device('meta'):
-            net = kind(**{key: value for key, value in network.items() if key != 'type'})
+        net = build(ARCH_REGISTRY, network, 'meta')
     except Exception:  # whatever a constructor does that meta tensors cannot; the model asks again when it has built it
         return []
     return set_blocks(net, formulation, checkpointing, kernels)

@@ -21,7 +21,7 @@ from promptir_basicsr.core.messages import (
     unknown,
 )
 from promptir_basicsr.core.problems import Keys, Problem, problem
-from promptir_basicsr.core.registry import check_arguments, check_registered, find_registered
+from promptir_basicsr.core.registry import arguments_of, build, check_arguments, check_registered, find_registered
 from promptir_basicsr.losses.loss_scaler import LossScaler
 from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, scheduler_arguments
 from promptir_basicsr.options.registered import type_problems
@@ -87,7 +87,7 @@ def _check_optimizer(options: Mapping[str, Any]) -> list[Problem]:
         return problems
     if options['type'] not in known:
         return [*problems, unknown((*where, 'type'), 'optimizer', options['type'], known)]
-    arguments = {key: value for key, value in options.items() if key != 'type'}
+    arguments = arguments_of(options)
     optimizer = getattr(torch.optim, options['type'])
     problems += check_arguments(where, optimizer, arguments, given=('self', 'params'))
     for key, value in arguments.items():
@@ -120,7 +120,7 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
     if kind in SCHEDULERS:
         scheduler, arguments = scheduler_arguments(options, total if known_total else sys.maxsize)
     else:
-        scheduler, arguments = HOST_SCHEDULERS[kind], {key: value for key, value in options.items() if key != 'type'}
+        scheduler, arguments = HOST_SCHEDULERS[kind], arguments_of(options)
     problems = check_arguments(where, scheduler, arguments, given=('optimizer', 'last_epoch'))
     for key in ('milestones', 'periods', 'restarts', 'restart_weights'):
         value = arguments.get(key, [])
@@ -150,7 +150,7 @@ def _check_loss(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
     loss = find_registered(LOSS_REGISTRY, options['type'])
     if getattr(loss, 'takes_prompts', False) != (where == PROMPT_LOSS):
         return [_misplaced(where, options['type'])]
-    arguments = {key: value for key, value in options.items() if key != 'type'}
+    arguments = arguments_of(options)
     problems = check_arguments(where, loss, arguments)
     if not is_number(options.get('loss_weight', 1)):
         weight = options['loss_weight']
@@ -173,14 +173,12 @@ def _misplaced(where: Keys, kind: str) -> Problem:
 
 def _check_prompts(network: Mapping[str, Any]) -> list[Problem]:
     """Whether a network has prompts that a loss can act on. It is built without memory."""
-    where, kind = PROMPT_LOSS, find_registered(ARCH_REGISTRY, network['type'])
-    if not traits_of(kind).has_prompt_vectors:
-        return [problem(where, no_prompts(network['type']))]
+    if not traits_of(find_registered(ARCH_REGISTRY, network['type'])).has_prompt_vectors:
+        return [problem(PROMPT_LOSS, no_prompts(network['type']))]
     try:
-        with torch.device('meta'):
-            prompts_of(kind(**{key: value for key, value in network.items() if key != 'type'}))
+        prompts_of(build(ARCH_REGISTRY, network, 'meta'))
     except ValueError as error:
-        return problems_of(where, error)
+        return problems_of(PROMPT_LOSS, error)
     except RuntimeError:  # not every constructor can do without memory
         pass
     return []

@@ -2,10 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
+import torch
+
 from promptir_basicsr.core.messages import missing, unknown, unknown_keys
-from promptir_basicsr.core.problems import Keys, Problem, problem
+from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 
 T = TypeVar('T', bound=Callable[..., Any])
 
@@ -41,6 +44,36 @@ def check_registered(where: str | Keys, kind: str, name: object, registry: Any) 
 def find_registered(registry: Any, name: str) -> Callable[..., Any]:
     """What `check_registered` found to be there."""
     return registry.get(name if name in registry else f'{name}_basicsr')
+
+
+def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without their `type`: the arguments of what it names."""
+    return {name: value for name, value in options.items() if name != 'type'}
+
+
+def build(registry: Any, options: Mapping[str, Any], device: str | None = None) -> Any:
+    """Call what the `type` of options names with the other options.
+
+    Args:
+        options: found to be right by `check_call`.
+        device: where tensors are created, such as `meta` (without memory). Default: torch's own default.
+    """
+    with torch.device(device) if device else nullcontext():
+        return find_registered(registry, options['type'])(**arguments_of(options))
+
+
+def check_call(
+    where: str | Keys, kind: str, options: Mapping[str, Any], registry: Any, given: Iterable[str] = ()
+) -> list[Problem]:
+    """Problems with the `type` of options or, where it is registered, with the names of the other options.
+
+    Args:
+        given: see `check_arguments`.
+    """
+    problems = check_registered((*keys(where), 'type'), kind, options.get('type'), registry)
+    if problems:
+        return problems
+    return check_arguments(where, find_registered(registry, options['type']), arguments_of(options), given)
 
 
 def check_arguments(

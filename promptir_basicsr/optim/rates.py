@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from promptir_basicsr.core.registry import arguments_of
 from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, scheduler_arguments
 
 
@@ -53,7 +54,7 @@ def _schedule(
         kind, arguments = scheduler_arguments(options, total)
         ours = kind(optimizer, **arguments)
         return lambda iteration: ours.lr_at(iteration)[0], ours.landmarks()
-    arguments = {key: value for key, value in options.items() if key != 'type'}
+    arguments = arguments_of(options)
     host = HOST_SCHEDULERS[options['type']](optimizer, **arguments)
     if 'periods' in arguments:
         ends = [sum(arguments['periods'][: number + 1]) for number in range(len(arguments['periods']))]

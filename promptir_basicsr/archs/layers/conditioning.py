@@ -22,7 +22,7 @@ from promptir_basicsr.archs.traits import names_of, traits_of
 from promptir_basicsr.core.errors import OptionError, argument_error
 from promptir_basicsr.core.messages import first_few, is_number, unknown, unknown_keys
 from promptir_basicsr.core.problems import Keys, Problem, keys, place, problem
-from promptir_basicsr.core.registry import check_registered, find_registered
+from promptir_basicsr.core.registry import build, check_registered, find_registered
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
 
 SENSOR_PREFIX = 'sensor.'
@@ -108,10 +108,9 @@ class ConditionedNetwork(nn.Module):
         if problems:
             raise OptionError(problems)
         kind = find_registered(ARCH_REGISTRY, options['type'])
-        arguments = {name: value for name, value in known.items() if name in inspect.signature(kind).parameters}
-        arguments |= {name: value for name, value in options.items() if name != 'type'}
+        known = {name: value for name, value in known.items() if name in inspect.signature(kind).parameters}
         with torch.random.fork_rng(devices=[]):
-            sensor = kind(**arguments)
+            sensor = build(ARCH_REGISTRY, {**known, **options})
         self.sensor = sensor.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> 'ConditionedNetwork':
