@@ -15,7 +15,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.layers.arguments import check_backbone, check_ends, check_image, check_whole_numbers
+from promptir_basicsr.archs.layers.arguments import check_backbone, check_ends, check_whole_numbers
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX, ConditionedNetwork, PromptContext
 from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
 from promptir_basicsr.archs.layers.restormer import Downsample, OverlapPatchEmbed, TransformerBlock, Upsample
@@ -143,32 +143,7 @@ class PIPRestormer(ConditionedNetwork):
         self.output = nn.Conv2d(width2, out_channels, 3, padding=1, bias=bias)
         self.attach_sensor(sensor, hard_sensor)
 
-    def forward(
-        self,
-        x: Tensor,
-        degradation: Any = None,
-        strength: float | Mapping[str, float] = 1.0,
-        overrides: Mapping[str, Any] | None = None,
-    ) -> Tensor:
-        """Restore x.
-
-        Args:
-            x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple.
-            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
-                these, (B,) ids or (B, T) floats. None asks the sensor, if the network has one.
-            strength: how much of the degradation-aware prompts is used, 1 as trained and 0 for none; or
-                {'level2': 0.5}, with 1 for levels that are not named.
-            overrides: a degradation for one level alone, such as {'level3': 'derain'}.
-
-        Returns:
-            (B, 3, H, W), RGB, not clamped.
-
-        Raises:
-            ValueError: x has another shape, or what is said of the degradation is not understood.
-        """
-        check_image('PIPRestormer', x, self.inp_channels, self.size_multiple)
-        context = self.prompt_context(x, degradation, strength, overrides)
-
+    def _restore(self, x: Tensor, context: PromptContext | None) -> Tensor:
         skip1 = self.encoder_level1(self.patch_embed(x))  # (B, dim, H, W)
         skip2 = self.encoder_level2(self.down1_2(skip1))  # (B, 2 dim, H/2, W/2)
         skip3 = self.encoder_level3(self.down2_3(skip2))  # (B, 4 dim, H/4, W/4)
@@ -183,40 +158,6 @@ class PIPRestormer(ConditionedNetwork):
 
         y = torch.cat([self.up2_1(y), self._modulate(1, skip1, context)], dim=1)  # (B, 2 dim, H, W)
         return self.output(self.refinement(self.decoder_level1(y))) + x
-
-    def prompt_weights(
-        self, x: Tensor, degradation: Any = None, overrides: Mapping[str, Any] | None = None
-    ) -> dict[str, Tensor]:
-        """How much of each degradation's prompt x is given, level by level.
-
-        Args:
-            x, degradation, overrides: as for `forward`.
-
-        Returns:
-            (B, T) for 'level3', 'level2' and 'level1', in the order in which features meet the prompts; each row is
-            >= 0 and of sum 1.
-
-        Raises:
-            ValueError: as for `forward`.
-        """
-        check_image('PIPRestormer', x, self.inp_channels, self.size_multiple)
-        return dict(self.prompt_context(x, degradation, overrides=overrides).weights)
-
-    def prompt_vectors(self) -> dict[str, Tensor]:
-        """The degradation-aware prompts themselves, level by level: what a loss of prompts acts on.
-
-        Returns:
-            (T, prompt channels) for 'level3', 'level2' and 'level1'.
-        """
-        return {
-            f'level{level}': getattr(self, f'prompt{level}').detask_prompt_param[0].flatten(1) for level in (3, 2, 1)
-        }
-
-    def _modulate(self, level: int, skip: Tensor, context: PromptContext) -> Tensor:
-        """The skip of a level: (B, C, H, W), as its prompt modulates it for the decoder."""
-        name = f'level{level}'
-        prompt = getattr(self, f'prompt{level}')(skip, context.weights[name], context.strength[name])
-        return getattr(self, f'low_prompt_interaction_{name}')(skip, prompt)
 
     def released_state_dict(self) -> dict[str, Tensor]:
         """The weights with the names and shapes of the authors' checkpoints, without those of a sensor.

@@ -17,7 +17,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.layers.arguments import check_image, check_whole_numbers, is_whole
+from promptir_basicsr.archs.layers.arguments import check_whole_numbers, is_whole
 from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, PromptContext
 from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
 from promptir_basicsr.archs.layers.restormer import WithBiasNorm
@@ -90,7 +90,7 @@ class PIPNAFNet(ConditionedNetwork):
         if sensor is not None and not prompts:
             message = 'without prompts there is nothing to ask a sensor for. Leave sensor out.'
             raise argument_error('PIPNAFNet', 'prompts', message, 'sensor')
-        self.img_channel = img_channel
+        self.img_channel = self.inp_channels = img_channel
         self.takes_degradation = prompts
         self.prompts = prompts
 
@@ -115,33 +115,7 @@ class PIPNAFNet(ConditionedNetwork):
             setattr(self, f'low_prompt_interaction_level{level}', interact)
         self.attach_sensor(sensor, hard_sensor)
 
-    def forward(
-        self,
-        x: Tensor,
-        degradation: Any = None,
-        strength: float | Mapping[str, float] = 1.0,
-        overrides: Mapping[str, Any] | None = None,
-    ) -> Tensor:
-        """Restore x.
-
-        Args:
-            x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple.
-            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
-                these, (B,) ids or (B, T) floats. None asks the sensor, if the network has one. Without prompts this
-                and what follows is ignored.
-            strength: how much of the degradation-aware prompts is used, 1 as trained and 0 for none; or
-                {'level2': 0.5}, with 1 for levels that are not named.
-            overrides: a degradation for one level alone, such as {'level3': 'derain'}.
-
-        Returns:
-            (B, 3, H, W), RGB, not clamped.
-
-        Raises:
-            ValueError: x has another shape, or what is said of the degradation is not understood.
-        """
-        check_image('PIPNAFNet', x, self.img_channel, self.size_multiple)
-        context = self.prompt_context(x, degradation, strength, overrides) if self.prompts else None
-
+    def _restore(self, x: Tensor, context: PromptContext | None) -> Tensor:
         y, skips = self.intro(x), []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             y = encoder(y)
@@ -152,54 +126,12 @@ class PIPNAFNet(ConditionedNetwork):
             y = decoder(up(y) + self._modulate(level, skips.pop(), context))
         return self.ending(y) + x
 
-    def prompt_weights(
-        self, x: Tensor, degradation: Any = None, overrides: Mapping[str, Any] | None = None
-    ) -> dict[str, Tensor]:
-        """How much of each degradation's prompt x is given, level by level.
-
-        Args:
-            x, degradation, overrides: as for `forward`.
-
-        Returns:
-            (B, T) for 'level4' to 'level1', in the order in which features meet the prompts; each row is >= 0 and of
-            sum 1. Nothing without prompts.
-
-        Raises:
-            ValueError: as for `forward`.
-        """
-        check_image('PIPNAFNet', x, self.img_channel, self.size_multiple)
-        return dict(self.prompt_context(x, degradation, overrides=overrides).weights) if self.prompts else {}
-
-    def prompt_vectors(self) -> dict[str, Tensor]:
-        """The degradation-aware prompts themselves, level by level: what a loss of prompts acts on.
-
-        Returns:
-            (T, prompt channels) for 'level4' to 'level1'.
-
-        Raises:
-            ValueError: the network was built without prompts.
-        """
-        if not self.prompts:
-            raise ValueError('PIPNAFNet: built with prompts=False; a loss of prompts has nothing to act on.')
-        return {
-            f'level{level}': getattr(self, f'prompt{level}').detask_prompt_param[0].flatten(1)
-            for level in range(LEVELS, 0, -1)
-        }
-
     def with_prompts(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of NAFNet as weights of this network, with the prompts that it has; others as they are."""
         if any(name.startswith(PROMPT_NAMES) for name in weights):
             return dict(weights)
         own = {name: value for name, value in self.state_dict().items() if name.startswith(PROMPT_NAMES)}
         return {**weights, **own}
-
-    def _modulate(self, level: int, skip: Tensor, context: PromptContext | None) -> Tensor:
-        """The skip of a level: (B, C, H, W), as its prompt modulates it for the decoder."""
-        if context is None:
-            return skip
-        name = f'level{level}'
-        prompt = getattr(self, f'prompt{level}')(skip, context.weights[name], context.strength[name])
-        return getattr(self, f'low_prompt_interaction_{name}')(skip, prompt)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load weights of NAFNet, too, and keep the prompts then."""

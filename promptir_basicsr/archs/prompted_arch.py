@@ -124,50 +124,14 @@ class PromptedNetwork(ConditionedNetwork):
         self.attach_sensor(sensor, hard_sensor)
         self.train()
 
-    def forward(
-        self,
-        x: Tensor,
-        degradation: Any = None,
-        strength: float | Mapping[str, float] = 1.0,
-        overrides: Mapping[str, Any] | None = None,
-    ) -> Tensor:
-        """Restore x.
-
-        Args:
-            x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple, unless the network pads.
-            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
-                these, (B,) ids or (B, T) floats. None asks the sensor, if there is one. PromptIR's prompts are blind:
-                with them this and what follows is ignored.
-            strength: how much of the degradation-aware prompts is used, 1 as trained and 0 for none; or
-                {module: strength}, with 1 for taps that are not named.
-            overrides: a degradation for one tap alone, {module: degradation}.
-
-        Returns:
-            (B, 3, H, W), RGB, not clamped.
-
-        Raises:
-            ValueError: what is said of the degradation is not understood.
-        """
-        return self._run(x, degradation, strength, overrides)[0]
+    def _restore(self, x: Tensor, context: PromptContext | None) -> Tensor:
+        return self._run(x, context)[0]
 
     def prompt_weights(
         self, x: Tensor, degradation: Any = None, overrides: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """How much of each prompt x is given, tap by tap.
-
-        Args:
-            x, degradation, overrides: as for `forward`.
-
-        Returns:
-            (B, T) for PIP's prompts and (B, num_prompts) for PromptIR's, by the names of the tapped modules in the
-            order in which the network calls them; each row is >= 0 and of sum 1.
-
-        Raises:
-            ValueError: as for `forward`.
-        """
-        if self.takes_degradation:
-            return dict(self.prompt_context(x, degradation, overrides=overrides).weights)
-        return self._run(x)[1]
+        """As of `ConditionedNetwork`; (B, num_prompts) a tap for PromptIR's prompts."""
+        return super().prompt_weights(x, degradation, overrides) or self._run(x, None)[1]
 
     def prompt_vectors(self) -> dict[str, Tensor]:
         """The prompts that tell degradations apart, tap by tap: what a loss of prompts acts on.
@@ -195,9 +159,12 @@ class PromptedNetwork(ConditionedNetwork):
             self.network.eval()
         return self
 
-    def _run(self, x: Tensor, *told: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def _check(self, x: Tensor) -> None:
+        """Left to the network, which may pad."""
+
+    def _run(self, x: Tensor, context: PromptContext | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The network's output, and the weights of PromptIR's prompts by level."""
-        running = _Pass(self, x, self.prompt_context(x, *told) if self.takes_degradation else None)
+        running = _Pass(self, x, context)
         token = _PASS.set(running)
         try:
             return self.network(x), running.weights

@@ -17,7 +17,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.layers.arguments import is_whole
+from promptir_basicsr.archs.layers.arguments import check_image, is_whole
 from promptir_basicsr.archs.traits import names_of, traits_of
 from promptir_basicsr.core.errors import OptionError, argument_error
 from promptir_basicsr.core.messages import first_few, is_number, unknown, unknown_keys
@@ -45,7 +45,9 @@ class PromptContext:
 class ConditionedNetwork(nn.Module):
     """A network that is told the degradations of its images, or has a sensor find them.
 
-    Subclasses name their prompts in `levels`, in the order in which features meet them.
+    Subclasses name their prompts in `levels`, in the order in which features meet them, and restore in `_restore`. A
+    level such as level1 has its prompts in `prompt1`, a `PromptInPrompt`, and a `PromptToFeature` in
+    `low_prompt_interaction_level1`, or the subclass has methods of its own for what needs them.
 
     Args:
         num_degradations: T.
@@ -62,6 +64,8 @@ class ConditionedNetwork(nn.Module):
 
     takes_degradation = True
     levels: tuple[str, ...] = ()
+    size_multiple: int
+    inp_channels: int
 
     def __init__(self, num_degradations: int, degradations: Sequence[str] | None = None) -> None:
         super().__init__()
@@ -112,6 +116,85 @@ class ConditionedNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             sensor = build(ARCH_REGISTRY, {**known, **options})
         self.sensor = sensor.requires_grad_(False).eval()
+
+    def forward(
+        self,
+        x: Tensor,
+        degradation: Any = None,
+        strength: float | Mapping[str, float] = 1.0,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Restore x.
+
+        Args:
+            x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple, unless a `PromptedNetwork` holds a network
+                that pads.
+            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
+                these, (B,) ids or (B, T) floats. None asks the sensor, if the network has one. This and what follows
+                is ignored without prompts, and with PromptIR's, which are blind.
+            strength: how much of the degradation-aware prompts is used, 1 as trained and 0 for none; or
+                {'level2': 0.5}, with 1 for levels that are not named.
+            overrides: a degradation for one level alone, such as {'level3': 'derain'}.
+
+        Returns:
+            (B, 3, H, W), RGB, not clamped.
+
+        Raises:
+            ValueError: x has another shape, or what is said of the degradation is not understood.
+        """
+        return self._restore(x, self._context(x, degradation, strength, overrides))
+
+    def prompt_weights(
+        self, x: Tensor, degradation: Any = None, overrides: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """How much of each degradation's prompt x is given, level by level.
+
+        Args:
+            x, degradation, overrides: as for `forward`.
+
+        Returns:
+            (B, T) for each of `levels`, in this order; each row is >= 0 and of sum 1. Nothing without prompts.
+
+        Raises:
+            ValueError: as for `forward`.
+        """
+        context = self._context(x, degradation, overrides=overrides)
+        return dict(context.weights) if context else {}
+
+    def prompt_vectors(self) -> dict[str, Tensor]:
+        """The degradation-aware prompts themselves, level by level: what a loss of prompts acts on.
+
+        Returns:
+            (T, prompt channels) for each of `levels`, in this order.
+
+        Raises:
+            ValueError: the network was built without prompts.
+        """
+        if not self.takes_degradation:
+            raise ValueError(
+                f'{type(self).__name__}: built with prompts=False; a loss of prompts has nothing to act on.'
+            )
+        prompts = {level: getattr(self, level.replace('level', 'prompt')) for level in self.levels}
+        return {level: prompt.detask_prompt_param[0].flatten(1) for level, prompt in prompts.items()}
+
+    def _context(self, x: Tensor, *told: Any, **also_told: Any) -> PromptContext | None:
+        """The `prompt_context` of an image that was found to be one; None without prompts that take a degradation."""
+        self._check(x)
+        return self.prompt_context(x, *told, **also_told) if self.takes_degradation else None
+
+    def _check(self, x: Tensor) -> None:
+        check_image(type(self).__name__, x, self.inp_channels, self.size_multiple)
+
+    def _restore(self, x: Tensor, context: PromptContext | None) -> Tensor:
+        raise NotImplementedError
+
+    def _modulate(self, level: int, skip: Tensor, context: PromptContext | None) -> Tensor:
+        """The skip of a level: (B, C, H, W), as its prompt modulates it for the decoder; itself without prompts."""
+        if context is None:
+            return skip
+        name = f'level{level}'
+        prompt = getattr(self, f'prompt{level}')(skip, context.weights[name], context.strength[name])
+        return getattr(self, f'low_prompt_interaction_{name}')(skip, prompt)
 
     def train(self, mode: bool = True) -> 'ConditionedNetwork':
         """As of any network; a sensor that is not trained here stays in evaluation mode."""
