@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from basicsr.models.base_model import BaseModel
 
-from promptir_basicsr.optim.schedules import SCHEDULERS, describe, scheduler_arguments
+from promptir_basicsr.optim.rates import describe
+from promptir_basicsr.optim.schedules import SCHEDULERS, scheduler_arguments
 
 logger = logging.getLogger('basicsr')
 
@@ -53,7 +54,6 @@ def add_schedulers() -> None:
             return
         kind, options = scheduler_arguments(train['scheduler'], train['total_iter'])
         self.schedulers += [kind(optimizer, **options) for optimizer in self.optimizers]
-        base_lr = self.optimizers[0].param_groups[0]['initial_lr']
-        logger.info(describe({'type': kind.__name__, **options}, base_lr, train['total_iter']))
+        logger.info(describe(self.schedulers[0], train['total_iter']))
 
     BaseModel.setup_schedulers = setup_schedulers

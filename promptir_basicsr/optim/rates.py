@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from promptir_basicsr.core.registry import arguments_of
-from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, scheduler_arguments
+from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, IterationLR, scheduler_arguments
 
 
 class RatePoint(NamedTuple):
@@ -31,14 +31,31 @@ def rate_curve(train: Mapping[str, Any]) -> list[RatePoint]:
     rate_at, events = _schedule(train['scheduler'], rate, total, warmup)
     if warmup > 1:
         events[warmup] = _joined('end of warm-up', events.get(warmup))
+    # As BasicSR does it: below warmup_iter the schedule's own rate is overwritten.
+    return _points(lambda step: rate / warmup * step if step < warmup else rate_at(step), events, total)
+
+
+def describe(scheduler: IterationLR, total: int) -> str:
+    """One line for the log: what a schedule does, and the rate of the first parameter group, see `rate_curve`.
+
+    Args:
+        total: last iteration of the run.
+
+    Returns:
+        Such as 'FixedLR: fixed rate; lr by iteration: 0.0002 at 1, 0.0002 at 25, ..., 0.0002 at 100 (last)'.
+    """
+    rates = [
+        f'{point.rate:.3g} at {point.iteration:,}' + (f' ({point.event})' if point.event else '')
+        for point in _points(lambda step: scheduler.lr_at(step)[0], scheduler.landmarks(), total)
+    ]
+    return f'{type(scheduler).__name__}: {scheduler.summary()}; lr by iteration: {", ".join(rates)}'
+
+
+def _points(rate_at: Callable[[int], float], events: Mapping[int, str], total: int) -> list[RatePoint]:
     points = {max(total * quarter // 4, 1): '' for quarter in range(4)}
     points |= {iteration: event for iteration, event in events.items() if 1 <= iteration <= total}
     points[total] = _joined(points.get(total), 'last')
-    return [
-        # As BasicSR does it: below warmup_iter the schedule's own rate is overwritten.
-        RatePoint(iteration, rate / warmup * iteration if iteration < warmup else rate_at(iteration), event)
-        for iteration, event in sorted(points.items())
-    ]
+    return [RatePoint(iteration, rate_at(iteration), event) for iteration, event in sorted(points.items())]
 
 
 def _joined(*events: str | None) -> str:

@@ -210,46 +210,6 @@ def scheduler_arguments(opt: Mapping[str, Any], total_iter: int) -> tuple[type[I
     return scheduler, arguments
 
 
-def describe(scheduler_or_opt: LRScheduler | Mapping[str, Any], base_lr: float, total_iter: int) -> str:
-    """One line for the log: what a schedule does, and its rate at a few iterations of the run.
-
-    Args:
-        scheduler_or_opt: a scheduler, or the options of `train: scheduler:`, i.e. `{type: ..., ...}`; a missing
-            total_iter is taken from the run. Types that are not in SCHEDULERS are named with their options only.
-        base_lr: rate of the optimizer.
-        total_iter: last iteration of the run.
-
-    Returns:
-        Such as 'FixedLR: fixed rate; lr by iteration: 0.0002 at 1, 0.0002 at 25, ..., 0.0002 at 100 (last)'. The cost
-        does not depend on total_iter.
-
-    Raises:
-        ValueError: options that the schedule refuses.
-    """
-    _check_count('describe', 'total_iter', total_iter, 1)
-    _check_number('describe', 'base_lr', base_lr)
-    if isinstance(scheduler_or_opt, Mapping):
-        if scheduler_or_opt['type'] not in SCHEDULERS:
-            arguments = ', '.join(f'{key}={value}' for key, value in scheduler_or_opt.items() if key != 'type')
-            return f'{scheduler_or_opt["type"]}({arguments}), from lr {base_lr:.3g}'
-        scheduler, settings = scheduler_arguments(scheduler_or_opt, total_iter)
-        # the rates come from `value`; the optimizer is only what torch's constructor asks for
-        scheduler_or_opt = scheduler(torch.optim.SGD([torch.zeros(1)], lr=base_lr), **settings)
-    name = type(scheduler_or_opt).__name__
-    if not isinstance(scheduler_or_opt, IterationLR):
-        return f'{name}, from lr {base_lr:.3g}'
-
-    points = {max(total_iter * quarter // 4, 1): '' for quarter in range(4)}
-    for iteration, label in {**scheduler_or_opt.landmarks(), total_iter: 'last'}.items():
-        if iteration <= total_iter:
-            points[iteration] = label
-    rates = [
-        f'{scheduler_or_opt.value(base_lr, iteration):.3g} at {iteration:,}' + (f' ({label})' if label else '')
-        for iteration, label in sorted(points.items())
-    ]
-    return f'{name}: {scheduler_or_opt.summary()}; lr by iteration: {", ".join(rates)}'
-
-
 def _half_cosine(start: float, end: float, done: int, length: int) -> float:
     """From `start` at done = 0 to exactly `end` at done = length, and `end` from there on."""
     if done >= length:
