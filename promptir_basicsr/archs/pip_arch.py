@@ -8,7 +8,6 @@ above it.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from promptir_basicsr.archs.layers.arguments import check_backbone, check_ends, check_whole_numbers
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX, ConditionedNetwork, PromptContext
 from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
-from promptir_basicsr.archs.layers.restormer import Downsample, OverlapPatchEmbed, TransformerBlock, Upsample
+from promptir_basicsr.archs.layers.restormer import Backbone
 from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.registry import register
 
@@ -27,7 +26,7 @@ INTERACTION_HEADS = 4  # of the attention of features to their prompt, at every 
 
 
 @register(ARCH_REGISTRY)
-class PIPRestormer(ConditionedNetwork):
+class PIPRestormer(Backbone, ConditionedNetwork):
     """PIP on the three skip connections of Restormer; the defaults are the released program's.
 
     The decoder gets modulated skips, the encoder goes on with the features as they are. All widths follow from `dim`.
@@ -60,10 +59,6 @@ class PIPRestormer(ConditionedNetwork):
         OptionError: an argument is not allowed; the message names it and says what is.
     """
 
-    scale = 1
-    size_multiple = 8
-    levels = ('level3', 'level2', 'level1')
-
     def __init__(
         self,
         inp_channels: int = 3,
@@ -89,66 +84,24 @@ class PIPRestormer(ConditionedNetwork):
         check_interaction('PIPRestormer', interaction)
         prompt_dims = prompt_widths(dim) if prompt_dims is None else prompt_dims
         _check_prompts(prompt_dims, prompt_sizes)
-        self.dim = dim
-        self.inp_channels = inp_channels
-        self.out_channels = out_channels
         self.interaction = interaction
-
-        width1, width2, width3, width4 = (dim * 2**level for level in range(4))
         settings: dict[str, Any] = {
             'ffn_expansion_factor': ffn_expansion_factor,
             'bias': bias,
             'layer_norm_type': layer_norm_type,
         }
-        conv1x1 = partial(nn.Conv2d, kernel_size=1, bias=bias)
-
-        def stage(width: int, num_heads: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(TransformerBlock(width, num_heads, **settings) for _ in range(count)))
-
-        def prompt(level: int) -> PromptInPrompt:
-            size = prompt_sizes[level - 1]
-            return PromptInPrompt(prompt_dims[level - 1], num_degradations, size, PROMPT_HEADS, **settings)
-
-        def interact(level: int) -> PromptToFeature:
-            width = dim * 2 ** (level - 1)
-            return PromptToFeature(width, prompt_dims[level - 1], interaction, INTERACTION_HEADS, **settings)
-
-        self.patch_embed = OverlapPatchEmbed(inp_channels, width1)
-        self.encoder_level1 = stage(width1, heads[0], num_blocks[0])
-        self.down1_2 = Downsample(width1)
-        self.encoder_level2 = stage(width2, heads[1], num_blocks[1])
-        self.down2_3 = Downsample(width2)
-        self.encoder_level3 = stage(width3, heads[2], num_blocks[2])
-        self.down3_4 = Downsample(width3)
-        self.latent = stage(width4, heads[3], num_blocks[3])
-
-        self.prompt3 = prompt(3)
-        self.low_prompt_interaction_level3 = interact(3)
-        self.prompt2 = prompt(2)
-        self.low_prompt_interaction_level2 = interact(2)
-        self.prompt1 = prompt(1)
-        self.low_prompt_interaction_level1 = interact(1)
-
-        # An upsampling leaves half the channels of what it is given, and the skip connection adds its own.
-        self.chnl_reduce3 = conv1x1(width4, width3)
-        self.up4_3 = Upsample(width3)
-        self.reduce_chan_level3 = conv1x1(width3 // 2 + width3, width3)
-        self.decoder_level3 = stage(width3, heads[2], num_blocks[2])
-        self.up3_2 = Upsample(width3)
-        self.reduce_chan_level2 = conv1x1(width3 // 2 + width2, width2)
-        self.decoder_level2 = stage(width2, heads[1], num_blocks[1])
-        self.up2_1 = Upsample(width2)
-        self.decoder_level1 = stage(width2, heads[0], num_blocks[0])
-        self.refinement = stage(width2, heads[0], num_refinement_blocks)
-        self.output = nn.Conv2d(width2, out_channels, 3, padding=1, bias=bias)
+        self.add_encoder(inp_channels, dim, num_blocks, heads, **settings)
+        for level in (3, 2, 1):
+            width, size = prompt_dims[level - 1], prompt_sizes[level - 1]
+            setattr(self, f'prompt{level}', PromptInPrompt(width, num_degradations, size, PROMPT_HEADS, **settings))
+            interact = PromptToFeature(dim * 2 ** (level - 1), width, interaction, INTERACTION_HEADS, **settings)
+            setattr(self, f'low_prompt_interaction_level{level}', interact)
+        self.chnl_reduce3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
+        self.add_decoder(out_channels, num_blocks, num_refinement_blocks, heads, **settings)
         self.attach_sensor(sensor, hard_sensor)
 
     def _restore(self, x: Tensor, context: PromptContext | None) -> Tensor:
-        skip1 = self.encoder_level1(self.patch_embed(x))  # (B, dim, H, W)
-        skip2 = self.encoder_level2(self.down1_2(skip1))  # (B, 2 dim, H/2, W/2)
-        skip3 = self.encoder_level3(self.down2_3(skip2))  # (B, 4 dim, H/4, W/4)
-        y = self.latent(self.down3_4(skip3))  # (B, 8 dim, H/8, W/8)
-
+        y, skip1, skip2, skip3 = self.encode(x)
         y = self.up4_3(self.chnl_reduce3(y))  # (B, 2 dim, H/4, W/4)
         y = torch.cat([y, self._modulate(3, skip3, context)], dim=1)  # (B, 6 dim, H/4, W/4)
         y = self.decoder_level3(self.reduce_chan_level3(y))  # (B, 4 dim, H/4, W/4)
@@ -174,28 +127,21 @@ class PIPRestormer(ConditionedNetwork):
             )
         zeros = self.output.weight.new_zeros
         own = {name: value for name, value in self.state_dict().items() if not name.startswith(SENSOR_PREFIX)}
-        return {**own, **{name: zeros(shape) for name, shape in unused_shapes(self.dim).items()}}
+        return {**own, **{name: zeros(shape) for name, shape in self.unused_shapes().items()}}
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load released checkpoints, too: leave out the three tensors that they hold and nothing uses, and no other."""
-        for name in unused_shapes(self.dim):
-            state_dict.pop(prefix + name, None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
+        """Names and shapes of three tensors: 112,896 numbers at dim 48."""
+        widths = [self.dim * 2**level for level in range(3)]
+        return {
+            f'reduce_noise_channel_{level}.weight': (width, width + prompt, 1, 1)
+            for level, (width, prompt) in enumerate(zip(widths, prompt_widths(self.dim), strict=True), start=1)
+        }
 
 
 def prompt_widths(dim: int) -> tuple[int, int, int]:
     """Prompt channels at levels 1 to 3: 64, 128 and 256 for the released dim of 48, always divisible into heads."""
     level1 = 4 * round(dim / 3)
     return level1, 2 * level1, 4 * level1
-
-
-def unused_shapes(dim: int) -> dict[str, tuple[int, int, int, int]]:
-    """Names and shapes of the three tensors of a released checkpoint that nothing uses: 112,896 numbers at dim 48."""
-    shapes = {}
-    for level, prompt in enumerate(prompt_widths(dim), start=1):
-        width = dim * 2 ** (level - 1)
-        shapes[f'reduce_noise_channel_{level}.weight'] = (width, width + prompt, 1, 1)
-    return shapes
 
 
 def _check_prompts(prompt_dims: Sequence[int], prompt_sizes: Sequence[int]) -> None:

@@ -6,8 +6,7 @@ Source: Potlapalli, Zamir, Khan, Khan, "PromptIR: Prompting for All-in-One Blind
 Shapes: B batch, H W height and width. `dim` features at full size; a level has half the size of the one above it.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from promptir_basicsr.archs.layers.arguments import (
     is_whole,
 )
 from promptir_basicsr.archs.layers.prompts import PromptGenBlock
-from promptir_basicsr.archs.layers.restormer import Downsample, OverlapPatchEmbed, TransformerBlock, Upsample
+from promptir_basicsr.archs.layers.restormer import Backbone, TransformerBlock
 from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.registry import register
 
@@ -30,7 +29,7 @@ INTERACTION_HEADS = 4  # of the block that mixes features and prompt, at every l
 
 
 @register(ARCH_REGISTRY)
-class PromptIR(nn.Module):
+class PromptIR(Backbone):
     """The network of the paper, section 3; the defaults are the paper's.
 
     All widths follow from `dim`. Lists are as good as tuples.
@@ -54,10 +53,7 @@ class PromptIR(nn.Module):
         OptionError: an argument is not allowed; the message names it and says what is.
     """
 
-    scale = 1
-    size_multiple = 8
     takes_degradation = False
-    levels = ('level3', 'level2', 'level1')
 
     def __init__(
         self,
@@ -78,54 +74,25 @@ class PromptIR(nn.Module):
         check_backbone('PromptIR', dim, num_blocks, heads, ffn_expansion_factor)
         check_ends('PromptIR', inp_channels, out_channels, num_refinement_blocks)
         _check_prompts(num_prompts, prompt_sizes)
-        self.dim = dim
-        self.inp_channels = inp_channels
-        self.out_channels = out_channels
         self.prompts = prompts
+        settings: dict[str, Any] = {
+            'ffn_expansion_factor': ffn_expansion_factor,
+            'bias': bias,
+            'layer_norm_type': layer_norm_type,
+        }
 
-        width1, width2, width3, width4 = (dim * 2**level for level in range(4))
-        block = partial(
-            TransformerBlock, ffn_expansion_factor=ffn_expansion_factor, bias=bias, layer_norm_type=layer_norm_type
-        )
-        conv1x1 = partial(nn.Conv2d, kernel_size=1, bias=bias)
-
-        def stage(width: int, num_heads: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(block(width, num_heads) for _ in range(count)))
-
-        self.patch_embed = OverlapPatchEmbed(inp_channels, width1)
-        self.encoder_level1 = stage(width1, heads[0], num_blocks[0])
-        self.down1_2 = Downsample(width1)
-        self.encoder_level2 = stage(width2, heads[1], num_blocks[1])
-        self.down2_3 = Downsample(width2)
-        self.encoder_level3 = stage(width3, heads[2], num_blocks[2])
-        self.down3_4 = Downsample(width3)
-        self.latent = stage(width4, heads[3], num_blocks[3])
-
+        self.add_encoder(inp_channels, dim, num_blocks, heads, **settings)
         if prompts:
-            prompt1, prompt2, prompt3 = prompt_widths(dim)
-            self.prompt3 = PromptGenBlock(prompt3, num_prompts, prompt_sizes[2], feature_dim=width4)
-            self.noise_level3 = block(width4 + prompt3, INTERACTION_HEADS)
-            self.reduce_noise_level3 = conv1x1(width4 + prompt3, width3)
-            self.prompt2 = PromptGenBlock(prompt2, num_prompts, prompt_sizes[1], feature_dim=width3)
-            self.noise_level2 = block(width3 + prompt2, INTERACTION_HEADS)
-            self.reduce_noise_level2 = conv1x1(width3 + prompt2, width3)
-            self.prompt1 = PromptGenBlock(prompt1, num_prompts, prompt_sizes[0], feature_dim=width2)
-            self.noise_level1 = block(width2 + prompt1, INTERACTION_HEADS)
-            self.reduce_noise_level1 = conv1x1(width2 + prompt1, width2)
+            for level, width, reduced in ((3, 8 * dim, 4 * dim), (2, 4 * dim, 4 * dim), (1, 2 * dim, 2 * dim)):
+                prompt, size = prompt_widths(dim)[level - 1], prompt_sizes[level - 1]
+                setattr(self, f'prompt{level}', PromptGenBlock(prompt, num_prompts, size, feature_dim=width))
+                mix = TransformerBlock(width + prompt, INTERACTION_HEADS, **settings)
+                setattr(self, f'noise_level{level}', mix)
+                reduce = nn.Conv2d(width + prompt, reduced, 1, bias=bias)
+                setattr(self, f'reduce_noise_level{level}', reduce)
         else:
-            self.reduce_noise_level3 = conv1x1(width4, width3)
-
-        # An upsampling leaves half the channels of what it is given, and the skip connection adds its own.
-        self.up4_3 = Upsample(width3)
-        self.reduce_chan_level3 = conv1x1(width3 // 2 + width3, width3)
-        self.decoder_level3 = stage(width3, heads[2], num_blocks[2])
-        self.up3_2 = Upsample(width3)
-        self.reduce_chan_level2 = conv1x1(width3 // 2 + width2, width2)
-        self.decoder_level2 = stage(width2, heads[1], num_blocks[1])
-        self.up2_1 = Upsample(width2)
-        self.decoder_level1 = stage(width2, heads[0], num_blocks[0])
-        self.refinement = stage(width2, heads[0], num_refinement_blocks)
-        self.output = nn.Conv2d(width2, out_channels, 3, padding=1, bias=bias)
+            self.reduce_noise_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
+        self.add_decoder(out_channels, num_blocks, num_refinement_blocks, heads, **settings)
 
     def forward(self, x: Tensor, degradation: Any = None) -> Tensor:
         """Restore x.
@@ -182,11 +149,7 @@ class PromptIR(nn.Module):
     def _features(self, x: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """The image x: (B, 3, H, W) as (B, 2 dim, H, W), what the last decoder stage gets; fills in `weights`."""
         check_image('PromptIR', x, self.inp_channels, self.size_multiple)
-        skip1 = self.encoder_level1(self.patch_embed(x))  # (B, dim, H, W)
-        skip2 = self.encoder_level2(self.down1_2(skip1))  # (B, 2 dim, H/2, W/2)
-        skip3 = self.encoder_level3(self.down2_3(skip2))  # (B, 4 dim, H/4, W/4)
-        y = self.latent(self.down3_4(skip3))  # (B, 8 dim, H/8, W/8)
-
+        y, skip1, skip2, skip3 = self.encode(x)
         y = self._interact(3, y, weights)  # (B, 4 dim, H/8, W/8)
         y = torch.cat([self.up4_3(y), skip3], dim=1)  # (B, 6 dim, H/4, W/4)
         y = self.decoder_level3(self.reduce_chan_level3(y))  # (B, 4 dim, H/4, W/4)
@@ -220,32 +183,25 @@ class PromptIR(nn.Module):
         if not self.prompts:
             raise ValueError('PromptIR: built with prompts=False; the released layout is only for prompts=True.')
         zeros = self.output.weight.new_zeros
-        return {**self.state_dict(), **{name: zeros(shape) for name, shape in unused_shapes(self.dim).items()}}
+        return {**self.state_dict(), **{name: zeros(shape) for name, shape in self.unused_shapes().items()}}
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Load released checkpoints, too: leave out the six tensors that they hold and nothing uses, and no other."""
-        unused = {prefix + name for name in unused_shapes(self.dim)}
-        used = {name: value for name, value in state_dict.items() if name not in unused}
-        super()._load_from_state_dict(used, prefix, *args)
+    def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
+        """Names and shapes of six tensors: 215,296 numbers at dim 48."""
+        prompt1, prompt2, prompt3 = prompt_widths(self.dim)
+        shapes = {}
+        for level, (prompt, reduced) in enumerate(
+            [(prompt1, prompt1), (prompt2, prompt2), (prompt3, 2 * prompt2)], start=1
+        ):
+            width = self.dim * 2 ** (level - 1)
+            shapes[f'chnl_reduce{level}.weight'] = (reduced, prompt, 1, 1)
+            shapes[f'reduce_noise_channel_{level}.weight'] = (width, width + reduced, 1, 1)
+        return shapes
 
 
 def prompt_widths(dim: int) -> tuple[int, int, int]:
     """Prompt channels at levels 1 to 3: 64, 128 and 320 for the paper's dim of 48, always divisible into heads."""
     level1, level2, level3 = (4 * round(dim * ratio / 4) for ratio in (4 / 3, 8 / 3, 20 / 3))
     return level1, level2, level3
-
-
-def unused_shapes(dim: int) -> dict[str, tuple[int, int, int, int]]:
-    """Names and shapes of the six tensors of a released checkpoint that nothing uses: 215,296 numbers at dim 48."""
-    prompt1, prompt2, prompt3 = prompt_widths(dim)
-    shapes = {}
-    for level, (prompt, reduced) in enumerate(
-        [(prompt1, prompt1), (prompt2, prompt2), (prompt3, 2 * prompt2)], start=1
-    ):
-        width = dim * 2 ** (level - 1)
-        shapes[f'chnl_reduce{level}.weight'] = (reduced, prompt, 1, 1)
-        shapes[f'reduce_noise_channel_{level}.weight'] = (width, width + reduced, 1, 1)
-    return shapes
 
 
 def _check_prompts(num_prompts: int, prompt_sizes: Sequence[int]) -> None:

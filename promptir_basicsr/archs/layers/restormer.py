@@ -9,6 +9,8 @@ Shapes: B batch, C channels, H W height and width, h heads, c = C / h channels a
 """
 
 import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -223,3 +225,71 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, C/2, 2H, 2W)."""
         return self.body(x)
+
+
+class Backbone(nn.Module):
+    """The encoder and the decoder that PromptIR and PIP share; what they put between the two is their own.
+
+    Layers are added in the order of the released programs: it is the order of their random numbers and weights.
+    """
+
+    scale = 1
+    size_multiple = 8
+    levels: tuple[str, ...] = ('level3', 'level2', 'level1')
+
+    def add_encoder(
+        self, inp_channels: int, dim: int, num_blocks: Sequence[int], heads: Sequence[int], **settings: Any
+    ) -> None:
+        """Add the layers before the prompts; `settings` are those of `TransformerBlock`."""
+        self.dim, self.inp_channels = dim, inp_channels
+        self.patch_embed = OverlapPatchEmbed(inp_channels, dim)
+        self.encoder_level1 = _stage(dim, heads[0], num_blocks[0], settings)
+        self.down1_2 = Downsample(dim)
+        self.encoder_level2 = _stage(2 * dim, heads[1], num_blocks[1], settings)
+        self.down2_3 = Downsample(2 * dim)
+        self.encoder_level3 = _stage(4 * dim, heads[2], num_blocks[2], settings)
+        self.down3_4 = Downsample(4 * dim)
+        self.latent = _stage(8 * dim, heads[3], num_blocks[3], settings)
+
+    def add_decoder(
+        self,
+        out_channels: int,
+        num_blocks: Sequence[int],
+        num_refinement_blocks: int,
+        heads: Sequence[int],
+        **settings: Any,
+    ) -> None:
+        """Add the layers after the prompts; `settings` are those of `TransformerBlock`."""
+        self.out_channels, dim, bias = out_channels, self.dim, settings['bias']
+        # An upsampling leaves half the channels of what it is given, and the skip connection adds its own.
+        self.up4_3 = Upsample(4 * dim)
+        self.reduce_chan_level3 = nn.Conv2d(6 * dim, 4 * dim, 1, bias=bias)
+        self.decoder_level3 = _stage(4 * dim, heads[2], num_blocks[2], settings)
+        self.up3_2 = Upsample(4 * dim)
+        self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
+        self.decoder_level2 = _stage(2 * dim, heads[1], num_blocks[1], settings)
+        self.up2_1 = Upsample(2 * dim)
+        self.decoder_level1 = _stage(2 * dim, heads[0], num_blocks[0], settings)
+        self.refinement = _stage(2 * dim, heads[0], num_refinement_blocks, settings)
+        self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The latent features of x: (B, C, H, W), and the skip connections of levels 1 to 3."""
+        skip1 = self.encoder_level1(self.patch_embed(x))  # (B, dim, H, W)
+        skip2 = self.encoder_level2(self.down1_2(skip1))  # (B, 2 dim, H/2, W/2)
+        skip3 = self.encoder_level3(self.down2_3(skip2))  # (B, 4 dim, H/4, W/4)
+        return self.latent(self.down3_4(skip3)), skip1, skip2, skip3  # (B, 8 dim, H/8, W/8)
+
+    def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
+        """Names and shapes of the tensors of a released checkpoint that nothing uses."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load released checkpoints, too: leave out the tensors that they hold and nothing uses, and no other."""
+        for name in self.unused_shapes():
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _stage(dim: int, num_heads: int, count: int, settings: Mapping[str, Any]) -> nn.Sequential:
+    return nn.Sequential(*(TransformerBlock(dim, num_heads, **settings) for _ in range(count)))
