@@ -22,7 +22,7 @@ from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, Promp
 from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
 from promptir_basicsr.archs.layers.restormer import WithBiasNorm
 from promptir_basicsr.archs.layers.taps import HEADS, check_prompt, default_width
-from promptir_basicsr.core.errors import OptionError, argument_error
+from promptir_basicsr.core.errors import argument_error, raise_problems
 from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.core.registry import register
 
@@ -214,8 +214,7 @@ def _check_prompts(
         for level in range(LEVELS)
         for problem in _level_problems(level, widths[level], prompt_dims[level], prompt_sizes[level], interaction)
     ]
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
 
 
 def _level_problems(level: int, channels: int, dim: int, size: int, interaction: str) -> Iterator[Problem]:

@@ -29,7 +29,7 @@ from promptir_basicsr.checkpoints.reading import (
     readings,
 )
 from promptir_basicsr.checkpoints.recognition import RECOGNIZED, recognize
-from promptir_basicsr.core.errors import OptionError, SaveError
+from promptir_basicsr.core.errors import OptionError, SaveError, raise_problems
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.problems import Problem
@@ -256,8 +256,7 @@ def _fitted(file: WeightFile, key: str, options: Mapping[str, Any]) -> Fit:
         OptionError: there is no such network, or the weights are of another one.
     """
     problems = network_problems(options)
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     try:
         return fit(file.sets[key], options)
     except OptionError as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.reading import readings
-from promptir_basicsr.core.errors import OptionError, problems_of
+from promptir_basicsr.core.errors import OptionError, problems_of, raise_problems
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.core.registry import arguments_of, build, check_call
@@ -71,8 +71,7 @@ def new_network(options: Mapping[str, Any], device: str = 'cpu') -> nn.Module:
         OptionError: there is no such network, or an argument is not allowed.
     """
     problems = network_problems(options)
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     try:
         with torch.random.fork_rng(devices=[]):
             return build(ARCH_REGISTRY, options, device)

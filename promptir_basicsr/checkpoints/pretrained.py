@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
 from promptir_basicsr.archs.traits import growable_axes, traits_of, unwrapped
 from promptir_basicsr.checkpoints.reading import named_as, read_weight_file, readings
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import build, find_registered
@@ -85,8 +85,7 @@ def check_fit(
     found = _differences(weights, net)
     problems = _growth_problems(where, found, path, allowed, resuming) if strict or allowed else []
     problems += _misfits(where, weights, net, found, path) if strict else []
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     return found if allowed else []
 
 
@@ -320,8 +319,7 @@ def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
     weights = _read(path, sensors[0])
     for sensor in sensors:
         problems = _sensor_misfits(weights, sensor, path)
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         sensor.load_state_dict(weights)
 
 

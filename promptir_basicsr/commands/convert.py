@@ -12,7 +12,7 @@ from torch import Tensor
 from promptir_basicsr.checkpoints.checkpoint import digest, halved, read_checkpoint, write_checkpoint
 from promptir_basicsr.checkpoints.folder import bytes_of
 from promptir_basicsr.checkpoints.reading import LAYOUTS
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.files import megabytes
 from promptir_basicsr.core.messages import first_few, printable
 from promptir_basicsr.core.vocabulary import LAYOUT_ENDINGS
@@ -83,8 +83,7 @@ def _target(args: argparse.Namespace) -> str | None:
         problems.append(f"'{args.output}' is a folder. Give the name of a file.")
     elif os.path.exists(args.output) and not args.overwrite:
         problems.append(f"'{args.output}' is there already. Take another name, or replace it with `--overwrite`.")
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     return target
 
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.demo.app import Activity, build_page
 from promptir_basicsr.demo.content import copy_examples, make_examples
@@ -41,8 +41,7 @@ def main(args: argparse.Namespace) -> int:
         settings = Settings(tile=args.tile, precision=args.precision)
     except OptionError as error:
         problems += error.problems
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     work = Path(tempfile.mkdtemp(prefix='basicsr-demo-'))
     try:
         _prepare_gradio(work)

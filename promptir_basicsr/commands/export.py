@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from promptir_basicsr.checkpoints.checkpoint import Checkpoint, build, read_checkpoint
-from promptir_basicsr.core.errors import OptionError, need_extra
+from promptir_basicsr.core.errors import need_extra, raise_problems
 from promptir_basicsr.core.files import megabytes
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.core.version import __version__
@@ -77,8 +77,7 @@ def _target(args: argparse.Namespace) -> tuple[str, str]:
         problems.append(f"'{path}' is a folder. Give the name of a file.")
     elif os.path.exists(path) and not args.overwrite:
         problems.append(f"'{path}' is there already. Take another name, or replace it with `--overwrite`.")
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     return path, str(kind)
 
 
@@ -94,8 +93,7 @@ def _sizes(args: argparse.Namespace) -> tuple[list[tuple[int, int, int]], tuple[
             found = _SIZE.fullmatch(text)
             if not found or (flag == '--fixed' and found[1]):
                 problems.append(f"{flag}: '{text}' is no size; height x width in pixels is 96x128.")
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     sizes = [(int(found[1] or 1), int(found[2]), int(found[3])) for found in map(_SIZE.fullmatch, args.sizes) if found]
     fixed = tuple(map(int, args.fixed.split('x'))) if args.fixed else None
     return sizes, fixed  # type: ignore[return-value]

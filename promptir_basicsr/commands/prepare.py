@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptir_basicsr.core.command_line import cores
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import check_count, printable
 from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.data.lmdb.plan import Preparation, plan_preparation
@@ -35,8 +35,7 @@ def main(args: argparse.Namespace) -> int:
     count = _verify_count(args.verify)
     workers = args.workers if args.workers is not None else cores()
     problems = check_count('--workers', workers)
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     cv2.setNumThreads(1)  # images are decoded side by side
     try:
         options, name, made_from, places = _read_options(args)

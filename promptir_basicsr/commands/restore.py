@@ -5,7 +5,7 @@ import sys
 import warnings
 from typing import Any
 
-from promptir_basicsr.core.errors import OptionError, problems_of
+from promptir_basicsr.core.errors import OptionError, problems_of, raise_problems
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
@@ -34,8 +34,7 @@ def main(args: argparse.Namespace) -> int:
             made.append(understand(args))
         except OptionError as error:
             problems += error.problems
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     labels, settings, plan = made
     restorer = Restorer(args.weights, args.opt, args.device, settings, args.key)
     try:

@@ -1,7 +1,7 @@
 """Every error that ends a command, with its exit status."""
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from promptir_basicsr.core.problems import Keys, Problem, as_problem, keys, problem
 
@@ -24,6 +24,12 @@ class OptionError(ValueError):
         self.problems = [as_problem(each) for each in problems]
         self.lines = [show(each) for each in self.problems]
         super().__init__('\n'.join(self.lines))
+
+
+def raise_problems(problems: Sequence[str | Problem]) -> None:
+    """Raise OptionError where there are problems."""
+    if problems:
+        raise OptionError(problems)
 
 
 def argument_error(owner: str, argument: str | Keys, message: str, *others: str) -> OptionError:

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from torch.utils.data import Dataset
 
 from promptir_basicsr.core.arrays import to_float, to_tensor
-from promptir_basicsr.core.errors import ImageError, OptionError
+from promptir_basicsr.core.errors import ImageError, OptionError, raise_problems
 from promptir_basicsr.core.messages import first_few, unknown_keys
 from promptir_basicsr.core.problems import Keys
 from promptir_basicsr.core.registry import register
@@ -263,8 +263,7 @@ def check_dataset(
         problems += error.problems
     if not problems:
         problems += check_shares(tasks, opt, where)
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     if keep:
         _CHECKED[_tasks_key(opt)] = tasks
     return tasks

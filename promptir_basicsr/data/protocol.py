@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import check_count, did_you_mean, unknown_keys, unknown_name
 from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 from promptir_basicsr.core.yaml_loader import load_yaml
@@ -138,8 +138,7 @@ def expand_protocol(opt: Mapping[str, Any], where: str | Keys) -> dict[str, Any]
     if part is None:
         raise OptionError([problem(place, f"'{name}' has no {key} part.")])
     options, problems = _changed(part.options, given, keys(where))
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     return options
 
 

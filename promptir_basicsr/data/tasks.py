@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import first_few, unknown_name
 from promptir_basicsr.core.problems import Item, Keys, Problem, keys, place, problem
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
@@ -104,8 +104,7 @@ def build_tasks(
     problems += [problem for survey in found for problem in (*survey.problems, *survey.gaps)]
     tasks = [survey.task for survey in found if survey.task is not None]
     problems += _duplicate_names(tasks, where)
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     return tasks
 
 

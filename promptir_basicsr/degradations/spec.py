@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import raise_problems
 from promptir_basicsr.core.messages import meant_by, written_as
 from promptir_basicsr.core.problems import Keys, Problem, as_problem, keys, problem
 
@@ -54,8 +54,7 @@ class Degrade:
             problems += found
             if step is not None:
                 self._steps.append(step)
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
 
     @property
     def spec(self) -> list[dict[str, Any]]:
@@ -238,8 +237,7 @@ class Degradation:
 
     def __call__(self, image: Image, rng: np.random.Generator, **values: Any) -> Image:
         canonical, problems = self.validate(values, self.name)
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         return self.apply(image, rng, canonical)
 
     def apply(self, image: Image, rng: np.random.Generator, values: dict[str, Any]) -> Image:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from promptir_basicsr.checkpoints.checkpoint import build, read_checkpoint
 from promptir_basicsr.checkpoints.pretrained import load_sensor
-from promptir_basicsr.core.errors import OptionError, need_extra
+from promptir_basicsr.core.errors import OptionError, need_extra, raise_problems
 from promptir_basicsr.core.files import atomic_folder
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.problems import Problem, problem
@@ -68,8 +68,7 @@ class Settings:
         except (RuntimeError, AssertionError):  # torch asserts that it was built for the device
             message = f"this machine has no '{self.device}'. Take auto, cpu or, of a GPU, cuda:0."
             problems.append(problem('--device', message))
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
 
     def torch_device(self) -> torch.device:
         """Raises RuntimeError or AssertionError where torch does not know it, or this machine does not have it."""
@@ -151,8 +150,7 @@ def _datasets(options: Mapping[str, Any]) -> list[AllInOneDataset]:
     if not problems and not found:
         message = 'no AllInOneDataset for validation or test (val, val_1, test), which gives the images.'
         problems.append(problem('datasets', message))
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     return [AllInOneDataset(given) for given in found.values()]
 
 
@@ -204,8 +202,7 @@ def _samples(datasets: Sequence[AllInOneDataset], prompted: PromptedNet, setting
         for task in dataset.tasks
         if prompted.told and task.label >= known
     ]
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     found = []
     for dataset in datasets:
         for sample in choose_samples(dataset, settings.images, settings.seed, settings.size, prompted.multiple):

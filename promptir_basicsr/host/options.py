@@ -19,7 +19,7 @@ from basicsr.utils import options as host_options
 
 from promptir_basicsr.checks.run import check_options
 from promptir_basicsr.core.command_line import argument_parser
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.host.distributed import common_seed, launch_problems, processes_of, restarted, start_processes
@@ -45,8 +45,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     """
     args = argument_parser('train' if is_train else 'test').parse_args()
     problems = launch_problems(args.launcher)
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     args.opt = find_option_file(args.opt)
     options = checked_options(args.opt, args.force_yml, is_train, processes_of(args.launcher))
     where = relative_roots(root_path, options)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import first_few, printable
 from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
 from promptir_basicsr.pictures.picture import EXTENSIONS, extension_of, format_of
@@ -74,8 +74,7 @@ def plan_restoration(
         problems.append(
             f'no pictures found in {first_few(map(_quoted, inputs))}.{more} Known: {", ".join(EXTENSIONS)}.'
         )
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     files = list(dict.fromkeys((os.path.normpath(source), relative) for source, relative in found.files))
     if found.single and _is_file_name(out):
         jobs = [_single(files[0][0], out, suffix, extension)]
@@ -90,8 +89,7 @@ def plan_restoration(
             f'{names} {"exists" if len(present) == 1 else "exist"} already. --overwrite replaces what is there, '
             '--skip-existing leaves it.'
         )
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     skipped = {job.target for job in present} if skip_existing else set()
     return Plan([job for job in jobs if job.target not in skipped], found.foreign, len(skipped))
 

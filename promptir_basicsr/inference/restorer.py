@@ -13,7 +13,7 @@ from promptir_basicsr.archs.fast.kernels import kernel_problems
 from promptir_basicsr.archs.traits import Conditioned, NetworkTraits, traits_of, unwrapped
 from promptir_basicsr.checkpoints.checkpoint import build, read_checkpoint
 from promptir_basicsr.core.arrays import to_float
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.runtime.precision import device_problems, find_device
 
@@ -53,8 +53,7 @@ class Restorer:
         self.device = find_device(device)
         problems = device_problems('precision', self.settings.precision, self.device)
         problems += kernel_problems('kernels', self.settings.kernels, self.device)
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         self.checkpoint = read_checkpoint(weights, network, key)
         self.net = build(self.checkpoint, self.device)
         self._check_output(os.fspath(weights))

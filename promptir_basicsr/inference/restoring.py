@@ -26,7 +26,7 @@ from promptir_basicsr.archs.fast.kernels import kernels_of
 from promptir_basicsr.archs.layers.global_statistics import Place, WholeImage
 from promptir_basicsr.archs.traits import Conditioned, traits_of, unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import raise_problems
 from promptir_basicsr.core.messages import check_count, unknown
 from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.vocabulary import KERNELS, PRECISIONS
@@ -97,8 +97,7 @@ class Settings:
             problems.append(unknown('kernels', 'choice', self.kernels, KERNELS))
         if self.size_multiple is not None:
             problems += check_count('size_multiple', self.size_multiple)
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import raise_problems
 from promptir_basicsr.core.messages import check_count, is_number
 from promptir_basicsr.core.problems import Problem, problem
 
@@ -33,8 +33,7 @@ class LossScaler:
         elif not is_number(factor) or not 0 < factor <= limit:
             message = f'{factor!r} is not a number above 0 and at most limit, {limit}.'
             problems.append(Problem(('factor',), message, others=(('limit',),)))
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         self.history, self.limit, self.factor = history, limit, factor
         self.losses = torch.zeros(0)  # the oldest first
 

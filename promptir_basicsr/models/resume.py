@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from promptir_basicsr.checkpoints.folder import atomic_save, remove_older
 from promptir_basicsr.checkpoints.pretrained import state_problems
 from promptir_basicsr.checkpoints.reading import METADATA
-from promptir_basicsr.core.errors import OptionError, SickTraining, Stopped
+from promptir_basicsr.core.errors import SickTraining, Stopped, raise_problems
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.evaluation.results import has_iteration, last_measured, measured, up_to
@@ -246,8 +246,7 @@ class Resumable(TrainingStep):
             OptionError: the state belongs to a network of other sizes.
         """
         problems = state_problems(resume_state['optimizers'], self.optimizers, self.get_bare_model(self.net_g))
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         super().resume_training(resume_state)
         self._iteration = self._saved = resume_state['iter']
         self._epoch = resume_state['epoch']

@@ -18,7 +18,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from promptir_basicsr.archs.fast.kernels import kernel_problems, set_kernels
 from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.archs.traits import prompts_of, traits_of
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.problems import problem
 from promptir_basicsr.losses.loss_scaler import LossScaler
 from promptir_basicsr.models.nonfinite import SickSteps, Step, running_statistics
@@ -81,8 +81,7 @@ class TrainingStep(SRModel):
         val = (self.opt.get('val') or {}).get('precision') or 'fp32'
         problems += device_problems(('val', 'precision'), val, self.device)
         problems += kernel_problems('kernels', self.opt.get('kernels'), self.device)
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         set_kernels(self.opt.get('kernels'))
         self._arrange(net, trained=self.is_train)
         if self.is_train:
@@ -99,8 +98,7 @@ class TrainingStep(SRModel):
         """Formulation, checkpointing and memory layout of a network."""
         checkpointing = self.opt.get('activation_checkpointing') if trained else None
         problems = set_blocks(net, self.opt.get('formulation'), checkpointing, self.opt.get('kernels'))
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         if self.opt.get('channels_last'):
             for tensor in (*net.parameters(), *net.buffers()):
                 if tensor.ndim == 4:

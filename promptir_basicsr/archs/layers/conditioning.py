@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.arguments import check_image, is_whole
 from promptir_basicsr.archs.traits import names_of, traits_of
-from promptir_basicsr.core.errors import OptionError, argument_error
+from promptir_basicsr.core.errors import OptionError, argument_error, raise_problems
 from promptir_basicsr.core.messages import first_few, is_number, unknown, unknown_keys
 from promptir_basicsr.core.problems import Keys, Problem, keys, place, problem
 from promptir_basicsr.core.registry import build, check_registered, find_registered
@@ -92,8 +92,7 @@ class ConditionedNetwork(nn.Module):
         if not isinstance(hard, bool):
             message = f'hard_sensor is {hard!r}; it must be true or false.'
             problems += argument_error(name, 'hard_sensor', message).problems
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         self.hard_sensor = hard
         if options is None:
             return
@@ -109,8 +108,7 @@ class ConditionedNetwork(nn.Module):
             for key, value in known.items()
             if given.get(key, value) != value
         ]
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         kind = find_registered(ARCH_REGISTRY, options['type'])
         known = {name: value for name, value in known.items() if name in inspect.signature(kind).parameters}
         with torch.random.fork_rng(devices=[]):
@@ -288,8 +286,7 @@ class ConditionedNetwork(nn.Module):
             for level, value in strengths.items()
             if not is_number(value) or math.isinf(value)
         ]
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
         weights = {
             level: self._weights(x, given, f'{network}: overrides.{level}') for level, given in overrides.items()
         }
@@ -339,8 +336,7 @@ def weights_of(
             problems.append(problem(where, message))
     else:
         problems = [_not_understood(where, degradation, num_degradations, names)]
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     return _shares(torch.tensor(rows, dtype=x.dtype, device=x.device))
 
 
@@ -405,8 +401,7 @@ def _from_tensor(
         for i, value in enumerate(rows.tolist()):
             mixture = dict(enumerate(value)) if is_weights else value
             problems += _row(where if shape == one else (*where, i), mixture, num_degradations, names)[1]
-        if problems:
-            raise OptionError(problems)
+        raise_problems(problems)
     degradation = degradation.to(x.device)
     if not is_weights:
         degradation = degradation[..., None] == torch.arange(num_degradations, device=x.device)

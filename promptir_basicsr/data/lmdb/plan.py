@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from promptir_basicsr.core.errors import ImageError, OptionError
+from promptir_basicsr.core.errors import ImageError, OptionError, raise_problems
 from promptir_basicsr.core.messages import unknown
 from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.vocabulary import STORAGES
@@ -107,8 +107,7 @@ def plan_preparation(
     problems = [] if storage in STORAGES else [unknown('--storage', 'storage', storage, STORAGES)]
     if not chosen:
         problems.append(problem('datasets', 'none of them is an AllInOneDataset.'))
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
 
     found: list[tuple[str, str, dict[str, Any], list[Task]]] = []
     for key, dataset in chosen.items():
@@ -118,16 +117,14 @@ def plan_preparation(
             found.append((key, phase, opt, check_dataset(opt, where)))
         except OptionError as error:
             problems += error.problems
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
 
     roots = _Roots(out, storage)
     for _, phase, opt, tasks in found:
         for task, task_options in zip(tasks, opt['tasks'], strict=True):
             roots.add(phase, task, task_options, opt.get('dataroot'))
     problems = roots.problems()
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     plans = [DatasetPlan(key, phase, opt, tasks, roots.plans(phase)) for key, phase, opt, tasks in found]
     return _with_files(plans, options, out, name, made_from)
 

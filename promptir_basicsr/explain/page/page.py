@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import raise_problems
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.explain.page.embed import figure_markup, picture_uri
 from promptir_basicsr.explain.page.model import Comparison, Figure, Report, Section, Table
@@ -42,8 +42,7 @@ def write_page(path: str | Path, report: Report) -> None:
 def render(report: Report) -> str:
     """The page as text; see `write_page`."""
     problems = [problem for section in report.sections for problem in _problems(section)]
-    if problems:
-        raise OptionError(problems)
+    raise_problems(problems)
     pixels = sum(image.shape[0] * image.shape[1] for image in _pictures(report))
     lossless = pixels <= _LOSSLESS
     files = importlib.resources.files(__package__)
