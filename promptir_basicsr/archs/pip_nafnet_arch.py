@@ -17,7 +17,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.layers.arguments import check_whole_numbers, is_whole
+from promptir_basicsr.archs.layers.arguments import check_whole, check_whole_numbers, is_whole, must_be
 from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, PromptContext
 from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
 from promptir_basicsr.archs.layers.restormer import WithBiasNorm
@@ -194,12 +194,10 @@ def _stage(width: int, count: int) -> nn.Sequential:
 def _check_backbone(
     img_channel: int, width: int, middle_blk_num: int, enc_blk_nums: Sequence[int], dec_blk_nums: Sequence[int]
 ) -> None:
-    for name, value in (('img_channel', img_channel), ('middle_blk_num', middle_blk_num)):
-        if not is_whole(value, least=1):
-            raise argument_error('PIPNAFNet', name, f'{name} is {value!r}; it must be an integer of at least 1.')
+    check_whole('PIPNAFNet', 'img_channel', img_channel, 1)
+    check_whole('PIPNAFNet', 'middle_blk_num', middle_blk_num, 1)
     if not is_whole(width, least=2) or width % 2:
-        message = f'width is {width!r}; it must be a positive even number, such as 32.'
-        raise argument_error('PIPNAFNet', 'width', message)
+        raise must_be('PIPNAFNet', 'width', width, 'a positive even number, such as 32.')
     check_whole_numbers('PIPNAFNet', 'enc_blk_nums', enc_blk_nums, LEVELS)
     check_whole_numbers('PIPNAFNet', 'dec_blk_nums', dec_blk_nums, LEVELS)
 

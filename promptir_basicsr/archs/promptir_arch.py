@@ -17,12 +17,11 @@ from promptir_basicsr.archs.layers.arguments import (
     check_backbone,
     check_ends,
     check_image,
+    check_whole,
     check_whole_numbers,
-    is_whole,
 )
 from promptir_basicsr.archs.layers.prompts import PromptGenBlock
 from promptir_basicsr.archs.layers.restormer import Backbone, TransformerBlock
-from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.registry import register
 
 INTERACTION_HEADS = 4  # of the block that mixes features and prompt, at every level
@@ -205,11 +204,6 @@ def prompt_widths(dim: int) -> tuple[int, int, int]:
 
 
 def _check_prompts(num_prompts: int, prompt_sizes: Sequence[int]) -> None:
-    if not is_whole(num_prompts, least=1):
-        raise argument_error(
-            'PromptIR',
-            'num_prompts',
-            f'num_prompts is {num_prompts!r}; it must be an integer of at least 1. '
-            'The paper has 5; for a network without prompts set prompts to False.',
-        )
+    hint = '. The paper has 5; for a network without prompts set prompts to False.'
+    check_whole('PromptIR', 'num_prompts', num_prompts, 1, hint)
     check_whole_numbers('PromptIR', 'prompt_sizes', prompt_sizes, length=3)

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.layers.arguments import check_image, is_whole
+from promptir_basicsr.archs.layers.arguments import check_image, check_whole
 from promptir_basicsr.archs.layers.conditioning import check_names
 from promptir_basicsr.archs.layers.restormer import LayerNorm2d
-from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.registry import register
 
 _LEAST_SIDE = 16  # smaller images are continued by their border up to it
@@ -67,9 +66,7 @@ class DegradationSensor(nn.Module):
         super().__init__()
         self.degradations = check_names('DegradationSensor', num_degradations, degradations)
         for name, value, least in (('dim', dim, 4), ('num_blocks', num_blocks, 0), ('inp_channels', inp_channels, 1)):
-            if not is_whole(value, least):
-                message = f'{name} is {value!r}; it must be an integer of at least {least}.'
-                raise argument_error('DegradationSensor', name, message)
+            check_whole('DegradationSensor', name, value, least)
         self.num_degradations = num_degradations
         self.inp_channels = inp_channels
         widths = (dim, 2 * dim, 4 * dim, 4 * dim)

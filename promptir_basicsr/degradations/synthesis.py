@@ -25,34 +25,12 @@ from promptir_basicsr.degradations.physics import (
     srgb_to_linear,
 )
 from promptir_basicsr.degradations.spec import (
-    DEGRADATIONS,
     Choice,
-    Degradation,
-    Degrade,
     Image,
     Number,
     Switch,
     degradation,
 )
-
-__all__ = [
-    'DEGRADATIONS',
-    'Choice',
-    'Degradation',
-    'Degrade',
-    'Image',
-    'Number',
-    'Switch',
-    'defocus_blur',
-    'degradation',
-    'gaussian_noise',
-    'haze',
-    'jpeg',
-    'low_light',
-    'motion_blur',
-    'rain',
-    'snow',
-]
 
 _JPEG_SAMPLING = {
     '420': cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from promptir_basicsr.core.errors import argument_error
+from promptir_basicsr.core.errors import OptionError, argument_error
 
 
 def check_backbone(
@@ -17,7 +17,7 @@ def check_backbone(
     """
     if not is_whole(dim, least=8) or dim % 8:
         near = 8 * round(dim / 8) if is_whole(dim, least=8) else 48
-        raise argument_error(network, 'dim', f'dim is {dim!r}; it must be a positive multiple of 8, such as {near}.')
+        raise must_be(network, 'dim', dim, f'a positive multiple of 8, such as {near}.')
     check_whole_numbers(network, 'num_blocks', num_blocks, length=4)
     check_whole_numbers(network, 'heads', heads, length=4)
     for level, count in enumerate(heads):
@@ -32,12 +32,8 @@ def check_backbone(
                 f'heads of two channels or more. It must be one of {allowed}.',
             )
     if not isinstance(ffn_expansion_factor, int | float) or not ffn_expansion_factor * dim >= 1:
-        raise argument_error(
-            network,
-            'ffn_expansion_factor',
-            f'ffn_expansion_factor is {ffn_expansion_factor!r}; it must be a number of at least {1 / dim:.3g}, so that '
-            f'dim {dim} has a hidden channel. The paper has 2.66.',
-        )
+        what = f'a number of at least {1 / dim:.3g}, so that dim {dim} has a hidden channel. The paper has 2.66.'
+        raise must_be(network, 'ffn_expansion_factor', ffn_expansion_factor, what)
 
 
 def check_ends(network: str, inp_channels: int, out_channels: int, num_refinement_blocks: int) -> None:
@@ -46,9 +42,7 @@ def check_ends(network: str, inp_channels: int, out_channels: int, num_refinemen
     Raises:
         OptionError: names the network and the argument, what was found, what is allowed.
     """
-    if not is_whole(inp_channels, least=1):
-        message = f'inp_channels is {inp_channels!r}; it must be an integer of at least 1 (RGB has 3).'
-        raise argument_error(network, 'inp_channels', message)
+    check_whole(network, 'inp_channels', inp_channels, 1, ' (RGB has 3).')
     if inp_channels != out_channels:
         raise argument_error(
             network,
@@ -57,21 +51,25 @@ def check_ends(network: str, inp_channels: int, out_channels: int, num_refinemen
             f'is added to the input. Set out_channels to {inp_channels}.',
             'inp_channels',
         )
-    if not is_whole(num_refinement_blocks, least=0):
-        raise argument_error(
-            network,
-            'num_refinement_blocks',
-            f'num_refinement_blocks is {num_refinement_blocks!r}; it must be an integer of at least 0. '
-            'The paper has 4.',
-        )
+    check_whole(network, 'num_refinement_blocks', num_refinement_blocks, 0, '. The paper has 4.')
+
+
+def must_be(network: str, name: str, value: object, what: str) -> OptionError:
+    """The error of an argument with another value than it must have."""
+    return argument_error(network, name, f'{name} is {value!r}; it must be {what}')
+
+
+def check_whole(network: str, name: str, value: object, least: int, hint: str = '.') -> None:
+    """Raise OptionError unless `value` is an integer of at least `least`; a hint ends the sentence."""
+    if not is_whole(value, least):
+        raise must_be(network, name, value, f'an integer of at least {least}{hint}')
 
 
 def check_whole_numbers(network: str, name: str, values: Sequence[int], length: int) -> None:
     """Raise OptionError unless `values` is a list or tuple of `length` integers of at least 1."""
     found = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
     if found is None or len(found) != length or not all(is_whole(value, least=1) for value in found):
-        message = f'{name} is {values!r}; it must be a list of {length} integers of at least 1, one a level.'
-        raise argument_error(network, name, message)
+        raise must_be(network, name, values, f'a list of {length} integers of at least 1, one a level.')
 
 
 def is_whole(value: object, least: int) -> bool:

@@ -17,9 +17,9 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.layers.arguments import check_image, is_whole
+from promptir_basicsr.archs.layers.arguments import check_image, check_whole, must_be
 from promptir_basicsr.archs.traits import names_of, traits_of
-from promptir_basicsr.core.errors import OptionError, argument_error, raise_problems
+from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import first_few, is_number, unknown, unknown_keys
 from promptir_basicsr.core.problems import Keys, Problem, keys, place, problem
 from promptir_basicsr.core.registry import build, check_registered, find_registered
@@ -90,8 +90,7 @@ class ConditionedNetwork(nn.Module):
         name = type(self).__name__
         problems = [each.said_by(name) for each in check_sensor('sensor', options)]
         if not isinstance(hard, bool):
-            message = f'hard_sensor is {hard!r}; it must be true or false.'
-            problems += argument_error(name, 'hard_sensor', message).problems
+            problems += must_be(name, 'hard_sensor', hard, 'true or false.').problems
         raise_problems(problems)
         self.hard_sensor = hard
         if options is None:
@@ -346,20 +345,14 @@ def check_names(network: str, num_degradations: int, names: Sequence[str] | None
     Raises:
         OptionError: T is no whole number above 0, or the names are not T different ones.
     """
-    if not is_whole(num_degradations, least=1):
-        message = f'num_degradations is {num_degradations!r}; it must be an integer of at least 1.'
-        raise argument_error(network, 'num_degradations', f'{message} The released program has 5.')
+    check_whole(network, 'num_degradations', num_degradations, 1, '. The released program has 5.')
     if names is None:
         return DEGRADATION_TYPES if num_degradations == len(DEGRADATION_TYPES) else None
     found = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
     words = {name for name in found if isinstance(name, str) and name}
     if not len(words) == len(found) == num_degradations:
-        raise argument_error(
-            network,
-            'degradations',
-            f'degradations is {names!r}; it must be a list of num_degradations = {num_degradations} different names, '
-            'by id.',
-        )
+        what = f'a list of num_degradations = {num_degradations} different names, by id.'
+        raise must_be(network, 'degradations', names, what)
     return tuple(found)
 
 
