@@ -16,7 +16,7 @@ import torch
 from benchmarks.hardware import hardware
 from benchmarks.memory import peak_memory
 from benchmarks.variants import NETWORKS, Run, Variant, Workload
-from promptir_basicsr.archs.layers.formulation import CHECKPOINTING
+from promptir_basicsr.core.vocabulary import CHECKPOINTING
 
 CARDS = (12, 24, 48, 80)  # GB
 RESERVE = 1.5e9

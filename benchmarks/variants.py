@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from benchmarks.reference import ReferencePIP, ReferencePromptIR
 from promptir_basicsr.archs import PIPRestormer, PromptIR
 from promptir_basicsr.archs.fast.kernels import kernels_of
-from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, FORMULATIONS, set_checkpointing, set_formulation
+from promptir_basicsr.archs.layers.formulation import set_checkpointing, set_formulation
+from promptir_basicsr.core.vocabulary import CHECKPOINTING, FORMULATIONS
 from promptir_basicsr.runtime.precision import autocast, set_float32
 from tests.golden.seeded import seeded_fill, seeded_image
 

@@ -11,11 +11,10 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr.archs.fast.kernels import kernel_problems
-from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, FORMULATIONS
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import build
-from promptir_basicsr.core.vocabulary import KERNELS, PRECISIONS
+from promptir_basicsr.core.vocabulary import CHECKPOINTING, FORMULATIONS, KERNELS, PRECISIONS
 from promptir_basicsr.runtime.precision import device_problems
 from promptir_basicsr.runtime.recompute import set_blocks
 

@@ -1,12 +1,29 @@
 """The words that all rooms share."""
 
+from typing import Literal, get_args
+
 DEGRADATION_TYPES = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight')
 """The vocabulary of degradations; the position is the label (the class ids of PIP's released program)."""
 
-PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
+Precision = Literal['fp32', 'tf32', 'bf16', 'fp16']
+PRECISIONS = get_args(Precision)
 
-KERNELS = ('triton',)
+Kernels = Literal['triton']
+KERNELS = get_args(Kernels)
 """Kernels of Transformer blocks beside torch's own."""
+
+Formulation = Literal['fast', 'plain']
+FORMULATIONS = get_args(Formulation)
+
+Checkpointing = Literal['none', 'gate', 'block']
+CHECKPOINTING = get_args(Checkpointing)
+
+Statistics = Literal['tile', 'reduced', 'tiles']
+STATISTICS = get_args(Statistics)
+
+StopSignal = Literal['SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU']
+STOP_SIGNALS = get_args(StopSignal)
+"""What `logger.stop_signals` may name: Slurm sends the one that `--signal` asks for before it takes the machine."""
 
 STORAGES = ('original', 'lossless', 'raw')
 

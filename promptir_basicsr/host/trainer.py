@@ -16,9 +16,10 @@ from basicsr.models import build_model as _host_build_model
 from basicsr.utils import MessageLogger
 
 from promptir_basicsr.core.messages import Printable
+from promptir_basicsr.core.vocabulary import STOP_SIGNALS
 from promptir_basicsr.data.sampler import EpochSampler
 from promptir_basicsr.models.run import begin, current
-from promptir_basicsr.models.signals import ALWAYS, FURTHER, ignore_once
+from promptir_basicsr.models.signals import ALWAYS, ignore_once
 
 _host_loaders: Callable[..., Any] = inspect.unwrap(basicsr.train.create_train_val_dataloader)
 _host_pipeline: Callable[[str], None] = inspect.unwrap(basicsr.train.train_pipeline)
@@ -110,7 +111,7 @@ def train_pipeline(root_path: str) -> None:
 def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
     """BasicSR's, in a process that outlives the first signal, unless its own parent sends it."""
     _host_worker_init(worker_id, num_workers, rank, seed)
-    for name in (*ALWAYS, *FURTHER):
+    for name in (*ALWAYS, *STOP_SIGNALS):
         if name != 'SIGTERM' and hasattr(signal, name):
             signal.signal(getattr(signal, name), ignore_once)
     # The parent ends its workers by SIGTERM and waits for them. Only this call tells who has sent it; macOS lacks it.

@@ -29,7 +29,7 @@ from promptir_basicsr.core.arrays import pad_to_multiple
 from promptir_basicsr.core.errors import raise_problems
 from promptir_basicsr.core.messages import check_count, unknown
 from promptir_basicsr.core.problems import Problem, problem
-from promptir_basicsr.core.vocabulary import KERNELS, PRECISIONS
+from promptir_basicsr.core.vocabulary import KERNELS, PRECISIONS, STATISTICS
 from promptir_basicsr.inference.tiles import Grid, spread
 from promptir_basicsr.runtime.compilation import eagerly
 from promptir_basicsr.runtime.memory import Need
@@ -37,7 +37,6 @@ from promptir_basicsr.runtime.precision import autocast, float32_as
 
 logger = logging.getLogger('basicsr')
 
-STATISTICS = ('tile', 'reduced', 'tiles')
 VARIANTS = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))
 """The eight ways to lay a square on itself: quarter turns, and a reflection before."""
 

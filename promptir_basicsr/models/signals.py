@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 ALWAYS = ('SIGTERM', 'SIGINT')
-FURTHER = ('SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
-"""What `logger.stop_signals` may name: Slurm sends the one that `--signal` asks for before it takes the machine."""
 _REPEAT = 5.0  # seconds, on a busy machine, in which torchrun passes on what the terminal has sent to all already
 
 

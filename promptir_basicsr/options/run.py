@@ -1,11 +1,13 @@
 """Options of a whole run: what an option file may hold at its top, and in `path`, `val` and `logger`."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict
 from pydantic.fields import FieldInfo
 
+from promptir_basicsr.core import vocabulary
 from promptir_basicsr.core.messages import shown
+from promptir_basicsr.core.vocabulary import STOP_SIGNALS, StopSignal
 from promptir_basicsr.options.registered import Registered
 from promptir_basicsr.options.section import (
     CheckedElsewhere,
@@ -29,19 +31,18 @@ from promptir_basicsr.options.train import HostTrainOptions, PromptTrainOptions,
 
 PromptScale = Annotated[Literal[1], Told('{found}; PromptModel restores at the same size, scale: 1.')]
 SensorScale = Annotated[Literal[1], Told('{found}; SensorModel has no use for it, scale: 1.')]
-Precision = Annotated[Literal['fp32', 'tf32', 'bf16', 'fp16'], OneOf('precision')]
+Precision = Annotated[vocabulary.Precision, OneOf('precision')]
 Compile = Annotated[
     Annotated[bool, Strict()] | Literal['max-autotune'], Told('{found}; allowed: false, true, max-autotune.')
 ]
-Formulation = Annotated[Literal['fast', 'plain'], OneOf('choice')]
-Kernels = Annotated[Literal['triton'], OneOf('choice')]
-Checkpointing = Annotated[Literal['none', 'gate', 'block'], OneOf('choice')]
+Formulation = Annotated[vocabulary.Formulation, OneOf('choice')]
+Kernels = Annotated[vocabulary.Kernels, OneOf('choice')]
+Checkpointing = Annotated[vocabulary.Checkpointing, OneOf('choice')]
 Gpus = Annotated[Literal['auto'] | CountFromZero, Told('{found} is not a whole number of at least 0.')]
 Backend = Annotated[Literal['nccl', 'gloo', 'mpi', 'cpu:gloo,cuda:nccl'], OneOf('backend')]
 Tile = Annotated[Literal['auto'] | Count, Told('{found} is neither auto nor a whole number of pixels, at least 1.')]
-Statistics = Annotated[Literal['tile', 'reduced', 'tiles'], OneOf('choice')]
+Statistics = Annotated[vocabulary.Statistics, OneOf('choice')]
 Metric = Annotated[dict[str, Any], Registered('metric'), CheckedElsewhere()]
-StopSignal = Literal['SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU']
 Metrics = Annotated[dict[str, Metric], Told('give `name: {{type: ...}}`, not {found}.')]
 Network = Annotated[dict[str, Any], Registered('network'), Told('give options `key: value`, not {found}.')]
 
@@ -112,8 +113,7 @@ class OwnLoggerOptions(LoggerOptions):
         'Older ones are removed once the newest can be read back. Left out, all are kept',
     )
     stop_signals: (
-        Annotated[list[StopSignal], Told(f'{{found}}; give a list of some of {", ".join(get_args(StopSignal))}.')]
-        | None
+        Annotated[list[StopSignal], Told(f'{{found}}; give a list of some of {", ".join(STOP_SIGNALS)}.')] | None
     ) = option(
         None,
         description='signals that end a training with its state saved, beside SIGTERM and SIGINT, such as [SIGUSR1] '

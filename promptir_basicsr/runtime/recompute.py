@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, Formulated, set_checkpointing, set_formulation
+from promptir_basicsr.archs.layers.formulation import Formulated, set_checkpointing, set_formulation
 from promptir_basicsr.core.messages import unknown_name
 from promptir_basicsr.core.problems import Problem, problem
+from promptir_basicsr.core.vocabulary import CHECKPOINTING
 
 LISTS = (nn.Sequential, nn.ModuleList)
 

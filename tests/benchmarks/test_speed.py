@@ -16,7 +16,8 @@ from benchmarks.memory import bytes_kept
 from benchmarks.reference import Block, CrossBlock, ReferencePIP, ReferencePromptIR
 from benchmarks.variants import TINY, Run, Variant, Workload, parse_size, parse_variant, weights_of
 from promptir_basicsr.archs import PIPRestormer, PromptIR
-from promptir_basicsr.archs.layers.formulation import FORMULATIONS, Formulated, set_formulation
+from promptir_basicsr.archs.layers.formulation import Formulated, set_formulation
+from promptir_basicsr.core.vocabulary import FORMULATIONS
 from tests.golden.seeded import seeded_fill, seeded_image
 
 GOLDEN = Path(__file__).parents[1] / 'golden'

@@ -16,9 +16,10 @@ from promptir_basicsr.archs import PIPRestormer, PromptIR
 from promptir_basicsr.archs.layers.formulation import set_formulation
 from promptir_basicsr.checks.run import check_options
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.vocabulary import STATISTICS
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.degradations.spec import Degrade
-from promptir_basicsr.inference.restoring import STATISTICS, Settings, restore_images
+from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.runtime import memory
 from promptir_basicsr.runtime.memory import Need, peak_bytes
 from tests.golden.seeded import seeded_fill, seeded_image

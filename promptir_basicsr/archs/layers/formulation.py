@@ -10,9 +10,7 @@ from torch import nn
 
 from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.messages import unknown_name
-
-FORMULATIONS = ('fast', 'plain')
-CHECKPOINTING = ('none', 'gate', 'block')
+from promptir_basicsr.core.vocabulary import CHECKPOINTING, FORMULATIONS
 
 
 class Formulated:

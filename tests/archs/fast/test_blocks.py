@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs import PIPNAFNet, PIPRestormer, PromptIR
 from promptir_basicsr.archs.fast import strips
-from promptir_basicsr.archs.layers.formulation import CHECKPOINTING, set_checkpointing, set_formulation
+from promptir_basicsr.archs.layers.formulation import set_checkpointing, set_formulation
 from promptir_basicsr.archs.layers.prompts import PromptGenBlock
 from promptir_basicsr.archs.layers.restormer import TransformerBlock
+from promptir_basicsr.core.vocabulary import CHECKPOINTING
 
 SMALL = {'dim': 8, 'num_blocks': (1, 1, 1, 1), 'num_refinement_blocks': 0, 'heads': (1, 2, 2, 4)}
 OTHER = {'bias': True, 'layer_norm_type': 'BiasFree'}

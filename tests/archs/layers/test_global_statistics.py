@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from promptir_basicsr.archs import PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
-from promptir_basicsr.archs.layers.formulation import FORMULATIONS, set_formulation
+from promptir_basicsr.archs.layers.formulation import set_formulation
 from promptir_basicsr.archs.layers.global_statistics import Place, WholeImage, bilinear_matrix
 from promptir_basicsr.archs.layers.prompts import PromptGenBlock, PromptInPrompt, TopMCrossAttention
 from promptir_basicsr.archs.layers.restormer import MDTA, TransformerBlock
+from promptir_basicsr.core.vocabulary import FORMULATIONS
 from promptir_basicsr.inference.tiles import Grid
 from tests.golden.seeded import seeded_fill, seeded_image
 
