@@ -186,11 +186,11 @@ def _released(checkpoint: Checkpoint) -> dict[str, Tensor]:
     net: Any = new_network(checkpoint.network, 'meta')
     if not traits_of(net).released:
         kind = checkpoint.network['type']
-        raise OptionError([f"{kind} was never released, it has no official layout. Take 'basicsr' or 'safetensors'."])
+        raise OptionError(f"{kind} was never released, it has no official layout. Take 'basicsr' or 'safetensors'.")
     try:
         shapes = shapes_of(net.released_state_dict())
     except ValueError as error:
-        raise OptionError([f"{error} Take 'basicsr' or 'safetensors'."]) from error
+        raise OptionError(f"{error} Take 'basicsr' or 'safetensors'.") from error
     like = next(value for value in checkpoint.weights.values() if value.is_floating_point())
     return {name: like.new_zeros(shape) for name, shape in shapes.items()}
 
@@ -227,7 +227,7 @@ def read_network(path: str | os.PathLike[str]) -> dict[str, Any]:
     options = read_options(os.path.expanduser(os.fspath(path)))
     network = options.get('network_g') if isinstance(options, Mapping) else None
     if not isinstance(network, Mapping):
-        raise OptionError([f"'{os.fspath(path)}': network_g is missing, the network that the weights are of."])
+        raise OptionError(f"'{os.fspath(path)}': network_g is missing, the network that the weights are of.")
     return dict(network)
 
 
@@ -242,7 +242,7 @@ def halved(checkpoint: Checkpoint) -> Checkpoint:
         small = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
         lost = [name for name, value in small.items() if not value.isfinite().all() and weights[name].isfinite().all()]
         if lost:
-            raise OptionError([f'--half: float16 has no room for the values of {first_few(lost)}. Leave --half out.'])
+            raise OptionError(f'--half: float16 has no room for the values of {first_few(lost)}. Leave --half out.')
         return small
 
     others = {key: half(weights) for key, weights in checkpoint.others.items()}
@@ -255,8 +255,7 @@ def _fitted(file: WeightFile, key: str, options: Mapping[str, Any]) -> Fit:
     Raises:
         OptionError: there is no such network, or the weights are of another one.
     """
-    problems = network_problems(options)
-    raise_problems(problems)
+    raise_problems(network_problems(options))
     try:
         return fit(file.sets[key], options)
     except OptionError as error:
@@ -291,10 +290,8 @@ def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
     elif any('taps.' in name for name in file.sets[key]):
         reason = 'they seem to be of a PromptedNetwork, and nothing tells the backbone in it.'
     raise OptionError(
-        [
-            f"'{file.path}': the network cannot be told from its weights: {reason} "
-            'Give `-opt FILE` with the network_g that they are of.'
-        ]
+        f"'{file.path}': the network cannot be told from its weights: {reason} "
+        'Give `-opt FILE` with the network_g that they are of.'
     )
 
 

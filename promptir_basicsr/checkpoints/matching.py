@@ -61,7 +61,7 @@ def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> Fit:
             return Fit(dict(options), {name: named[name] for name in wanted}, prefix, dropped, outside)
         misfits.append(own)
     nearest = max(misfits, key=lambda own: len(own.keys() & wanted.keys()))
-    raise OptionError([f'the weights are not those of {shown_network(options)}: {_difference(nearest, wanted)}.'])
+    raise OptionError(f'the weights are not those of {shown_network(options)}: {_difference(nearest, wanted)}.')
 
 
 def new_network(options: Mapping[str, Any], device: str = 'cpu') -> nn.Module:
@@ -70,8 +70,7 @@ def new_network(options: Mapping[str, Any], device: str = 'cpu') -> nn.Module:
     Raises:
         OptionError: there is no such network, or an argument is not allowed.
     """
-    problems = network_problems(options)
-    raise_problems(problems)
+    raise_problems(network_problems(options))
     try:
         with torch.random.fork_rng(devices=[]):
             return build(ARCH_REGISTRY, options, device)

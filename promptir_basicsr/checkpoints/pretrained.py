@@ -292,7 +292,7 @@ def _chosen(path: str, keys: Sequence[str | None], where: Keys) -> tuple[dict[st
     if key is None:
         option = ('path', 'param_key_g') if where == WEIGHTS else where
         found = f"'{file.path}' holds no weights under '{keys[0]}'. Take `param_key_g: {next(iter(file.sets))}`."
-        raise OptionError([problem(option, found)])
+        raise OptionError(problem(option, found))
     return file.sets[key], key
 
 
@@ -312,14 +312,13 @@ def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
         return
     path, came_along = _source(paths)
     if not path:
-        raise OptionError([_nowhere(paths)])
+        raise OptionError(_nowhere(paths))
     logger.info(f'Sensor: {type(sensors[0]).__name__}, weights of {path}; they are not trained here.')
     if came_along:
         return
     weights = _read(path, sensors[0])
     for sensor in sensors:
-        problems = _sensor_misfits(weights, sensor, path)
-        raise_problems(problems)
+        raise_problems(_sensor_misfits(weights, sensor, path))
         sensor.load_state_dict(weights)
 
 

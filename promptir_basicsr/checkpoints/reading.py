@@ -100,13 +100,13 @@ class WeightFile:
         if key is not None:
             if key in self.sets:
                 return key
-            raise OptionError([f"'{self.path}': no weights under '{key}'. There are: {self._keys()}."])
+            raise OptionError(f"'{self.path}': no weights under '{key}'. There are: {self._keys()}.")
         for usual in ('', *USUAL_KEYS):
             if usual in self.sets:
                 return usual
         if len(self.sets) == 1:
             return next(iter(self.sets))
-        raise OptionError([f"'{self.path}' holds several sets of weights: {self._keys()}. Name one: `--key NAME`."])
+        raise OptionError(f"'{self.path}' holds several sets of weights: {self._keys()}. Name one: `--key NAME`.")
 
     def _keys(self) -> str:
         return ', '.join(key or 'no name (a bare state dict)' for key in self.sets)
@@ -167,7 +167,7 @@ def _read(path: str) -> WeightFile:
         with open(path, 'rb') as file:
             head = file.read(_HEAD)
     except OSError as error:
-        raise OptionError([f"'{path}' cannot be read: {error.strerror}."]) from error
+        raise OptionError(f"'{path}' cannot be read: {error.strerror}.") from error
     size = os.path.getsize(path)
     if _is_safetensors(head):
         return _read_safetensors(path, size)
@@ -195,26 +195,24 @@ def _check_there(path: str) -> None:
     there = [name for name in names if name.endswith(('.pth', '.pt', '.ckpt', '.safetensors'))]
     if os.path.isdir(path):
         hint = f'Give a file in it: {first_few(there)}.' if there else 'No weights are in it.'
-        raise OptionError([f"'{path}' is a folder. {hint}"])
-    raise OptionError([f"'{path}' does not exist.{did_you_mean(os.path.basename(path), there)}"])
+        raise OptionError(f"'{path}' is a folder. {hint}")
+    raise OptionError(f"'{path}' does not exist.{did_you_mean(os.path.basename(path), there)}")
 
 
 def _check_head(path: str, head: bytes) -> None:
     """What is certainly no file of weights, by its first bytes."""
     if not head:
-        raise OptionError([f"'{path}' is empty. Copy or download it again."])
+        raise OptionError(f"'{path}' is empty. Copy or download it again.")
     for start, what in _WRONG_FILES:
         if head.startswith(start):
-            raise OptionError([f"'{path}' holds no weights: it {what}"])
+            raise OptionError(f"'{path}' holds no weights: it {what}")
     if head.lstrip()[:9].lower().startswith((b'<!doctype', b'<html', b'<?xml')):
         raise OptionError(
-            [
-                f"'{path}' holds no weights: it is a web page, as servers send where a file needs a click or a login. "
-                'Download it with a browser.'
-            ]
+            f"'{path}' holds no weights: it is a web page, as servers send where a file needs a click or a login. "
+            'Download it with a browser.'
         )
     if not head.startswith((b'PK', b'\x80')):
-        raise OptionError([f"'{path}' holds no weights: it is no file of PyTorch (.pth, .pt, .ckpt) or safetensors."])
+        raise OptionError(f"'{path}' holds no weights: it is no file of PyTorch (.pth, .pt, .ckpt) or safetensors.")
 
 
 def _check_archive(path: str, size: int) -> None:
@@ -225,19 +223,19 @@ def _check_archive(path: str, size: int) -> None:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
     except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
-        raise OptionError([f"'{path}' is damaged: {error}. Copy or download it again."]) from error
+        raise OptionError(f"'{path}' is damaged: {error}. Copy or download it again.") from error
     if not names:
-        raise OptionError([f"'{path}' is cut off: {megabytes(size)} without the end. Copy or download it again."])
+        raise OptionError(f"'{path}' is cut off: {megabytes(size)} without the end. Copy or download it again.")
     inside = {name.partition('/')[2] or name for name in names}
     if 'data.pkl' not in inside:
-        raise OptionError([f"'{path}' holds no weights: it is a zip archive with {first_few(names)}."])
+        raise OptionError(f"'{path}' holds no weights: it is a zip archive with {first_few(names)}.")
     if 'constants.pkl' in inside:
         raise OptionError(
-            [f"'{path}' is a TorchScript program, which would have to be run. Take the file it was made from."]
+            f"'{path}' is a TorchScript program, which would have to be run. Take the file it was made from."
         )
     wrong = damage(path)
     if wrong:
-        raise OptionError([f"'{path}' is damaged: {wrong}. Copy or download it again."])
+        raise OptionError(f"'{path}' is damaged: {wrong}. Copy or download it again.")
 
 
 def _load(path: str, size: int) -> tuple[Any, tuple[str, ...]]:
@@ -255,7 +253,7 @@ def _load(path: str, size: int) -> tuple[Any, tuple[str, ...]]:
     except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
         reason = (str(error) or type(error).__name__).partition('\n')[0]
         raise OptionError(
-            [f"'{path}' ({megabytes(size)}) cannot be read: cut off, damaged or no file of weights ({reason})."]
+            f"'{path}' ({megabytes(size)}) cannot be read: cut off, damaged or no file of weights ({reason})."
         ) from error
 
 
@@ -332,18 +330,16 @@ def _understood(path: str, content: Any, foreign: tuple[str, ...]) -> WeightFile
         weights = module_weights(content)
         if not weights:
             kind = f'{type(content).__module__}.{type(content).__name__}'
-            raise OptionError([f"'{path}' holds no weights but an object of another program, {kind}."])
+            raise OptionError(f"'{path}' holds no weights but an object of another program, {kind}.")
         return WeightFile(path, 'module', {'': weights}, foreign=foreign)
     if not isinstance(content, Mapping):
-        raise OptionError([f"'{path}' holds no weights by name but a {type(content).__name__}."])
+        raise OptionError(f"'{path}' holds no weights by name but a {type(content).__name__}.")
     if are_weights(content):
         return WeightFile(path, 'bare', {'': dict(content)}, foreign=foreign)
     if {'optimizers', 'schedulers', 'iter'} <= content.keys():
         raise OptionError(
-            [
-                f"'{path}' is a training state, without the weights. They stand in models/net_g_{content['iter']}.pth "
-                'of the same run.'
-            ]
+            f"'{path}' is a training state, without the weights. They stand in models/net_g_{content['iter']}.pth "
+            'of the same run.'
         )
     sets = {str(key): dict(value) for key, value in content.items() if are_weights(value)}
     sets |= {
@@ -353,7 +349,7 @@ def _understood(path: str, content: Any, foreign: tuple[str, ...]) -> WeightFile
     }
     if not sets:
         keys = first_few(map(str, content), most=8)
-        raise OptionError([f"'{path}' holds no weights of a network. It has: {keys or 'nothing'}."])
+        raise OptionError(f"'{path}' holds no weights of a network. It has: {keys or 'nothing'}.")
     lightning = 'state_dict' in sets and not {'params', 'params_ema'} & sets.keys()
     metadata = content.get(METADATA)
     return WeightFile(
@@ -401,10 +397,10 @@ def _read_safetensors(path: str, size: int) -> WeightFile:
             header = file.metadata() or {}
     except SafetensorError as error:
         raise OptionError(
-            [f"'{path}' ({megabytes(size)}) is cut off or damaged ({error}). Copy or download it again."]
+            f"'{path}' ({megabytes(size)}) is cut off or damaged ({error}). Copy or download it again."
         ) from error
     if not weights:
-        raise OptionError([f"'{path}' holds no weights: it is safetensors without any tensor."])
+        raise OptionError(f"'{path}' holds no weights: it is safetensors without any tensor.")
     try:
         metadata = json.loads(header.get(HEADER_KEY, '{}'))
     except ValueError:

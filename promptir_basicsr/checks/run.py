@@ -146,7 +146,7 @@ def _limited_modules() -> Iterator[None]:
         nonlocal count
         count += 1
         if count > _MOST_MODULES:
-            raise OptionError([f'more than {_MOST_MODULES:,} layers. Lower the numbers of blocks.'])
+            raise OptionError(f'more than {_MOST_MODULES:,} layers. Lower the numbers of blocks.')
 
     handle = register_module_module_registration_hook(add)
     try:

@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise OptionError([f"the folder '{folder}' cannot be made: {error.strerror}."]) from error
+        raise OptionError(f"the folder '{folder}' cannot be made: {error.strerror}.") from error
     written = write_checkpoint(checkpoint, args.output, target)
     lost = [name for name in checkpoint.weights if name not in written.weights]
     say('', line('written', args.output), line('', f'Layout: {LAYOUTS[written.layout]}.'))
@@ -66,7 +66,7 @@ def _target(args: argparse.Namespace) -> str | None:
     if args.output is None:
         wanted = [flag for flag, given in (('--to', args.to), ('--half', args.half)) if given]
         if wanted:
-            raise OptionError([f'{" and ".join(wanted)}: OUT is missing, the file to write.'])
+            raise OptionError(f'{" and ".join(wanted)}: OUT is missing, the file to write.')
         return None
     args.output = os.path.expanduser(args.output)
     ending = os.path.splitext(args.output)[1].lower()

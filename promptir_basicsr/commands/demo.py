@@ -74,7 +74,7 @@ def _prepare_gradio(work: Path) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise OptionError([f"demo: it needs gradio ({error}). `pip install 'promptir_basicsr[web]'`"]) from error
+        raise OptionError(f"demo: it needs gradio ({error}). `pip install 'promptir_basicsr[web]'`") from error
 
 
 def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) -> None:
@@ -113,7 +113,7 @@ def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) 
             )
         except OSError as error:
             problem = f'--port: {args.port} on {args.host} is taken, or this machine has no such address.'
-            raise OptionError([f'{problem} Give another one.']) from error
+            raise OptionError(f'{problem} Give another one.') from error
         sys.stdout.write(f'The page is at {page.local_url} - Ctrl-C ends it.\n')
         sys.stdout.flush()
         threading.Event().wait()

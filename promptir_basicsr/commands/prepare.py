@@ -34,8 +34,7 @@ def main(args: argparse.Namespace) -> int:
     """
     count = _verify_count(args.verify)
     workers = args.workers if args.workers is not None else cores()
-    problems = check_count('--workers', workers)
-    raise_problems(problems)
+    raise_problems(check_count('--workers', workers))
     cv2.setNumThreads(1)  # images are decoded side by side
     try:
         options, name, made_from, places = _read_options(args)
@@ -67,11 +66,11 @@ def _read_options(args: argparse.Namespace) -> tuple[dict[str, Any], str, str, P
     """The options, their name, where they are from, and where each of them stands in a file."""
     if args.opt is not None:
         if args.dataroot is not None:
-            raise OptionError(['--dataroot: goes with --protocol. For -opt: --force_yml datasets:train:dataroot=DIR'])
+            raise OptionError('--dataroot: goes with --protocol. For -opt: --force_yml datasets:train:dataroot=DIR')
         options, places = read_option_file(args.opt, args.force_yml)
         return options, Path(args.opt).stem, args.opt, places
     if args.dataroot is None or args.force_yml:
-        raise OptionError(['--protocol: give --dataroot, where its folders start, and no --force_yml.'])
+        raise OptionError('--protocol: give --dataroot, where its folders start, and no --force_yml.')
     name = Path(args.protocol).stem
     return {'datasets': protocol_datasets(args.protocol, args.dataroot)}, name, f'the protocol {name}', None
 
@@ -87,7 +86,7 @@ def _verify_count(text: str | None) -> int | None:
     if text is None or text == 'all':
         return None
     if not text.isdecimal() or not int(text):
-        raise OptionError([f"--verify: {text!r} is neither a number of images nor 'all'."])
+        raise OptionError(f"--verify: {text!r} is neither a number of images nor 'all'.")
     return int(text)
 
 

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
         raise OptionError(f'--labels: {problem}' for problem in problems_of('', error)) from error
     least = restorer.traits.size_multiple
     if isinstance(args.tile, int) and args.tile < least:
-        raise OptionError([f'--tile: {args.tile}; the network wants tiles of multiples of {least}. Take 128 or more.'])
+        raise OptionError(f'--tile: {args.tile}; the network wants tiles of multiples of {least}. Take 128 or more.')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of decoders; what matters is in the report
         sizes = measure_sources(plan)
@@ -113,6 +113,6 @@ def parse_labels(text: str | None) -> Any:
         key = int(name) if name.isdecimal() else name
         if not name or key in labels or not 0 <= value < float('inf'):
             told = 'Give a label, or a mixture like derain:0.7,dehaze:0.3, with each label once.'
-            raise OptionError([f"--labels: '{text}' is not understood. {told}"])
+            raise OptionError(f"--labels: '{text}' is not understood. {told}")
         labels[key] = value
     return next(iter(labels)) if len(labels) == 1 and ':' not in text else labels

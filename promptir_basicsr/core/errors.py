@@ -12,15 +12,15 @@ class OptionError(ValueError):
     """One or more mistakes in options or arguments; the text has a line for each.
 
     Args:
-        problems: a sentence is a problem without a place in the options.
+        problems: one or several; a sentence is a problem without a place in the options.
         show: makes the line of a problem, such as one with the line in the option file.
 
     Attributes:
         problems: the mistakes.
     """
 
-    def __init__(self, problems: Iterable[str | Problem], show: Callable[[Problem], str] = str) -> None:
-        problems = [problems] if isinstance(problems, str) else problems  # as torch raises errors of workers again
+    def __init__(self, problems: str | Problem | Iterable[str | Problem], show: Callable[[Problem], str] = str) -> None:
+        problems = [problems] if isinstance(problems, str | Problem) else problems
         self.problems = [as_problem(each) for each in problems]
         self.lines = [show(each) for each in self.problems]
         super().__init__('\n'.join(self.lines))
@@ -34,7 +34,7 @@ def raise_problems(problems: Sequence[str | Problem]) -> None:
 
 def argument_error(owner: str, argument: str | Keys, message: str, *others: str) -> OptionError:
     """A wrong argument of a class that options build, or several that do not go together; the message names them."""
-    return OptionError([problem('', message, keys(argument), *map(keys, others)).said_by(owner)])
+    return OptionError(problem('', message, keys(argument), *map(keys, others)).said_by(owner))
 
 
 def problems_of(where: str | Keys, error: Exception) -> list[Problem]:
@@ -85,4 +85,4 @@ def need_extra(what: str, modules: Iterable[str], extra: str) -> None:
     """Raise OptionError where modules of one of this package's extras are not installed; says how to get them."""
     absent = [_INSTALLED_AS.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
     if absent:
-        raise OptionError([f"{what} needs {' and '.join(absent)}: pip install 'promptir_basicsr[{extra}]'"])
+        raise OptionError(f"{what} needs {' and '.join(absent)}: pip install 'promptir_basicsr[{extra}]'")

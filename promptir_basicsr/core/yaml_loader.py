@@ -114,9 +114,9 @@ def load_yaml_with_places(path: str) -> tuple[dict[str, Any], yaml.Node]:
         with open(path, encoding='utf-8') as file:
             options, node = _load(file, path)
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError([f'{path}: cannot be read as text ({error}).']) from error
+        raise OptionError(f'{path}: cannot be read as text ({error}).') from error
     if not isinstance(options, dict) or node is None:
-        raise OptionError([f'{path}: holds {type(options).__name__}, not options `key: value`.'])
+        raise OptionError(f'{path}: holds {type(options).__name__}, not options `key: value`.')
     return options, node
 
 
@@ -142,9 +142,9 @@ def _load(source: str | TextIO, where: str) -> tuple[Any, yaml.Node | None]:
         _check_size(node, {})
         return _unshared(loader.construct_document(node)), node
     except yaml.YAMLError as error:
-        raise OptionError([f'{where}: {_one_line(error)}']) from error
+        raise OptionError(f'{where}: {_one_line(error)}') from error
     except RecursionError as error:
-        raise OptionError([f'{where}: too deep.']) from error
+        raise OptionError(f'{where}: too deep.') from error
 
 
 def _check_size(node: yaml.Node, sizes: dict[int, int | None]) -> int:

@@ -136,7 +136,7 @@ def expand_protocol(opt: Mapping[str, Any], where: str | Keys) -> dict[str, Any]
     key = 'train' if opt.get('phase', 'train') == 'train' else 'test'
     part: Part | None = getattr(protocol, key)
     if part is None:
-        raise OptionError([problem(place, f"'{name}' has no {key} part.")])
+        raise OptionError(problem(place, f"'{name}' has no {key} part."))
     options, problems = _changed(part.options, given, keys(where))
     raise_problems(problems)
     return options
@@ -223,7 +223,7 @@ def _load(name: object, where: Keys, asked_by: str, folder: Path, chain: tuple[P
     try:
         path = _find(name, folder)
         if path.resolve() in chain:
-            raise OptionError([f"'{name}' comes back to itself through `extends`."])
+            raise OptionError(f"'{name}' comes back to itself through `extends`.")
     except OptionError as error:
         raise OptionError(
             replace(each.below('extends').said_by(asked_by), path=where) if asked_by else each.below(where)
@@ -247,17 +247,17 @@ def _find(name: object, folder: Path) -> Path:
     """The file of a protocol; a path starts at `folder`."""
     names = protocol_names()
     if not isinstance(name, str) or not name:
-        raise OptionError([f'{name!r} is neither the name of a protocol nor a path. One of: {_listed(names)}.'])
+        raise OptionError(f'{name!r} is neither the name of a protocol nor a path. One of: {_listed(names)}.')
     if name.endswith(FILE_ENDINGS):
         path = folder / os.path.expanduser(name)
         if not os.path.isfile(path):
-            raise OptionError([f"the file '{path}' does not exist.{did_you_mean(Path(name).stem, names)}"])
+            raise OptionError(f"the file '{path}' does not exist.{did_you_mean(Path(name).stem, names)}")
         return path
     if name not in names:
         family = [other for other in names if other.startswith(name)]
         meant = f' Did you mean {_listed(family)}?' if len(family) > 1 else did_you_mean(name, names)
         allowed = f'Allowed: {_listed(names)}, or the path of a .yml file.'
-        raise OptionError([f"unknown protocol '{name}'.{meant} {allowed}"])
+        raise OptionError(f"unknown protocol '{name}'.{meant} {allowed}")
     return FOLDER / f'{name}.yml'
 
 

@@ -243,11 +243,11 @@ def copy_examples(source: Path, folder: Path) -> list[tuple[str, Path]]:
         OptionError: there is no such folder, or no picture in it.
     """
     if not source.is_dir():
-        raise OptionError([f"--examples: '{source}' is not a folder."])
+        raise OptionError(f"--examples: '{source}' is not a folder.")
     found = sorted(path for path in source.iterdir() if path.suffix[1:].lower() in EXTENSIONS and path.is_file())
     readable = [path for path in found if measure_picture(path) is not None][:_MOST_EXAMPLES]
     if not readable:
-        raise OptionError([f"--examples: there is no picture in '{source}'. Allowed: {', '.join(EXTENSIONS)}."])
+        raise OptionError(f"--examples: there is no picture in '{source}'. Allowed: {', '.join(EXTENSIONS)}.")
     folder.mkdir(parents=True, exist_ok=True)
     for path in readable:
         atomic_write(path.read_bytes(), folder / path.name)

@@ -109,7 +109,7 @@ def explain(
     need_extra('basicsr explain', EXTRA, 'explain')
     options, places = read_option_file(opt, force_yml)
     if not isinstance(options, Mapping):
-        raise OptionError([f"'{opt}' holds no options."])
+        raise OptionError(f"'{opt}' holds no options.")
     folder = Path(out or Path('explain') / str(options.get('name') or Path(opt).stem)).expanduser()
     _check_folder(folder, overwrite)
     try:
@@ -121,9 +121,7 @@ def explain(
     samples = _samples(datasets, prompted, settings)
     tasks = list(dict.fromkeys(sample.task for sample in samples))
     if len(tasks) < 2:
-        raise OptionError(
-            [f"'{opt}': its data sets of validation or test have one task, {tasks[0]}. Give two or more."]
-        )
+        raise OptionError(f"'{opt}': its data sets of validation or test have one task, {tasks[0]}. Give two or more.")
     with atomic_folder(folder) as unfinished:
         report = _report(opt, path, network, prompted, samples, tasks, settings, unfinished, progress)
     return report, folder
@@ -163,7 +161,7 @@ def _load(options: Mapping[str, Any], weights: str | None) -> tuple[nn.Module, d
     paths = options.get('path') if isinstance(options.get('path'), Mapping) else {}
     path = weights or (paths or {}).get('pretrain_network_g')
     if not path:
-        raise OptionError(['--weights: is missing, and so is path.pretrain_network_g of the option file.'])
+        raise OptionError('--weights: is missing, and so is path.pretrain_network_g of the option file.')
     network = options.get('network_g') if isinstance(options.get('network_g'), Mapping) else None
     sensor = (paths or {}).get('pretrain_network_sensor')
     if not (network and network.get('sensor') and sensor):
@@ -184,7 +182,7 @@ def _prompted(net: nn.Module, settings: Settings) -> PromptedNet:
     try:
         return PromptedNet(net, settings.torch_device())
     except ValueError as error:
-        raise OptionError([str(error)]) from error
+        raise OptionError(str(error)) from error
 
 
 def _samples(datasets: Sequence[AllInOneDataset], prompted: PromptedNet, settings: Settings) -> list[Sample]:
@@ -271,10 +269,10 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise OptionError([f"--out: '{folder}' is a file. Give the name of a folder."])
+        raise OptionError(f"--out: '{folder}' is a file. Give the name of a folder.")
     if not any(folder.iterdir()):
         return
     if not overwrite:
-        raise OptionError([f"--out: '{folder}' is not empty. Take another folder, or replace it with --overwrite."])
+        raise OptionError(f"--out: '{folder}' is not empty. Take another folder, or replace it with --overwrite.")
     if not (folder / 'report.json').is_file():
-        raise OptionError([f"--out: '{folder}' was not written by this command. Take another folder."])
+        raise OptionError(f"--out: '{folder}' was not written by this command. Take another folder.")

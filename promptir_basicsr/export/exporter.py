@@ -148,7 +148,7 @@ def _export(
     """Trace, write to memory, read that back, compare, and only then write to the disk."""
     traits = traits_of(net)
     if labels and not traits.takes_degradation:
-        raise OptionError([f'labels: {type(net).__name__} takes no degradation. Leave it out.'])
+        raise OptionError(f'labels: {type(net).__name__} takes no degradation. Leave it out.')
     labels = labels or traits.needs_degradation
     traced = trace(net, labels, fixed)
     shape = 'any' if fixed is None else [1, 3, *fixed]

@@ -122,7 +122,7 @@ def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None) -> Traced:
             if size is None
             else 'Its code cannot be made a graph.'
         )
-        raise OptionError([f'{kind} cannot be exported: {_reason(error)} {advice}']) from error
+        raise OptionError(f'{kind} cannot be exported: {_reason(error)} {advice}') from error
     for node in program.graph.nodes:
         node.meta.pop('stack_trace', None)  # names of files on this machine
     classifies = len(_output_shape(program)) == 2
@@ -161,7 +161,7 @@ def onnx_bytes(traced: Traced, metadata: Mapping[str, Any], opset: int | None) -
             model = exported.model_proto
             onnx.checker.check_model(model)
     except Exception as error:  # the converter has one class of error a stage, and wraps those of all libraries below
-        raise OptionError([f'The network cannot be written as ONNX: {_reason(error)}']) from error
+        raise OptionError(f'The network cannot be written as ONNX: {_reason(error)}') from error
     _tidy(model)
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     onnx.helper.set_model_props(model, texts)
@@ -191,7 +191,7 @@ def run_onnx(content: bytes) -> Run:
             return torch.from_numpy(session.run(None, inputs)[0])
         except Exception as error:  # it has a class of errors of its own for each status
             raise OptionError(
-                [f'onnxruntime cannot run the network on {tuple(image.shape)}: {_reason(error)}']
+                f'onnxruntime cannot run the network on {tuple(image.shape)}: {_reason(error)}'
             ) from error
 
     return run
@@ -207,7 +207,7 @@ def run_program(content: bytes) -> Run:
             try:
                 return module(image) if degradation is None else module(image, degradation)
             except (AssertionError, RuntimeError) as error:
-                raise OptionError([f'The graph cannot be run on {tuple(image.shape)}: {_reason(error)}']) from error
+                raise OptionError(f'The graph cannot be run on {tuple(image.shape)}: {_reason(error)}') from error
 
     return run
 

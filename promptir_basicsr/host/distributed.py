@@ -121,9 +121,7 @@ def new_part(
                 store.set(f'answer/{store.get(f"here/{other}").decode()}', own)
         if time.monotonic() > end:
             missing = ', '.join(map(str, sorted(absent)))
-            raise OptionError(
-                [f'dist_params.timeout: {patience.total_seconds():g} s passed without process {missing}.']
-            )
+            raise OptionError(f'dist_params.timeout: {patience.total_seconds():g} s passed without process {missing}.')
         time.sleep(0.05)
     return distributed.PrefixStore(own, store)
 
@@ -198,9 +196,7 @@ def _gpu(launcher: str) -> int:
     place, there = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
     if launcher == 'pytorch' and int(os.environ['LOCAL_WORLD_SIZE']) > there:
         raise OptionError(
-            [
-                f'torchrun --nproc_per_node={os.environ["LOCAL_WORLD_SIZE"]}: this machine shows {there} GPUs, and '
-                f'each takes one process. Take --nproc_per_node={there}, or `num_gpu: 0` for the CPU.'
-            ]
+            f'torchrun --nproc_per_node={os.environ["LOCAL_WORLD_SIZE"]}: this machine shows {there} GPUs, and '
+            f'each takes one process. Take --nproc_per_node={there}, or `num_gpu: 0` for the CPU.'
         )
     return place % there  # Slurm may show a process its own GPU only

@@ -44,8 +44,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
         OptionError: every mistake found in the file and in `--force_yml`; nothing has been created then.
     """
     args = argument_parser('train' if is_train else 'test').parse_args()
-    problems = launch_problems(args.launcher)
-    raise_problems(problems)
+    raise_problems(launch_problems(args.launcher))
     args.opt = find_option_file(args.opt)
     options = checked_options(args.opt, args.force_yml, is_train, processes_of(args.launcher))
     where = relative_roots(root_path, options)

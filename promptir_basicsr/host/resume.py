@@ -45,7 +45,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     check_resume(opt, state['iter'])
     network = opt['path'].get('pretrain_network_g')
     if network is not None and not os.path.isfile(network):
-        raise OptionError([f"path.resume_state: '{path}' goes with the weights '{network}', which do not exist."])
+        raise OptionError(f"path.resume_state: '{path}' goes with the weights '{network}', which do not exist.")
     run.state = state
     return state
 
@@ -113,7 +113,7 @@ def _read_state(path: str) -> dict[str, Any]:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         first_line = str(error).partition('\n')[0]
-        raise OptionError([f"path.resume_state: '{path}' cannot be read ({first_line})."]) from error
+        raise OptionError(f"path.resume_state: '{path}' cannot be read ({first_line}).") from error
     if not isinstance(state, dict) or not {'epoch', 'iter', 'optimizers', 'schedulers'} <= state.keys():
-        raise OptionError([f"path.resume_state: '{path}' is no training state. Take one of `training_states`."])
+        raise OptionError(f"path.resume_state: '{path}' is no training state. Take one of `training_states`.")
     return state

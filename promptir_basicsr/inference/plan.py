@@ -168,9 +168,9 @@ def _is_file_name(out: str) -> bool:
 
 def _single(source: str, out: str, suffix: str, extension: str | None) -> Job:
     if suffix:
-        raise OptionError([f"--suffix: '{printable(out)}' is a file already; give a folder, or leave the suffix out."])
+        raise OptionError(f"--suffix: '{printable(out)}' is a file already; give a folder, or leave the suffix out.")
     if extension and PICTURE_FORMATS[extension] != format_of(out):
-        raise OptionError([f"--format: {extension} and the file '{printable(out)}' contradict each other."])
+        raise OptionError(f"--format: {extension} and the file '{printable(out)}' contradict each other.")
     return Job(source, out, format_of(out))
 
 

@@ -127,7 +127,7 @@ class Restorer:
         if not isinstance(y, Tensor) or y.shape != x.shape:
             made = f'an output of {tuple(y.shape)}' if isinstance(y, Tensor) else f'a {type(y).__name__}'
             told = f'{type(net).__name__} makes {made} of an image of {tuple(x.shape)}'
-            raise OptionError([f"'{path}': {told}. Networks that keep the size of an image restore it."])
+            raise OptionError(f"'{path}': {told}. Networks that keep the size of an image restore it.")
 
     def _check_told(self, degradation: Any, strength: Any) -> None:
         """Networks ignore what they do not take, and know no more than that labels are missing."""

@@ -245,8 +245,7 @@ class Resumable(TrainingStep):
         Raises:
             OptionError: the state belongs to a network of other sizes.
         """
-        problems = state_problems(resume_state['optimizers'], self.optimizers, self.get_bare_model(self.net_g))
-        raise_problems(problems)
+        raise_problems(state_problems(resume_state['optimizers'], self.optimizers, self.get_bare_model(self.net_g)))
         super().resume_training(resume_state)
         self._iteration = self._saved = resume_state['iter']
         self._epoch = resume_state['epoch']

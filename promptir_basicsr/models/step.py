@@ -89,7 +89,7 @@ class TrainingStep(SRModel):
         net = super().model_to_device(net)
         if self.is_train and self.opt.get('compile'):
             if isinstance(net, DataParallel):
-                raise OptionError(['compile: not for several GPUs of one process. Start one process a GPU (torchrun).'])
+                raise OptionError('compile: not for several GPUs of one process. Start one process a GPU (torchrun).')
             if self.opt['dist']:  # its way of splitting a network for the communication knows no recomputation
                 torch._dynamo.config.optimize_ddp = False
         return net
@@ -97,8 +97,7 @@ class TrainingStep(SRModel):
     def _arrange(self, net: nn.Module, trained: bool) -> None:
         """Formulation, checkpointing and memory layout of a network."""
         checkpointing = self.opt.get('activation_checkpointing') if trained else None
-        problems = set_blocks(net, self.opt.get('formulation'), checkpointing, self.opt.get('kernels'))
-        raise_problems(problems)
+        raise_problems(set_blocks(net, self.opt.get('formulation'), checkpointing, self.opt.get('kernels')))
         if self.opt.get('channels_last'):
             for tensor in (*net.parameters(), *net.buffers()):
                 if tensor.ndim == 4:

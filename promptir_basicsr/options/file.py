@@ -134,14 +134,14 @@ def find_option_file(path: str) -> str:
         return str(folder / path)
     close = get_close_matches(os.path.basename(path), shipped, n=1, cutoff=0.8)
     hint = f" '{close[0]}' comes with promptir_basicsr and is found by that name." if close else ''
-    raise OptionError([f"the option file '{path}' does not exist. Paths start at the current folder.{hint}"])
+    raise OptionError(f"the option file '{path}' does not exist. Paths start at the current folder.{hint}")
 
 
 def _replace(options: Any, entry: str, where: str) -> list[str]:
     """Replace an option; returns its place."""
     keys, separator, text = entry.partition('=')
     if not separator:
-        raise OptionError([f"{where}: give KEY=VALUE, with ':' between the levels of the key."])
+        raise OptionError(f"{where}: give KEY=VALUE, with ':' between the levels of the key.")
     *parents, last = levels = [key.strip() for key in keys.split(':')]
     place, of_protocol = options, False
     for key in parents:
@@ -157,7 +157,7 @@ def _replace(options: Any, entry: str, where: str) -> list[str]:
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise OptionError([f"{where}: '{parents[-1]}' is a value, it has no '{last}'."])
+        raise OptionError(f"{where}: '{parents[-1]}' is a value, it has no '{last}'.")
     return levels
 
 
@@ -167,7 +167,7 @@ def _step(place: Any, key: str, where: str) -> Any:
     if isinstance(place, dict) and key in place:
         return place[key]
     allowed = range(len(place)) if isinstance(place, list) else place if isinstance(place, dict) else ()
-    raise OptionError([f"{where}: no '{key}' there.{did_you_mean(key, map(str, allowed))}"])
+    raise OptionError(f"{where}: no '{key}' there.{did_you_mean(key, map(str, allowed))}")
 
 
 def typed(options: Mapping[str, Any], keys: Sequence[str], text: str, value: Any) -> Any:

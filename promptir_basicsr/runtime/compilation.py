@@ -58,10 +58,8 @@ def compiling(option: str, how: bool | str) -> Iterator[None]:
     except _compile_errors() as error:
         found = next((line.strip() for line in _root(error).splitlines() if line.strip()), type(error).__name__)
         raise OptionError(
-            [
-                f'{option}: the network cannot be compiled here ({found}). Set `{option.rpartition(".")[2]}: false`'
-                f'{" in val" if "." in option else ""}; compiling needs a C++ compiler for the CPU, Triton for a GPU.'
-            ]
+            f'{option}: the network cannot be compiled here ({found}). Set `{option.rpartition(".")[2]}: false`'
+            f'{" in val" if "." in option else ""}; compiling needs a C++ compiler for the CPU, Triton for a GPU.'
         ) from error
 
 

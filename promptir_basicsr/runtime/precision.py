@@ -69,8 +69,8 @@ def find_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise OptionError([f"device: '{device}' is none. Allowed: auto, cpu, cuda, cuda:N."]) from error
+        raise OptionError(f"device: '{device}' is none. Allowed: auto, cpu, cuda, cuda:N.") from error
     count = torch.cuda.device_count()
     if found.type == 'cuda' and (not torch.cuda.is_available() or (found.index or 0) >= count):
-        raise OptionError([f"device: '{device}' is not there; GPUs that PyTorch can use: {count}. Take auto or cpu."])
+        raise OptionError(f"device: '{device}' is not there; GPUs that PyTorch can use: {count}. Take auto or cpu.")
     return found

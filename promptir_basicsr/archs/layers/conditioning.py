@@ -380,7 +380,7 @@ def _from_tensor(
     """Ids () or (B,), weights (T,) or (B, T), as weights (B, T)."""
     is_weights = degradation.is_floating_point()
     if not is_weights and (degradation.dtype == torch.bool or degradation.is_complex()):
-        raise OptionError([_not_understood(where, degradation, num_degradations, names)])
+        raise OptionError(_not_understood(where, degradation, num_degradations, names))
     one, each = ((num_degradations,), (x.shape[0], num_degradations)) if is_weights else ((), (x.shape[0],))
     shape = tuple(degradation.shape)
     if shape not in (one, each):

@@ -188,7 +188,7 @@ def _norm_class(layer_norm_type: str) -> type[nn.Module]:
     hint = f" Did you mean '{by_lower[near[0]]}'?" if near else ''
     allowed = ' or '.join(f"'{name}'" for name in classes)
     message = f'unknown layer_norm_type {layer_norm_type!r}.{hint} It must be {allowed}.'
-    raise OptionError([problem('', message, ('layer_norm_type',))])
+    raise OptionError(problem('', message, ('layer_norm_type',)))
 
 
 class OverlapPatchEmbed(nn.Module):

@@ -123,8 +123,7 @@ def plan_preparation(
     for _, phase, opt, tasks in found:
         for task, task_options in zip(tasks, opt['tasks'], strict=True):
             roots.add(phase, task, task_options, opt.get('dataroot'))
-    problems = roots.problems()
-    raise_problems(problems)
+    raise_problems(roots.problems())
     plans = [DatasetPlan(key, phase, opt, tasks, roots.plans(phase)) for key, phase, opt, tasks in found]
     return _with_files(plans, options, out, name, made_from)
 

@@ -41,8 +41,7 @@ def write_page(path: str | Path, report: Report) -> None:
 
 def render(report: Report) -> str:
     """The page as text; see `write_page`."""
-    problems = [problem for section in report.sections for problem in _problems(section)]
-    raise_problems(problems)
+    raise_problems([problem for section in report.sections for problem in _problems(section)])
     pixels = sum(image.shape[0] * image.shape[1] for image in _pictures(report))
     lossless = pixels <= _LOSSLESS
     files = importlib.resources.files(__package__)
