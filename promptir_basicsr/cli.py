@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the user, 3 where a signal has stopped a training, 4 where a file could not be saved, 5 where too many steps of
         a training were not finite; all are told in plain words on standard error.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files may be anything
+        getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else '--help'
     if verb in ('-h', '--help'):

@@ -25,8 +25,6 @@ NAMES_SHOWN = 10
 
 def main(args: argparse.Namespace) -> int:
     """The verb `basicsr check`."""
-    for stream in (sys.stdout, sys.stderr):  # names of files may be anything
-        getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
     try:
         report = check_file(
             args.opt,

@@ -13,7 +13,7 @@ from promptir_basicsr.checkpoints.checkpoint import digest, halved, read_checkpo
 from promptir_basicsr.checkpoints.folder import bytes_of
 from promptir_basicsr.checkpoints.reading import LAYOUTS
 from promptir_basicsr.core.errors import OptionError, raise_problems
-from promptir_basicsr.core.files import megabytes
+from promptir_basicsr.core.files import megabytes, target_problems
 from promptir_basicsr.core.messages import first_few, printable
 from promptir_basicsr.core.vocabulary import LAYOUT_ENDINGS
 
@@ -79,11 +79,7 @@ def _target(args: argparse.Namespace) -> str | None:
         problems.append(
             f"'{args.output}': a file in the layout {target} ends in {' or '.join(LAYOUT_ENDINGS[target])}."
         )
-    if os.path.isdir(args.output):
-        problems.append(f"'{args.output}' is a folder. Give the name of a file.")
-    elif os.path.exists(args.output) and not args.overwrite:
-        problems.append(f"'{args.output}' is there already. Take another name, or replace it with `--overwrite`.")
-    raise_problems(problems)
+    raise_problems(problems + target_problems(args.output, args.overwrite))
     return target
 
 

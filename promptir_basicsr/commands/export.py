@@ -13,7 +13,7 @@ from rich.table import Table
 
 from promptir_basicsr.checkpoints.checkpoint import Checkpoint, build, read_checkpoint
 from promptir_basicsr.core.errors import need_extra, raise_problems
-from promptir_basicsr.core.files import megabytes
+from promptir_basicsr.core.files import megabytes, target_problems
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.core.vocabulary import EXPORT_FORMATS
@@ -73,11 +73,7 @@ def _target(args: argparse.Namespace) -> tuple[str, str]:
         problems.append(f"'{path}': its ending tells no format. Call it NAME.onnx or NAME.pt2, or give `--to`.")
     elif kind == 'torch' and args.opset is not None:
         problems.append('--opset: is of ONNX; leave it out for torch.')
-    if os.path.isdir(path):
-        problems.append(f"'{path}' is a folder. Give the name of a file.")
-    elif os.path.exists(path) and not args.overwrite:
-        problems.append(f"'{path}' is there already. Take another name, or replace it with `--overwrite`.")
-    raise_problems(problems)
+    raise_problems(problems + target_problems(path, args.overwrite))
     return path, str(kind)
 
 

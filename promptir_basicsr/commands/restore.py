@@ -1,7 +1,6 @@
 """The verb `basicsr restore`. `docs/restore.md` tells how."""
 
 import argparse
-import sys
 import warnings
 from typing import Any
 
@@ -25,8 +24,6 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         OptionError: mistakes in the arguments; nothing has been written then.
     """
-    for stream in (sys.stdout, sys.stderr):  # names of files may be anything
-        getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
     problems = _problems(args)
     made: list[Any] = []
     for understand in (_labels, _settings, _plan):

@@ -154,6 +154,14 @@ def _failure(path: str, cause: OSError, size: int | None) -> str:
     return f'{line}. All files that were there before are whole.'
 
 
+def target_problems(path: str, overwrite: bool) -> list[str]:
+    """Why a verb must not write a file: a folder or, without `--overwrite`, a file of this name is there."""
+    if os.path.isdir(path):
+        return [f"'{path}' is a folder. Give the name of a file."]
+    there = os.path.exists(path) and not overwrite
+    return [f"'{path}' is there already. Take another name, or replace it with `--overwrite`."] if there else []
+
+
 def megabytes(size: int) -> str:
     """`135.4 MB` of bytes."""
     return f'{size / 1e6:,.1f} MB'
