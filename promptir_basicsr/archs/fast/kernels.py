@@ -236,34 +236,33 @@ def _check_halves(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
         raise ValueError(f'{name}: x has {x.shape[1]} channels; it must have an even number, for two halves.')
 
 
-@torch.library.custom_op('promptir_basicsr::normalize_channels', mutates_args=())
-def _normalize(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
+def _triton() -> Any:
+    """The module of the kernels, which imports Triton."""
     from promptir_basicsr.archs.fast import triton_kernels
 
-    return triton_kernels.normalize(_packed(x), subtract_mean, eps)
+    return triton_kernels
+
+
+@torch.library.custom_op('promptir_basicsr::normalize_channels', mutates_args=())
+def _normalize(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
+    return _triton().normalize(_packed(x), subtract_mean, eps)
 
 
 @torch.library.custom_op('promptir_basicsr::normalize_channels_backward', mutates_args=())
 def _normalize_backward(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    from promptir_basicsr.archs.fast import triton_kernels
-
-    return triton_kernels.normalize_backward(_packed(grad), _packed(x), subtract_mean, eps)
+    return _triton().normalize_backward(_packed(grad), _packed(x), subtract_mean, eps)
 
 
 @torch.library.custom_op(
     'promptir_basicsr::depthwise3x3', mutates_args=(), schema='(Tensor x, Tensor weight, Tensor? bias) -> Tensor'
 )
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    from promptir_basicsr.archs.fast import triton_kernels
-
-    return triton_kernels.convolve(_packed(x), _taps(x, weight), bias)
+    return _triton().convolve(_packed(x), _taps(x, weight), bias)
 
 
 @torch.library.custom_op('promptir_basicsr::depthwise3x3_backward', mutates_args=())
 def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from promptir_basicsr.archs.fast import triton_kernels
-
-    grad_x, sums = triton_kernels.convolve_backward(_packed(grad), _packed(x), _taps(x, weight))
+    grad_x, sums = _triton().convolve_backward(_packed(grad), _packed(x), _taps(x, weight))
     return grad_x, *_parameter_gradients(sums, weight)
 
 
@@ -273,9 +272,7 @@ def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor
     schema='(Tensor x, Tensor weight, Tensor? bias, bool dual) -> Tensor',
 )
 def _gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
-    from promptir_basicsr.archs.fast import triton_kernels
-
-    return triton_kernels.gate(_packed(x), _taps(x, weight), bias, dual)
+    return _triton().gate(_packed(x), _taps(x, weight), bias, dual)
 
 
 @torch.library.custom_op(
@@ -287,11 +284,9 @@ def _gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
 def _gate_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool, again: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from promptir_basicsr.archs.fast import triton_kernels
-
     x, taps = _packed(x), _taps(x, weight)
-    grad_ab, gated = triton_kernels.gate_backward(_packed(grad), x, taps, bias, dual, again)
-    grad_x, sums = triton_kernels.convolve_backward(grad_ab, x, taps)
+    grad_ab, gated = _triton().gate_backward(_packed(grad), x, taps, bias, dual, again)
+    grad_x, sums = _triton().convolve_backward(grad_ab, x, taps)
     return gated, grad_x, *_parameter_gradients(sums, weight)
 
 
@@ -315,17 +310,9 @@ def _parameter_gradients(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_normalize.register_fake
-def _(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)
-
-
 @_normalize_backward.register_fake
-def _(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)
-
-
 @_depthwise.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
