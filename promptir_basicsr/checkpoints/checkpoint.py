@@ -269,20 +269,15 @@ def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
         OptionError: it cannot be told.
     """
     problems: list[Problem] = []
-    named = file.metadata.get('network_g')
-    if isinstance(named, Mapping):
-        try:
-            return fit(file.sets[key], named), 'as the file says'
-        except OptionError as error:
-            problems += error.problems
-    for _, weights, _ in readings(file.sets[key]):
-        options = recognize(shapes_of(weights))
-        if options is None:
-            continue
-        try:
-            return fit(file.sets[key], options), 'recognised from names and shapes'
-        except OptionError as error:
-            problems += error.problems
+    seen = [recognize(shapes_of(weights)) for _, weights, _ in readings(file.sets[key])]
+    candidates = [(file.metadata.get('network_g'), 'as the file says')]
+    candidates += [(options, 'recognised from names and shapes') for options in seen]
+    for options, how in candidates:
+        if isinstance(options, Mapping):
+            try:
+                return fit(file.sets[key], options), how
+            except OptionError as error:
+                problems += error.problems
     *most, last = RECOGNIZED
     reason = f'they look like none of {", ".join(most)} and {last}.'
     if problems:
