@@ -11,8 +11,6 @@ from promptir_basicsr.core.problems import Keys, Problem, keys, place, problem
 from promptir_basicsr.data.tasks import Task
 from promptir_basicsr.options.data import SamplingOptions
 
-SAMPLING_KEYS = tuple(SamplingOptions.model_fields)
-
 
 @dataclass(frozen=True)
 class TaskShare:

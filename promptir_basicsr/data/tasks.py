@@ -15,8 +15,6 @@ from promptir_basicsr.data.sources import Source, open_source, resolve
 from promptir_basicsr.degradations.spec import Degrade
 from promptir_basicsr.options.data import TaskOptions
 
-TASK_KEYS = tuple(TaskOptions.model_fields)
-
 
 @dataclass(frozen=True)
 class Task:

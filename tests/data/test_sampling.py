@@ -17,9 +17,10 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset, check_dataset, describe_tasks
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampler import EpochIndex
-from promptir_basicsr.data.sampling import SAMPLING_KEYS, TaskShare, apportion, check_shares, epoch_shares
+from promptir_basicsr.data.sampling import TaskShare, apportion, check_shares, epoch_shares
 from promptir_basicsr.data.sources import FolderSource
 from promptir_basicsr.data.tasks import Task
+from promptir_basicsr.options.data import SamplingOptions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / 'docs' / 'sampling.md').read_text(encoding='utf-8')
@@ -375,7 +376,7 @@ def test_the_table_of_batches_is_what_the_code_does(batch) -> None:
 
 
 def test_the_page_names_every_key_and_its_example_is_right() -> None:
-    for key in ('copies', 'weight', *SAMPLING_KEYS):
+    for key in ('copies', 'weight', *SamplingOptions.model_fields):
         assert re.search(rf'^\| `{key}` \|', PAGE, re.M), key
     (example,) = re.findall(r'^```yaml\n(.*?)^```$', PAGE, re.M | re.S)
     options = yaml.safe_load(example)['datasets']['train']

@@ -12,7 +12,8 @@ from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.allinone_dataset import DATASET_KEYS, HOST_KEYS, check_dataset
 from promptir_basicsr.data.images import IMAGE_EXTENSIONS
 from promptir_basicsr.data.pairing import PAIRING_RULES
-from promptir_basicsr.data.tasks import TASK_KEYS, build_tasks
+from promptir_basicsr.data.tasks import build_tasks
+from promptir_basicsr.options.data import TaskOptions
 
 DOCS = Path(__file__).parents[2] / 'docs' / 'data.md'
 TEXT = DOCS.read_text(encoding='utf-8')
@@ -233,7 +234,7 @@ def blocks(language: str) -> list[str]:
     return [block for found, block in fenced if found == language]
 
 
-@pytest.mark.parametrize('key', [*TASK_KEYS, *DATASET_KEYS])
+@pytest.mark.parametrize('key', [*TaskOptions.model_fields, *DATASET_KEYS])
 def test_every_key_is_documented(key) -> None:
     assert key in rows()
 
