@@ -208,11 +208,11 @@ def _check_prompts(
     check_whole_numbers('PIPNAFNet', 'prompt_dims', prompt_dims, LEVELS)
     check_whole_numbers('PIPNAFNet', 'prompt_sizes', prompt_sizes, LEVELS)
     problems = [
-        problem.said_by('PIPNAFNet')
+        problem
         for level in range(LEVELS)
         for problem in _level_problems(level, widths[level], prompt_dims[level], prompt_sizes[level], interaction)
     ]
-    raise_problems(problems)
+    raise_problems(problems, 'PIPNAFNet')
 
 
 def _level_problems(level: int, channels: int, dim: int, size: int, interaction: str) -> Iterator[Problem]:

@@ -29,7 +29,7 @@ from promptir_basicsr.archs.layers.taps import (
     to_tokens,
 )
 from promptir_basicsr.archs.traits import traits_of
-from promptir_basicsr.core.errors import OptionError, argument_error
+from promptir_basicsr.core.errors import argument_error, raise_problems
 from promptir_basicsr.core.messages import unknown_keys
 from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.registry import build, check_call, register
@@ -99,7 +99,7 @@ class PromptedNetwork(ConditionedNetwork):
             message = "PromptIR's prompts are blind and ask none. Leave it out, or take PIP's prompts."
             problems.append(problem('sensor', message))
         problems += _check_network(network)
-        _raise(problems)
+        raise_problems(problems, 'PromptedNetwork')
         interaction = interaction or ('topm' if prompts == 'pip' else 'promptir')
 
         # Many constructors compute with their tensors, which the meta device cannot.
@@ -271,7 +271,7 @@ def _find(found: Survey, taps: object, interaction: str) -> list[_Tap]:
         size: Any = options.get('prompt_size', max(PROMPT_REACH // given.stride, LEAST_PROMPT_SIZE))
         problems += check_prompt(where, given.channels, width, size, interaction)
         points.append(_Tap(str(module), given, width, size))
-    _raise(problems)
+    raise_problems(problems, 'PromptedNetwork')
     order = list(found.taps)
     return sorted(points, key=lambda point: order.index(point.module))
 
@@ -305,8 +305,3 @@ def _check_network(options: object) -> list[Problem]:
         message = f'give options with a type, e.g. {{type: SwinIR, upscale: 1}}, not {options!r}.'
         return [problem('network', message)]
     return check_call('network', 'network', options, ARCH_REGISTRY)
-
-
-def _raise(problems: Sequence[Problem]) -> None:
-    if problems:
-        raise OptionError(each.said_by('PromptedNetwork') for each in problems)

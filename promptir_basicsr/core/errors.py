@@ -26,10 +26,10 @@ class OptionError(ValueError):
         super().__init__('\n'.join(self.lines))
 
 
-def raise_problems(problems: Sequence[str | Problem]) -> None:
-    """Raise OptionError where there are problems."""
+def raise_problems(problems: Sequence[str | Problem], owner: str = '') -> None:
+    """Raise OptionError where there are problems, which the class `owner` has found in its arguments."""
     if problems:
-        raise OptionError(problems)
+        raise OptionError(as_problem(each).said_by(owner) if owner else each for each in problems)
 
 
 def argument_error(owner: str, argument: str | Keys, message: str, *others: str) -> OptionError:

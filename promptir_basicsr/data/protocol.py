@@ -247,7 +247,7 @@ def _find(name: object, folder: Path) -> Path:
     """The file of a protocol; a path starts at `folder`."""
     names = protocol_names()
     if not isinstance(name, str) or not name:
-        raise OptionError(f'{name!r} is neither the name of a protocol nor a path. One of: {_listed(names)}.')
+        raise OptionError(f'{name!r} is neither the name of a protocol nor a path. One of: {", ".join(names)}.')
     if name.endswith(FILE_ENDINGS):
         path = folder / os.path.expanduser(name)
         if not os.path.isfile(path):
@@ -255,14 +255,10 @@ def _find(name: object, folder: Path) -> Path:
         return path
     if name not in names:
         family = [other for other in names if other.startswith(name)]
-        meant = f' Did you mean {_listed(family)}?' if len(family) > 1 else did_you_mean(name, names)
-        allowed = f'Allowed: {_listed(names)}, or the path of a .yml file.'
+        meant = f' Did you mean {", ".join(family)}?' if len(family) > 1 else did_you_mean(name, names)
+        allowed = f'Allowed: {", ".join(names)}, or the path of a .yml file.'
         raise OptionError(f"unknown protocol '{name}'.{meant} {allowed}")
     return FOLDER / f'{name}.yml'
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ', '.join(names)
 
 
 class _Reader:

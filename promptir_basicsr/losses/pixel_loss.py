@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.errors import raise_problems
 from promptir_basicsr.core.messages import is_number, unknown
 from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.registry import register
@@ -36,8 +36,7 @@ class SmoothL1Loss(nn.Module):
             problems.append(unknown('', 'reduction', reduction, REDUCTIONS, ('reduction',)))
         if not is_number(beta) or beta < 0:
             problems.append(problem('', f'beta is {beta!r}; it must be a number of at least 0.', ('beta',)))
-        if problems:
-            raise OptionError(each.said_by('SmoothL1Loss') for each in problems)
+        raise_problems(problems, 'SmoothL1Loss')
         self.loss_weight = loss_weight
         self.reduction = reduction
         self.beta = float(beta)

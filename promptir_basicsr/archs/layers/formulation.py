@@ -45,14 +45,7 @@ def set_formulation(net: nn.Module, formulation: str) -> int:
 
 
 def set_checkpointing(net: nn.Module, checkpointing: str) -> int:
-    """Choose what all blocks of a network keep for the backward pass.
-
-    Returns:
-        How many blocks have the choice; 0 for a network that is none of ours.
-
-    Raises:
-        OptionError: it is none of CHECKPOINTING.
-    """
+    """As `set_formulation`, of what all blocks of a network keep for the backward pass: one of CHECKPOINTING."""
     return _set(net, 'checkpointing', checkpointing, CHECKPOINTING)
 
 
