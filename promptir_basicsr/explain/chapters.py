@@ -5,6 +5,7 @@ Shapes: n images, T tasks, K prompts of a level.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from promptir_basicsr.explain import figures
 from promptir_basicsr.explain import scores as numbers
 from promptir_basicsr.explain.experiments import Trials
 from promptir_basicsr.explain.figures import style, words
-from promptir_basicsr.explain.page.model import Comparison, Section
+from promptir_basicsr.explain.page.model import Comparison, Section, Table
 from promptir_basicsr.explain.prompted import quality
 from promptir_basicsr.explain.scores import Score
 from promptir_basicsr.explain.writer import (
@@ -229,23 +230,15 @@ def embedding_section(study: Study, writer: Writer) -> Section:
     columns = ('map', 'of', 'level', 'task', 'image', 'x', 'y')
     writer.table('embeddings', 'Coordinates of the maps', columns, rows, '')
     panels = len(study.prompted.levels) if len(study.prompted.levels) <= 4 else 3
+    captions = {
+        'pca': f'Main components, with their shares of the variance; {study.sizes()}. {_EMBEDDED[study.prompted.told]}',
+        'tsne': f't-SNE, perplexity {perplexity:.1f}. Distances between groups and the sizes of groups mean nothing.',
+    }
     drawn = [
-        writer.figure(
-            'pca',
-            'Main components',
-            figures.embedding_figure(maps['pca'], ids, tasks, panels),
-            f'Main components, with their shares of the variance; {study.sizes()}. {_EMBEDDED[study.prompted.told]}',
-        )
+        writer.figure(kind, title, figures.embedding_figure(maps[kind], ids, tasks, panels), captions[kind])
+        for kind, title in (('pca', 'Main components'), ('tsne', 't-SNE'))
+        if maps[kind]
     ]
-    if maps['tsne']:
-        drawn.append(
-            writer.figure(
-                'tsne',
-                't-SNE',
-                figures.embedding_figure(maps['tsne'], ids, tasks, panels),
-                f't-SNE, perplexity {perplexity:.1f}. Distances between groups and the sizes of groups mean nothing.',
-            )
-        )
     rows = [[place, score.name, *score_cells(score)] for place, each in scores.items() for score in each]
     caption = (
         'Silhouette: -1 to 1, above 0 where tasks lie apart. 1-NN: share of the images whose nearest other image is of '
@@ -387,11 +380,7 @@ def label_section(study: Study, writer: Writer) -> Section:
         'Mean PSNR in dB; the colour is the difference to the true label. "Equal mixture": all labels with equal '
         'weights. "Strength 0": without what the degradation prompts add.',
     )
-    scores, text = _choice_scores(study, 'label')
-    rows = [[score.name, *score_cells(score)] for score in scores]
-    table2 = writer.table(
-        'label_scores', 'Does the label matter?', ('score', *SCORE_COLUMNS), rows, _choice_words('label')
-    )
+    text, table2 = _choice_section(study, writer, 'label_scores', 'Does the label matter?', 'label')
     text += (
         '\n\nThis network is told the degradation: its prompt weights are the label, so they tell nothing of what it '
         'has learned. What the label does to the restored image does.'
@@ -403,26 +392,28 @@ def _by_choice(trials: Trials, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: trials.choices[:, i] for i, name in enumerate(names)}
 
 
-def _choice_scores(study: Study, what: str) -> tuple[list[Score], str]:
-    """Whether the true choice is the best one."""
+def _choice_section(study: Study, writer: Writer, name: str, title: str, what: str) -> tuple[str, Table]:
+    """Whether the true choice is the best one, as a text and a table NAME.csv."""
     trials, theirs = study.found.trials, [each.trials for each in study.untrained]
-    scores = [
+    measures = {
+        'gain of the true one, dB': numbers.choice_gain,
+        'share of images that the true one is best for': numbers.choice_share,
+    }
+    gain, share = scores = [
         numbers.scored(
-            'gain of the true one, dB',
-            lambda truth: numbers.choice_gain(trials.choices, truth),
+            score,
+            partial(measure, trials.choices),
             trials.truth,
-            [numbers.choice_gain(each.choices, each.truth) for each in theirs],
+            [measure(each.choices, each.truth) for each in theirs],
             **study.chance,
-        ),
-        numbers.scored(
-            'share of images that the true one is best for',
-            lambda truth: numbers.choice_share(trials.choices, truth),
-            trials.truth,
-            [numbers.choice_share(each.choices, each.truth) for each in theirs],
-            **study.chance,
-        ),
+        )
+        for score, measure in measures.items()
     ]
-    gain, share = scores
+    rows = [[score.name, *score_cells(score)] for score in scores]
+    caption = (
+        f'Choices of the {what}. Gain: PSNR with the true one less the mean over all of them, in dB. {SCORE_WORDS}'
+    )
+    table = writer.table(name, title, ('score', *SCORE_COLUMNS), rows, caption)
     found = 'matters, and more than in any untrained network' if gain.learned else f'matters: {gain.verdict}'
     if abs(gain.value) < LEAST_GAIN:
         found = f'makes no difference that could be seen (below {LEAST_GAIN} dB), whatever p says'
@@ -431,11 +422,7 @@ def _choice_scores(study: Study, what: str) -> tuple[list[Score], str]:
         f'The true one is the best for {share.value:.0%} of the images, by chance {share.chance:.0%} '
         f'(p = {share.p:.3f}; N = {share.n}).'
     )
-    return scores, f'The choice of the {what} {found}.\n\n{text}'
-
-
-def _choice_words(what: str) -> str:
-    return f'Choices of the {what}. Gain: PSNR with the true one less the mean over all of them, in dB. {SCORE_WORDS}'
+    return f'The choice of the {what} {found}.\n\n{text}', table
 
 
 def ablation_section(study: Study, writer: Writer) -> Section:
@@ -464,15 +451,8 @@ def ablation_section(study: Study, writer: Writer) -> Section:
         figures.effects_figure(effects, tasks, shown, 'Difference in PSNR, dB'),
         'Difference in mean PSNR to the network as it is, in dB, where the weights of a level are replaced.',
     )
-    scores, text = _choice_scores(study, 'task whose mean weights are given')
-    rows = [[score.name, *score_cells(score)] for score in scores]
-    table2 = writer.table(
-        'choice_scores',
-        'Do the right weights matter?',
-        ('score', *SCORE_COLUMNS),
-        rows,
-        _choice_words('task whose mean weights are given'),
-    )
+    what = 'task whose mean weights are given'
+    text, table2 = _choice_section(study, writer, 'choice_scores', 'Do the right weights matter?', what)
     return Section('What other weights do', f'{_worst(effects, shown, tasks)}\n\n{text}', [drawn], [table, table2])
 
 
@@ -510,21 +490,13 @@ def sensor_section(study: Study, writer: Writer) -> Section:
     counts = np.array(
         [[np.sum(guessed[study.ids == t] == k) for k in range(len(names))] for t in range(len(study.tasks))]
     )
-    table = writer.table(
-        'confusion',
-        'Sensed degradations',
-        ('task', *names),
-        [[n, *row] for n, row in zip(study.tasks, counts, strict=True)],
-        'Images of each task by the degradation that the sensor finds likeliest.',
+    rows = [[task, *row] for task, row in zip(study.tasks, counts, strict=True)]
+    caption = 'Images of each task by the degradation that the sensor finds likeliest'
+    table = writer.table('confusion', 'Sensed degradations', ('task', *names), rows, f'{caption}.')
+    drawing = figures.table_figure(
+        counts, list(map(words, study.tasks)), list(map(words, names)), 'Likeliest degradation', 'Task', 'd', None
     )
-    drawn = writer.figure(
-        'confusion',
-        'Sensed degradations',
-        figures.table_figure(
-            counts, list(map(words, study.tasks)), list(map(words, names)), 'Likeliest degradation', 'Task', 'd', None
-        ),
-        f'Images of each task by the degradation that the sensor finds likeliest; {study.sizes()}.',
-    )
+    drawn = writer.figure('confusion', 'Sensed degradations', drawing, f'{caption}; {study.sizes()}.')
     theirs = [each.sensed for each in study.untrained if each.sensed is not None]
     score = numbers.scored(
         'accuracy',
@@ -533,11 +505,6 @@ def sensor_section(study: Study, writer: Writer) -> Section:
         [float(np.mean(each.argmax(axis=1) == labels)) for each in theirs],
         **study.chance,
     )
-    table2 = writer.table(
-        'sensor_score',
-        'Accuracy of the sensor',
-        ('score', *SCORE_COLUMNS),
-        [['accuracy', *score_cells(score)]],
-        SCORE_WORDS,
-    )
+    rows = [['accuracy', *score_cells(score)]]
+    table2 = writer.table('sensor_score', 'Accuracy of the sensor', ('score', *SCORE_COLUMNS), rows, SCORE_WORDS)
     return Section('What the sensor says', f'Accuracy {told(score)}.', [drawn], [table, table2])
