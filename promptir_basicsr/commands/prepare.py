@@ -14,10 +14,11 @@ from rich.text import Text
 
 from promptir_basicsr.core.command_line import cores
 from promptir_basicsr.core.errors import OptionError, raise_problems
+from promptir_basicsr.core.files import in_units
 from promptir_basicsr.core.messages import check_count, printable
 from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.data.lmdb.plan import Preparation, plan_preparation
-from promptir_basicsr.data.lmdb.prepare import Prepared, in_units, prepare_databases, verify_databases
+from promptir_basicsr.data.lmdb.prepare import Prepared, prepare_databases, verify_databases
 from promptir_basicsr.data.lmdb.writer import PrepareError
 from promptir_basicsr.data.protocol import protocol_datasets
 from promptir_basicsr.options.file import Places, read_option_file

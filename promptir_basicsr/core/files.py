@@ -167,6 +167,15 @@ def megabytes(size: int) -> str:
     return f'{size / 1e6:,.1f} MB'
 
 
+def in_units(count: float) -> str:
+    """Bytes in words."""
+    for unit in ('bytes', 'kB', 'MB', 'GB'):
+        if count < 1000:
+            return f'{count:,.0f} {unit}' if unit == 'bytes' else f'{count:.3g} {unit}'
+        count /= 1000
+    return f'{count:.3g} TB'
+
+
 def read_json(path: str) -> dict[str, Any] | None:
     """The mapping in a file, or None where there is no file."""
     if not os.path.exists(path):

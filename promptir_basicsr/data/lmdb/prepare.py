@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from promptir_basicsr.core.errors import ImageError, SaveError
-from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.core.files import atomic_write, in_units
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.core.vocabulary import VERIFIED_IMAGES
 from promptir_basicsr.data.allinone_dataset import check_dataset
@@ -255,12 +255,3 @@ def _what_to_do(preparation: Preparation) -> str:
         'Mend these images, or leave them out of the lists, and run the command again. What was good is kept in '
         f"'{preparation.file.parent}' and not done again."
     )
-
-
-def in_units(count: float) -> str:
-    """Bytes in words."""
-    for unit in ('bytes', 'kB', 'MB', 'GB'):
-        if count < 1000:
-            return f'{count:,.0f} {unit}' if unit == 'bytes' else f'{count:.3g} {unit}'
-        count /= 1000
-    return f'{count:.3g} TB'
