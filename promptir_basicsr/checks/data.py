@@ -154,26 +154,12 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
         told = f'{survey.where}: {len(items):,} {sentence}'
         return [Finding(severity, kind, survey.where, told, items)] if items else []
 
-    return [
-        *finding(
-            ERROR,
-            'unreadable',
-            list(unreadable.items()),
-            f'of {len(distinct):,} images cannot be read. Replace the files, or take them out of the list.',
-        ),
-        *finding(
-            ERROR,
-            'different_size',
-            differing,
-            f'of {len(task):,} pairs differ in size. Check the pairing rule, or cut both to the same area.',
-        ),
-        *finding(
-            NOTE,
-            'smaller_than_patch',
-            small,
-            f'of {len(task):,} images are smaller than the {patch} pixel crop; they are reflected up to it.',
-        ),
-    ]
+    told = f'of {len(distinct):,} images cannot be read. Replace the files, or take them out of the list.'
+    found = finding(ERROR, 'unreadable', list(unreadable.items()), told)
+    told = f'of {len(task):,} pairs differ in size. Check the pairing rule, or cut both to the same area.'
+    found += finding(ERROR, 'different_size', differing, told)
+    told = f'of {len(task):,} images are smaller than the {patch} pixel crop; they are reflected up to it.'
+    return found + finding(NOTE, 'smaller_than_patch', small, told)
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -276,13 +276,9 @@ def _check_labels(where: Keys, tasks: 'Sequence[Task]', network: object) -> list
     above = [f'{task.name} {task.label}' for task in tasks if task.label >= number]
     if not (above and number and (traits.takes_degradation or traits.is_sensor)):
         return []
-    return [
-        problem(
-            (*where, 'tasks'),
-            f'labels of {first_few(above)}; the network knows those from 0 to {number - 1}. '
-            'Raise network_g.num_degradations, or give the tasks such labels.',
-        )
-    ]
+    message = f'labels of {first_few(above)}; the network knows those from 0 to {number - 1}. '
+    message += 'Raise network_g.num_degradations, or give the tasks such labels.'
+    return [problem((*where, 'tasks'), message)]
 
 
 def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> list[Problem]:
@@ -301,14 +297,11 @@ def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> l
     mend = f'Raise {longer} or `dataset_enlarge_ratio`, or lower `batch_size_per_gpu`.'
     if plan.in_process > 1:
         mend, named = 'Start one process a GPU (torchrun ... --launcher pytorch), or take `num_gpu: 1`.', []
-    return [
-        problem(
-            ('datasets', 'train'),
-            f'an epoch has {plan.samples:,} samples, {plan.iterations:,} whole batches of {plan.batch:,}; training '
-            f'would end after {plan.epochs * plan.iterations:,} of {total:,} iterations. {mend}',
-            *named,
-        )
-    ]
+    message = (
+        f'an epoch has {plan.samples:,} samples, {plan.iterations:,} whole batches of {plan.batch:,}; training '
+        f'would end after {plan.epochs * plan.iterations:,} of {total:,} iterations. {mend}'
+    )
+    return [problem(('datasets', 'train'), message, *named)]
 
 
 def _check_val(options: Mapping[str, Any]) -> list[Problem]:
