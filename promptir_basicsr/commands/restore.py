@@ -80,14 +80,8 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _settings(args: argparse.Namespace) -> Settings:
     try:
-        return Settings(
-            tile=args.tile,
-            overlap=args.overlap,
-            statistics=args.statistics,
-            ensemble=args.ensemble,
-            precision=args.precision,
-            kernels=args.kernels,
-        )
+        names = ('tile', 'overlap', 'statistics', 'ensemble', 'precision', 'kernels')
+        return Settings(**{name: getattr(args, name) for name in names})
     except OptionError as error:
         raise OptionError(f'--{problem}' for problem in error.problems) from error
 

@@ -183,15 +183,8 @@ class PromptModel(Resumable):
     def inference_settings(self) -> Settings:
         """How images are restored, by `val`."""
         val = self.opt.get('val') or {}
-        names = {
-            'tile': 'tile',
-            'tile_overlap': 'overlap',
-            'tile_statistics': 'statistics',
-            'tile_passes': 'passes',
-            'ensemble': 'ensemble',
-            'precision': 'precision',
-        }
-        given = {name: val[key] for key, name in names.items() if val.get(key) is not None}
+        names = ('tile', 'tile_overlap', 'tile_statistics', 'tile_passes', 'ensemble', 'precision')
+        given = {name.removeprefix('tile_'): val[name] for name in names if val.get(name) is not None}
         return Settings(**given, size_multiple=self.size_multiple)
 
     def infer(self, lq: torch.Tensor) -> torch.Tensor:
