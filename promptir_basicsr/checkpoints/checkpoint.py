@@ -106,16 +106,7 @@ def read_checkpoint(
             metadata.setdefault(name, value)
     notes = _notes(file, key, found, how, others)
     return Checkpoint(
-        file.path,
-        found.weights,
-        found.network,
-        metadata,
-        notes,
-        file.layout,
-        key,
-        found.dropped,
-        found.outside,
-        others,
+        file.path, found.weights, found.network, metadata, notes, file.layout, key, found.dropped, found.outside, others
     )
 
 

@@ -11,15 +11,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
 from promptir_basicsr.archs.traits import no_prompts, prompts_of, traits_of
 from promptir_basicsr.core.errors import OptionError, problems_of
-from promptir_basicsr.core.messages import (
-    check_count,
-    first_few,
-    is_number,
-    missing,
-    quotes_hint,
-    shown,
-    unknown,
-)
+from promptir_basicsr.core.messages import check_count, first_few, is_number, missing, quotes_hint, shown, unknown
 from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import arguments_of, build, check_arguments, check_registered, find_registered
 from promptir_basicsr.losses.loss_scaler import LossScaler

@@ -40,13 +40,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         options, name, made_from, places = _read_options(args)
         try:
-            preparation = plan_preparation(
-                options,
-                Path(args.out).expanduser(),
-                name,
-                made_from,
-                args.storage,
-            )
+            preparation = plan_preparation(options, Path(args.out).expanduser(), name, made_from, args.storage)
         except OptionError as error:
             raise OptionError(error.problems, lambda problem: _located(problem, places, made_from)) from error
         prepared = prepare_databases(preparation, workers, args.overwrite)

@@ -93,9 +93,7 @@ OptionLoader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 OptionLoader.add_implicit_resolver(
-    f'{_TAG}float',
-    re.compile(r'[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)[eE][-+]?[0-9]+\Z'),
-    list('-+.0123456789'),
+    f'{_TAG}float', re.compile(r'[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)[eE][-+]?[0-9]+\Z'), list('-+.0123456789')
 )
 
 

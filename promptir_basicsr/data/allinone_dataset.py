@@ -237,10 +237,7 @@ def _tasks_key(opt: Mapping[str, Any]) -> str:
 
 
 def check_dataset(
-    opt: Mapping[str, Any],
-    where: str | Keys,
-    keep: bool = False,
-    surveys: dict[Keys, list[TaskSurvey]] | None = None,
+    opt: Mapping[str, Any], where: str | Keys, keep: bool = False, surveys: dict[Keys, list[TaskSurvey]] | None = None
 ) -> list[Task]:
     """Check the options of an AllInOneDataset and build its tasks.
 

@@ -24,13 +24,7 @@ from promptir_basicsr.degradations.physics import (
     render_particles,
     srgb_to_linear,
 )
-from promptir_basicsr.degradations.spec import (
-    Choice,
-    Image,
-    Number,
-    Switch,
-    degradation,
-)
+from promptir_basicsr.degradations.spec import Choice, Image, Number, Switch, degradation
 
 _JPEG_SAMPLING = {
     '420': cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
@@ -217,19 +211,11 @@ def low_light(
     return quantise(linear_to_srgb((electrons / full_well).astype(np.float32)))
 
 
-@degradation(
-    quality=Number((10, 50), low=1, high=100, integer=True),
-    subsampling=Choice('420', ('420', '422', '444')),
-)
+@degradation(quality=Number((10, 50), low=1, high=100, integer=True), subsampling=Choice('420', ('420', '422', '444')))
 def jpeg(image: Image, rng: np.random.Generator, quality: int, subsampling: str) -> Image:
     """JPEG compression (libjpeg tables), after rounding to 8 bits."""
     levels = np.rint(np.clip(image, 0, 1) * np.float32(255)).astype(np.uint8)
-    options = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        _JPEG_SAMPLING[subsampling],
-    ]
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _JPEG_SAMPLING[subsampling]]
     written, data = cv2.imencode('.jpg', cv2.cvtColor(levels, cv2.COLOR_RGB2BGR), options)
     assert written
     decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[:, :, ::-1]

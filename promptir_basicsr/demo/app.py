@@ -40,11 +40,7 @@ class Activity:
 
 
 def build_page(
-    restorer: Restorer,
-    work: Path,
-    examples: list[tuple[str, Path]],
-    most_pixels: int,
-    activity: Activity | None = None,
+    restorer: Restorer, work: Path, examples: list[tuple[str, Path]], most_pixels: int, activity: Activity | None = None
 ) -> 'gradio.Blocks':
     """The page; nothing is served yet.
 
@@ -116,12 +112,7 @@ def build_page(
                 picture = _upload(gr)
                 controls = _controls(gr, labels, has_sensor) if labels else []
                 button = gr.Button('Restore', variant='primary', elem_id='restore')
-                gr.Examples(
-                    [[str(path)] for _, path in examples],
-                    picture,
-                    label='Examples',
-                    api_visibility='private',
-                )
+                gr.Examples([[str(path)] for _, path in examples], picture, label='Examples', api_visibility='private')
             with gr.Column(scale=3, min_width=320):
                 slider = gr.ImageSlider(
                     label='Before (left) and after (right)',

@@ -130,11 +130,7 @@ class TrainingStep(SRModel):
         logger.info(f'Step: {", ".join(self._description())}.')
 
     def _image_losses(self) -> dict[str, nn.Module | None]:
-        return {
-            'pixel_opt': self.cri_pix,
-            'frequency_opt': self.cri_frequency,
-            'perceptual_opt': self.cri_perceptual,
-        }
+        return {'pixel_opt': self.cri_pix, 'frequency_opt': self.cri_frequency, 'perceptual_opt': self.cri_perceptual}
 
     @property
     def precision(self) -> str:

@@ -127,10 +127,7 @@ Port = Annotated[int, Strict(), Field(ge=1, le=65535), Told('{found} is not a po
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), Told('{found} is not a number above 0.')]
 Text = Annotated[str, Strict(), Told('{found} is not text.')]
 FileName = Annotated[
-    str,
-    Strict(),
-    Told('{found} is not text. Put a name made of digits in quotes.'),
-    AfterValidator(check_file_name),
+    str, Strict(), Told('{found} is not text. Put a name made of digits in quotes.'), AfterValidator(check_file_name)
 ]
 FileSuffix = Annotated[str, Strict(), Told('{found} is not text.'), AfterValidator(_check_suffix)]
 ExistingFile = Annotated[str, Strict(), Told('{found} is not text.'), AfterValidator(_check_file)]

@@ -54,10 +54,7 @@ class OwnTrainOptions(IterationOptions):
     )
     ema_decay: Annotated[
         float, Field(strict=True, ge=0, lt=1), Told('{found} is not a number from 0 (no EMA) to below 1.')
-    ] = option(
-        0,
-        description='decay of the averaged weights, 0 for none; they are validated and saved as `params_ema`',
-    )
+    ] = option(0, description='decay of the averaged weights, 0 for none; they are validated and saved as `params_ema`')
     max_sick_steps: Count | None = option(
         None,
         description='steps in a row whose loss or gradient is not finite that end the training, with its state saved; '

@@ -80,11 +80,7 @@ class _Root:
 
 
 def plan_preparation(
-    options: Mapping[str, Any],
-    out: Path,
-    name: str,
-    made_from: str,
-    storage: str = 'original',
+    options: Mapping[str, Any], out: Path, name: str, made_from: str, storage: str = 'original'
 ) -> Preparation:
     """List the images of an option file and say what becomes of them.
 
