@@ -143,33 +143,19 @@ def weights_section(study: Study, writer: Writer) -> Section:
         f'{numbers.CLEAR:g} times that by chance. Chance is that of the most telling prompt of the level.'
     )
     answered = writer.table('answers', 'Which prompt answers which task', heads, cells, caption)
-    drawn = [
-        writer.figure(
-            'prompt_weights',
-            'Prompt weights of each image',
-            figures.weights_figure(weights, ids, tasks),
-            'An image a row, grouped by task; the weights of a row and level add up to 1.',
-        ),
-        writer.figure(
-            'mean_weights', 'Mean weights of each task', figures.mean_weights_figure(means, tasks), _mean_caption(study)
-        ),
-        writer.figure(
-            'information',
-            'What the weights tell of the task',
-            figures.scores_figure(scores, 'Mutual information of prompt and task, bits'),
-            CHANCE_CAPTION,
-        ),
-    ]
+    caption = 'An image a row, grouped by task; the weights of a row and level add up to 1.'
+    shown = figures.weights_figure(weights, ids, tasks)
+    drawn = [writer.figure('prompt_weights', 'Prompt weights of each image', shown, caption)]
+    shown = figures.mean_weights_figure(means, tasks)
+    drawn += [writer.figure('mean_weights', 'Mean weights of each task', shown, f'Means over {study.sizes()}.')]
+    shown = figures.scores_figure(scores, 'Mutual information of prompt and task, bits')
+    drawn += [writer.figure('information', 'What the weights tell of the task', shown, CHANCE_CAPTION)]
     return Section(
         'Which prompt answers which degradation',
         _weights_text(study, total, scores, list(most.values()), answers),
         drawn,
         [table, answered],
     )
-
-
-def _mean_caption(study: Study) -> str:
-    return f'Means over {study.sizes()}.'
 
 
 def _weights_text(
@@ -340,12 +326,9 @@ def similarity_section(study: Study, writer: Writer) -> Section:
         'Mean cosine of two different prompts. PromptIR starts with values from 0 to 1, so untrained ones are alike.'
     )
     table = writer.table('similarity_mean', 'Mean similarity', columns, summary, caption)
-    drawn = writer.figure(
-        'similarity',
-        'How alike the prompts are',
-        figures.similarity_figure(matrices, names),
-        'Cosine of the angle between the prompts of a level, each as one vector.',
-    )
+    caption = 'Cosine of the angle between the prompts of a level, each as one vector.'
+    shown = figures.similarity_figure(matrices, names)
+    drawn = writer.figure('similarity', 'How alike the prompts are', shown, caption)
     return Section('How alike the prompts are', '\n\n'.join(lines), [drawn], [table])
 
 
