@@ -16,6 +16,7 @@ from rich.text import Text
 
 from promptir_basicsr.checks.check import check_file
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
+from promptir_basicsr.core.console import plain_console
 from promptir_basicsr.core.errors import ImageError
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.optim.rates import RatePoint
@@ -42,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
         if args.json:
             sys.stdout.write(json.dumps(report.as_json(), indent=2) + '\n')
         else:
-            print_report(report, Console(highlight=False, markup=False, emoji=False))
+            print_report(report, plain_console(soft_wrap=False))
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

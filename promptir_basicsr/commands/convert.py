@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
 from torch import Tensor
 
 from promptir_basicsr.checkpoints.checkpoint import digest, halved, read_checkpoint, write_checkpoint
 from promptir_basicsr.checkpoints.folder import bytes_of
 from promptir_basicsr.checkpoints.reading import LAYOUTS
+from promptir_basicsr.core.console import plain_console
 from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.files import megabytes, target_problems
 from promptir_basicsr.core.messages import first_few, printable
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(args.input, args.opt, args.key)
     if args.key is not None:
         checkpoint = replace(checkpoint, others={})
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = plain_console()
 
     def say(*lines: str) -> None:
         for each in lines:

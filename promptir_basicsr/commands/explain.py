@@ -2,8 +2,7 @@
 
 import argparse
 
-from rich.console import Console
-
+from promptir_basicsr.core.console import plain_console
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.explain.run import PAGE, Settings, explain
 
@@ -21,7 +20,7 @@ def main(args: argparse.Namespace) -> int:
     report, folder = explain(
         args.opt, args.weights, args.out, settings, args.force_yml, overwrite=args.overwrite, progress=True
     )
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = plain_console()
     for section in report.sections:
         first = section.text.partition('\n\n')[0]
         console.print(printable(f'{section.title}\n  {first}\n'.replace('\n', '\n  ').rstrip() + '\n', keep='\n'))

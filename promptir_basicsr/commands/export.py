@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from promptir_basicsr.checkpoints.checkpoint import Checkpoint, build, read_checkpoint
+from promptir_basicsr.core.console import table_console
 from promptir_basicsr.core.errors import need_extra, raise_problems
 from promptir_basicsr.core.files import megabytes, target_problems
 from promptir_basicsr.core.messages import printable
@@ -102,4 +102,4 @@ def _report(differences: Sequence[Difference]) -> None:
         table.add_column(title, justify='right', no_wrap=True)
     for one in differences:
         table.add_row(str(one.batch), str(one.height), str(one.width), f'{one.largest:.1e}', f'{one.reach:.2f}')
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    table_console().print(table)

@@ -8,11 +8,11 @@ from typing import Any
 
 import cv2
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from promptir_basicsr.core.command_line import cores
+from promptir_basicsr.core.console import table_console
 from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.files import in_units
 from promptir_basicsr.core.messages import check_count, printable
@@ -102,7 +102,7 @@ def _report(preparation: Preparation, prepared: Sequence['Prepared']) -> None:
             f'{row.readable:,}',
             'was there already' if row.already else '',
         )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = table_console()
     console.print(table)
     verb = 'train' if 'train' in preparation.options else 'test' if 'val' in preparation.options else ''
     file = printable(preparation.file)

@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from promptir_basicsr.core.console import plain_console
 from promptir_basicsr.core.errors import SaveError
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.inference.plan import Job, Plan
@@ -47,7 +47,7 @@ class Reporter:
     def __init__(self, plan: Plan, sizes: dict[str, Size | None]) -> None:
         self._count = len(plan.jobs)
         self._plan, self._sizes = plan, sizes
-        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = plain_console(stderr=True)
         self._bar = Progress(
             TextColumn('{task.fields[done]} of {task.fields[count]}', markup=False),
             BarColumn(),
