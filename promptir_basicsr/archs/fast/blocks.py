@@ -53,8 +53,7 @@ def prompt_to_prompt(block: Any, basic: Tensor, degradation: Tensor, strength: f
 def _run(block: Any, function: Callable[..., Tensor], images: Sequence[Tensor], *extra: Any) -> Tensor:
     """A function of images as (B, H, W, C), in the type that autocast says; checkpointed where the block is."""
     kind = images[0].device.type
-    # torch.compile cannot trace the question in torch 2.11; these two have autocast.
-    autocast = (kind in ('cpu', 'cuda') or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else images[0].dtype
 
     def run(*images: Tensor) -> Tensor:
