@@ -16,6 +16,7 @@ import torch
 import yaml
 from basicsr.utils import make_exp_dirs as _host_make_exp_dirs
 from basicsr.utils import options as host_options
+from basicsr.utils.dist_util import master_only
 
 from promptir_basicsr.checks.run import check_options
 from promptir_basicsr.core.command_line import argument_parser
@@ -31,7 +32,7 @@ _host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = 
 def adapt() -> None:
     """BasicSR evaluates `--force_yml` as code, lets typos pass, ignores `path: experiments_root` (index release) and
     asks for CUDA wherever `num_gpu` is not 0. Its own parser still runs, on options that are checked. It copies the
-    option file in the encoding of the locale, in place."""
+    option file in the encoding of the locale, in place, and in every process."""
     basicsr.train.parse_options = basicsr.test.parse_options = parse_options
     basicsr.train.make_exp_dirs = basicsr.test.make_exp_dirs = make_exp_dirs
     basicsr.train.copy_opt_file = copy_opt_file
@@ -69,8 +70,11 @@ def make_exp_dirs(opt: Mapping[str, Any]) -> None:
     _host_make_exp_dirs({**opt, 'path': paths})
 
 
+@master_only
 def copy_opt_file(opt_file: str, experiments_root: str) -> None:
     """Copy the option file of a run into its folder, below comments with the time and the command.
+
+    By the first process alone: it makes the folder, and BasicSR lets the others go on before it is there.
 
     Raises:
         SaveError: the copy could not be written.
