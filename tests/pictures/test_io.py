@@ -1,5 +1,6 @@
 """Every pixel of a file is read as other programs read it, and everything beside the pixels comes back."""
 
+import functools
 import io
 import struct
 import tempfile
@@ -47,7 +48,9 @@ def pnm(image: np.ndarray, most: int, kind: bytes = b'P6') -> bytes:
     return b'%s\n# made here\n%d %d\n%d\n' % (kind, width, height, most) + pixels.tobytes()
 
 
+@functools.cache
 def profile() -> bytes:
+    """Made once: it has the second in which it was made."""
     return PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile('sRGB')).tobytes()
 
 
