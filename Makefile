@@ -81,6 +81,7 @@ latest:
 	$(VENV)-latest/bin/python $(TESTS)
 
 oldest: env
+	@mkdir -p build
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python $(PYTHON) --extra dev pyproject.toml -o build/oldest.txt
 	$(PYTHON) -m venv --clear $(VENV)-oldest
 	PIP_CONSTRAINT=build/oldest.txt $(VENV)-oldest/bin/$(INSTALL) -r build/oldest.txt

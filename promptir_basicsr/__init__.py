@@ -35,7 +35,7 @@ def _is_command(words: list[str]) -> bool:
     while words:
         word = words.pop(0)
         if word in ('-m', '-c'):
-            return word == '-m' and words[:1] != [] and words[0] in _COMMANDS
+            return word == '-m' and not _COMMANDS.isdisjoint(words[:1])
         if word in ('-W', '-X'):
             words = words[1:]
         elif not word.startswith('-'):

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments).file
     found = importlib.util.find_spec('basicsr')
     if found is not None and found.origin is not None:
-        print(f'BasicSR is already installed in {os.path.dirname(found.origin)}.')
+        sys.stdout.write(f'BasicSR is already installed in {os.path.dirname(found.origin)}.\n')
         return 0
     problem = _problem(given) if given else None
     installer = _installer()
