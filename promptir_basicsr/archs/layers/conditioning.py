@@ -8,6 +8,7 @@ Shapes: B batch, H W height and width, T degradations that a network tells apart
 
 import inspect
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -182,8 +183,9 @@ class ConditionedNetwork(nn.Module):
     def _check(self, x: Tensor) -> None:
         check_image(type(self).__name__, x, self.inp_channels, self.size_multiple)
 
+    @abstractmethod
     def _restore(self, x: Tensor, context: PromptContext | None) -> Tensor:
-        raise NotImplementedError
+        """The restored image of x: (B, C, H, W), already checked; of the same shape."""
 
     def _modulate(self, level: int, skip: Tensor, context: PromptContext | None) -> Tensor:
         """The skip of a level: (B, C, H, W), as its prompt modulates it for the decoder; itself without prompts."""

@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H W height and width, h heads, c = C / h channels a
 """
 
 import difflib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -280,9 +281,9 @@ class Backbone(nn.Module):
         skip3 = self.encoder_level3(self.down2_3(skip2))  # (B, 4 dim, H/4, W/4)
         return self.latent(self.down3_4(skip3)), skip1, skip2, skip3  # (B, 8 dim, H/8, W/8)
 
+    @abstractmethod
     def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
         """Names and shapes of the tensors of a released checkpoint that nothing uses."""
-        raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load released checkpoints, too: leave out the tensors that they hold and nothing uses, and no other."""
