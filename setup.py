@@ -1,8 +1,7 @@
-"""What pyproject.toml cannot say: option files inside the package, and links of the README that work on an index."""
+"""What pyproject.toml cannot say: option files inside the package, and a description without links to this tree."""
 
 import re
 import shutil
-import tomllib
 from pathlib import Path
 
 from setuptools import setup
@@ -24,14 +23,9 @@ class BuildWithOptionFiles(build_py):
 
 
 def description():
-    """README.md with absolute links, where the project's address is known; without it, relative links are text."""
-    urls = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project'].get('urls', {})
+    """README.md as an index shows it: links to files of this tree are text, pictures are omitted."""
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
-    image, link = r'!\[([^\]]*)\]\((?!\w+:)([^)]*)\)', r'(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)]*)\)'
-    if 'Repository' not in urls:
-        return re.sub(link, r'\1', re.sub(rf'{image}\n*', '', text))
-    raw, blob = f'{urls["Repository"]}/raw/main', f'{urls["Repository"]}/blob/main'
-    return re.sub(link, rf'[\1]({blob}/\2)', re.sub(image, rf'![\1]({raw}/\2)', text))
+    return re.sub(r'\[([^\]]*)\]\((?!\w+:|#)[^)]*\)', r'\1', re.sub(r'!\[[^\]]*\]\((?!\w+:)[^)]*\)\n*', '', text))
 
 
 setup(

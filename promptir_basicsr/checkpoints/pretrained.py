@@ -1,8 +1,6 @@
-"""Weights as the start of a training, and of the sensor inside a network.
+"""Weights as the start of a training, also of a network with more prompts or labels, and of the sensor inside one.
 
-Weights of a network with fewer prompts or labels as the start of one with more.
-
-A module says which axes of its parameters count something by a class attribute `growable_axes`:
+A module declares which axes of its parameters count something by a class attribute `growable_axes`:
 what is counted -> {parameter: axis}, e.g. `{'prompts': {'prompt_param': 1, 'linear_layer.weight': 0}}`.
 """
 
