@@ -1,6 +1,7 @@
 """What every test needs."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 import skimage.data
 
 Write = Callable[..., Path]
+
+
+# What a script starts in the background inherits an ignored SIGINT, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
