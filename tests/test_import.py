@@ -114,7 +114,7 @@ for method in (BaseModel.get_optimizer, BaseModel.setup_schedulers):
     assert not hasattr(method.__wrapped__, '__wrapped__')
 import basicsr.train
 assert basicsr.train.parse_options is sys.modules['promptir_basicsr.host.options'].parse_options
-assert basicsr.train.load_resume_state is sys.modules['promptir_basicsr.host.resume'].load_resume_state
+assert basicsr.train.train_pipeline is sys.modules['promptir_basicsr.host.trainer'].train_pipeline
 """)
 
 

@@ -122,7 +122,18 @@ class Report:
         if self.sheet:
             save_picture(contact_sheet(list(self.sheet.values()), _SHEET_SIDE), self._path('contact_sheet.png'))
         if names:  # last: a validation whose rows are there is not repeated by a training that is resumed
-            append_csv(self._path('metrics.csv'), iteration, rows, names, self.measures_inputs)
+            append_csv(self.table_path, iteration, rows, names, self.measures_inputs)
+
+    @property
+    def table_path(self) -> str:
+        return self._path('metrics.csv')
+
+    def table(self) -> str:
+        """The rows of all validations so far, as CSV."""
+        if not os.path.exists(self.table_path):
+            return ''
+        with open(self.table_path, newline='', encoding='utf-8') as file:
+            return file.read()
 
     def totals(self) -> list[Row]:
         """The rows below those of the tasks."""

@@ -4,11 +4,11 @@ One small adaptation a function, each with its reason and a test, so that the in
 (which carry the same version number) are both left as they are wherever they already comply.
 """
 
-from promptir_basicsr.host import distributed, optim, options, resume, trainer
+from promptir_basicsr.host import distributed, optim, options, trainer
 
 __all__ = ['adapt']
 
-_ADAPTATIONS = (optim, distributed, resume, trainer, options)
+_ADAPTATIONS = (optim, distributed, trainer, options)
 
 
 def adapt() -> None:

@@ -5,7 +5,6 @@ import pickle
 from collections.abc import Mapping
 from typing import Any
 
-import basicsr.train
 import torch
 from basicsr.utils import check_resume
 from torch import distributed
@@ -13,41 +12,31 @@ from torch import distributed
 from promptir_basicsr.checkpoints.folder import damage, remove_unfinished, saved_iterations
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few
-from promptir_basicsr.models.run import current
 
 
-def adapt() -> None:
-    """BasicSR asks for the current CUDA device before it loads a state, so a resume without a GPU dies; and
-    `--auto_resume` looks below ./experiments wherever the run writes and starts from zero silently (StarSRGAN#7). It
-    takes the newest state, whole or not."""
-    basicsr.train.load_resume_state = load_resume_state
+def load_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The training state to continue from, or None for a fresh start, and what was found, for the log.
 
-
-def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The training state to continue from, or None for a fresh start; sets the paths of the networks as well.
-
-    What was found is noted for the log.
+    Sets the paths of the networks as well.
 
     Raises:
         OptionError: the file is not a training state, or the weights of its iteration are not in the run's folder;
             with `--auto_resume`, there are states, and none of them is whole.
     """
-    run = current()
-    run.state = None
+    notes: list[str] = []
     if opt['auto_resume']:
-        newest, run.notes = _agreed(opt)
+        newest, notes = _agreed(opt)
         if newest is not None:
             opt['path']['resume_state'] = newest
     path = opt['path'].get('resume_state')
     if path is None:
-        return None
+        return None, notes
     state = _read_state(path)
     check_resume(opt, state['iter'])
     network = opt['path'].get('pretrain_network_g')
     if network is not None and not os.path.isfile(network):
         raise OptionError(f"path.resume_state: '{path}' goes with the weights '{network}', which do not exist.")
-    run.state = state
-    return state
+    return state, notes
 
 
 def _agreed(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:

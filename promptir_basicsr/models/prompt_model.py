@@ -6,41 +6,59 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from basicsr.losses import build_loss
+from basicsr.archs import build_network
+from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from promptir_basicsr.archs.traits import prompts_of, traits_of
-from promptir_basicsr.checkpoints.pretrained import WEIGHTS, check_fit, grow, load_sensor, read_weights, with_prompts
-from promptir_basicsr.core.errors import OptionError, problems_of
+from promptir_basicsr.archs.traits import traits_of
+from promptir_basicsr.checkpoints.folder import atomic_save, remove_older
+from promptir_basicsr.checkpoints.pretrained import (
+    WEIGHTS,
+    check_fit,
+    grow,
+    load_sensor,
+    read_weights,
+    state_problems,
+    with_prompts,
+)
+from promptir_basicsr.checkpoints.reading import METADATA
+from promptir_basicsr.core.errors import SickTraining, Stopped, raise_problems
 from promptir_basicsr.core.files import atomic_write, read_json
+from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.registry import register
 from promptir_basicsr.evaluation.labels import LabelSource
 from promptir_basicsr.evaluation.validation import Measurement, Report
 from promptir_basicsr.inference.restoring import Settings, restore_images
-from promptir_basicsr.losses.loss_scaler import LossScaler
-from promptir_basicsr.models.resume import Resumable
-from promptir_basicsr.models.step import frozen_in_silence
+from promptir_basicsr.models.batch import Batch, run_network
+from promptir_basicsr.models.nonfinite import MOST_IN_A_ROW
+from promptir_basicsr.models.objective import ImageLosses, Objective
+from promptir_basicsr.models.resume import TrainingState
+from promptir_basicsr.models.run import Run
+from promptir_basicsr.models.step import TrainingStep, arrange, fused, move_average, prepare
 from promptir_basicsr.runtime.compilation import compiled_for_any_size, compiling, eagerly
 from promptir_basicsr.runtime.precision import autocast, float32_as, widened
 from promptir_basicsr.runtime.processes import Share
+from promptir_basicsr.runtime.random_state import kept_random_state
 
 logger = logging.getLogger('basicsr')
 
 
 @register(MODEL_REGISTRY)
-class PromptModel(Resumable):
+class PromptModel(SRModel):
     """Trains and measures a restoration network on several degradations.
 
     Works with every BasicSR network that keeps the image size; a network with `takes_degradation` is given the labels.
     A network's `size_multiple` (or its option `window_size`) is met by padding, so images of any size can be restored.
 
-    Options beside BasicSR's own and those of `TrainingStep` and `Resumable`:
+    Options beside BasicSR's own and those of `TrainingStep`:
         path.grow_g: start from weights with fewer prompts or labels; see `pretrained`. Default: False.
         path.pretrain_network_sensor: weights of the network's sensor, which is not trained here; see `pretrained`.
         train.grad_clip_norm: largest norm of the whole gradient. Default: no clipping.
@@ -48,6 +66,9 @@ class PromptModel(Resumable):
         train.prompt_opt: a loss of the network's prompts; the network shows them by `prompt_vectors()`.
         train.loss_scaler: arguments of LossScaler, which scales the gradient of the losses of images down where they
             are far above the smallest of late. Default: none.
+        train.max_sick_steps: after how many steps in a row that are not finite the training ends. Default: 10.
+        logger.keep_last: how many checkpoints are kept, beside `net_g_best.pth`. Default: all.
+        logger.stop_signals: signals that stop a training beside SIGTERM and SIGINT.
         val.metrics: name -> {type: ...}. Metrics with `wants_float` get the unrounded RGB image in [0, 1], others
             BasicSR's rounded 8-bit BGR image.
         val.best_metric: the metric whose average over tasks decides on `net_g_best.pth`. Default: the first one.
@@ -63,20 +84,34 @@ class PromptModel(Resumable):
         val.tile, val.tile_overlap, val.tile_statistics, val.tile_passes, val.ensemble: see `restoring.Settings`.
 
     A validation writes a row a task and their average to the log, to TensorBoard, to `metrics.csv` and `results.md`.
+
+    Attributes:
+        batch: in hand, from `feed_data`.
+        output: what the network made of it.
+        run: the training that drives this model.
+        step: how it trains on a batch.
+        state: where the training is, and what is saved of it.
+        report: of the validations.
     """
 
     report_class: type[Report] = Report
     measurement_class: type[Measurement] = Measurement
 
+    batch: Batch
+    output: torch.Tensor
+
     def __init__(self, opt: dict[str, Any]) -> None:
+        self.run = Run()
         self._for_any_size: dict[nn.Module, nn.Module] = {}
         super().__init__(opt)
         nets = [self.net_g, self.net_g_ema] if hasattr(self, 'net_g_ema') else [self.net_g]
         load_sensor([self.get_bare_model(net) for net in nets], opt['path'])
         self.report = self.report_class(opt)
         self._best_file = os.path.join(opt['path'].get('models') or '', 'net_g_best.json')
-        if self.is_train and opt['path'].get('resume_state'):
-            self.report.best = read_json(self._best_file)
+        if self.is_train:
+            if opt['path'].get('resume_state'):
+                self.report.best = read_json(self._best_file)
+            self.state = TrainingState(opt, self.step, self.report, self.optimizers, self.schedulers)
 
     def print_network(self, net: nn.Module) -> None:
         """The number of parameters, whole and by part."""
@@ -88,55 +123,187 @@ class PromptModel(Resumable):
 
     # training
 
-    def init_training_settings(self) -> None:
-        """BasicSR's, and the losses that it does not know.
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """BasicSR's, of a network that computes as the options say.
 
         Raises:
+            OptionError: it or the device cannot.
+        """
+        return prepare(net, self.opt, self.device, super().model_to_device)
+
+    def init_training_settings(self) -> None:
+        """Averaged network, losses, optimizers, schedules and the training step.
+
+        Raises:
+            ValueError: there is no loss of images.
             OptionError: there is a loss of prompts, and the network has none; or a step cannot be as the options say.
         """
-        train = self.opt['train']
-        frequency_alone = train.get('frequency_opt') and not (train.get('pixel_opt') or train.get('perceptual_opt'))
-        if frequency_alone:  # BasicSR ends without one of the two that it knows
-            self.opt['train'] = {**train, 'pixel_opt': train['frequency_opt']}
-        super().init_training_settings()
-        self.opt['train'] = train
-        if frequency_alone:
-            self.cri_pix, self.cri_frequency = None, self.cri_pix
-        else:
-            self.cri_frequency = self._build_loss('frequency_opt')
-        self.cri_prompt = self._build_loss('prompt_opt')
-        if self.cri_prompt:
-            try:
-                prompts_of(self.net_g)
-            except ValueError as error:
-                raise OptionError(problems_of(('train', 'prompt_opt'), error)) from error
-        scaler = train.get('loss_scaler')
-        self.loss_scaler = None if scaler is None else LossScaler(**scaler)
-        self.setup_step()
+        self.net_g.train()
+        if self.opt['train'].get('ema_decay'):
+            self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
+            path = self.opt['path'].get('pretrain_network_g')
+            if path:
+                self.load_network(self.net_g_ema, path, self.opt['path'].get('strict_load_g', True), 'params_ema')
+            else:
+                self.model_ema(0)
+            self.net_g_ema.eval()
+            arrange(self.net_g_ema, self.opt, trained=False)
+        objective = self.build_objective()
+        self.setup_optimizers()
+        self.setup_schedulers()
+        self.setup_step(objective)
+
+    def build_objective(self) -> Objective:
+        """What is minimised: the losses of the section `train`."""
+        return ImageLosses.of(self.opt['train'], self.net_g, self.device)
 
     def setup_optimizers(self) -> None:
-        """BasicSR's, and one line about what is not trained instead of one for each parameter."""
-        with frozen_in_silence():
-            super().setup_optimizers()
+        """One optimizer for all that is trained, `train.optim_g`; one line about what is not."""
+        options = dict(self.opt['train']['optim_g'])
+        trained = [p for p in self.net_g.parameters() if p.requires_grad]
+        self.optimizer_g = self.get_optimizer(options.pop('type'), trained, **options)
+        self.optimizers.append(self.optimizer_g)
         frozen = [p for p in self.net_g.parameters() if not p.requires_grad]
         if frozen:
             logger.info(f'Not trained: {len(frozen):,} tensors, {sum(p.numel() for p in frozen):,} parameters.')
 
-    def _build_loss(self, key: str) -> nn.Module | None:
-        options = self.opt['train'].get(key)
-        return build_loss(options).to(self.device) if options else None
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+        """BasicSR's, fused where that is possible and neither `fused` nor `foreach` is given."""
+        return fused(optim_type, partial(super().get_optimizer, optim_type, params, lr), **kwargs)
+
+    def setup_step(self, objective: Objective) -> None:
+        """Make `step`, of the networks, the optimizer and the options as they are now."""
+        averaged = getattr(self, 'net_g_ema', None)
+        self.step = TrainingStep(self.opt, self.net_g, averaged, self.optimizer_g, objective, self._is_asked_to_stop)
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Move the averaged network: parameters by the decay, buffers as they are."""
+        move_average(self.net_g_ema, self.net_g, decay)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         """Take a batch: lq and gt (B, 3, H, W), optionally task (B names), lq_path (B) and degradation (B,) labels."""
-        self.lq = data['lq'].to(self.device, non_blocking=True)
-        self.gt = data['gt'].to(self.device, non_blocking=True) if 'gt' in data else None
-        self.task, self.lq_path = data.get('task'), data.get('lq_path')
-        degradation = data.get('degradation')
-        if degradation is not None:
-            degradation = torch.as_tensor(degradation).to(self.device, non_blocking=True)
-        self.degradation = degradation
+        self.batch = Batch.of(data, self.device, bool(self.opt.get('channels_last')))
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One step, behind which the training may end.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved.
+            SickTraining: too many steps in a row were not finite; the state is saved, with the weights before them.
+        """
+        self.output = self.step(self.batch, current_iter)
+        self.state.iteration = current_iter
+        most = self.opt['train'].get('max_sick_steps') or MOST_IN_A_ROW
+        if self.step.sick.row >= most:
+            self.save_progress(keep_all=True)
+            raise SickTraining(
+                f'Training has ended at iteration {current_iter}: loss or gradient of {self.step.sick.row} steps in a '
+                'row was not finite (train.max_sick_steps). The weights before them are saved as the state of this '
+                'iteration. Look at the images that the log names, and for a learning rate that is too high; a state '
+                'further back is continued by `path: {resume_state: FILE}`.'
+            )
+        if self.step.told_to_stop:
+            self._stop()
+        self.stop_if_asked()
+
+    def get_current_log(self) -> dict[str, float]:
+        """Means of the losses since the last call, over all processes; a task's loss over its own samples."""
+        self.log_dict = self.step.log()
+        return self.log_dict
+
+    # stopping
+
+    def _is_asked_to_stop(self) -> bool:
+        return self.run.signals.asked is not None
+
+    def stop_if_asked(self) -> None:
+        """End the training between two iterations, or two images of a validation.
+
+        Several processes end after an iteration only, where they agree on it anyway.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved.
+        """
+        if self.is_train and self._is_asked_to_stop() and not self.opt['dist']:
+            self._stop()
+
+    def _stop(self) -> None:
+        name = self.run.signals.asked or 'Another process'
+        if self.state.ended:
+            logger.warning(f'{name}: stopped in the validation behind the training, whose weights are saved.')
+        else:
+            self.save_progress()
+            logger.warning(f'{name}: stopped behind iteration {self.state.iteration}, whose state is saved.')
+        logger.warning('--auto_resume goes on from there.')
+        raise Stopped
 
     # files
+
+    def save(self, epoch: int, current_iter: int, keep_all: bool = False) -> None:
+        """BasicSR's save, and the older checkpoints that are not kept; `current_iter` -1 is the end of the training.
+
+        Raises:
+            SaveError: a file could not be written; those before it are whole.
+        """
+        self.step.settle()
+        self.state.ended |= current_iter == -1
+        super().save(epoch, current_iter)
+        if current_iter == -1:
+            return
+        self.state.iteration = self.state.saved = current_iter
+        keep = (self.opt.get('logger') or {}).get('keep_last')
+        if keep and not keep_all and self.opt['rank'] == 0:
+            paths = self.opt['path']
+            removed = remove_older(paths['models'], paths['training_states'], current_iter, keep)
+            if removed:
+                logger.info(f'Removed the checkpoints of {first_few(map(str, removed))}; the last {keep} are kept.')
+
+    def save_progress(self, keep_all: bool = False) -> None:
+        """Save the last iteration, unless that has been done."""
+        sampler = self.run.sampler
+        if self.state.saved != self.state.iteration and sampler is not None:
+            logger.info('Saving models and training states.')
+            self.save(sampler.epoch, self.state.iteration, keep_all)
+
+    def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
+        """Write `NET_ITER.pth` whole or not at all; BasicSR writes in place and goes on after a failure.
+
+        Beside the weights stands what is known of them, see `metadata`.
+
+        Raises:
+            SaveError: the file could not be written; an older one of the same name is untouched.
+        """
+        if self.opt['rank'] != 0:
+            return
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        content = {
+            key: {name: value.cpu() for name, value in self.get_bare_model(part).state_dict().items()}
+            for part, key in zip(nets, keys, strict=True)
+        }
+        if net_label == 'net_g':
+            content[METADATA] = self.state.metadata(self.get_bare_model(self.net_g), current_iter, self.run)
+        name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
+        atomic_save(content, os.path.join(self.opt['path']['models'], name))
+
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Write `ITER.state`, see `TrainingState`.
+
+        Raises:
+            SaveError: the file could not be written.
+        """
+        if current_iter != -1:
+            self.state.write(epoch, current_iter, self.run)
+
+    def resume_training(self, resume_state: Mapping[str, Any]) -> None:
+        """BasicSR's, which notices a state of other sizes in the first step only, and the rest of the state.
+
+        Raises:
+            OptionError: the state belongs to a network of other sizes.
+        """
+        raise_problems(state_problems(resume_state['optimizers'], self.optimizers, self.get_bare_model(self.net_g)))
+        super().resume_training(resume_state)
+        self.state.load(resume_state)
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
@@ -173,11 +340,8 @@ class PromptModel(Resumable):
 
     def test(self) -> None:
         """Restore `lq` of any size into `output`, with the averaged weights where there are any."""
-        lq = self.lq
-        if self.opt.get('channels_last'):
-            lq = lq.contiguous(memory_format=torch.channels_last)
         with self._measuring() as net:
-            self.output = restore_images(net, lq, self.inference_settings, self.degradation)
+            self.output = restore_images(net, self.batch.lq, self.inference_settings, self.batch.degradation)
 
     @property
     def inference_settings(self) -> Settings:
@@ -187,11 +351,11 @@ class PromptModel(Resumable):
         given = {name.removeprefix('tile_'): val[name] for name in names if val.get(name) is not None}
         return Settings(**given, size_multiple=self.size_multiple)
 
-    def infer(self, lq: torch.Tensor) -> torch.Tensor:
-        """What the network makes of lq as it is, with the averaged weights where there are any."""
+    def infer(self) -> torch.Tensor:
+        """What the network makes of the batch as it is, with the averaged weights where there are any."""
         precision = self.inference_settings.precision
         with self._measuring() as net, torch.no_grad(), float32_as(precision), autocast(precision, self.device):
-            return widened(self.restore(net, lq), precision)
+            return widened(run_network(net, self.batch), precision)
 
     def _measured(self) -> nn.Module:
         """The network that is validated; bare, since a distributed wrapper would wait for the other processes."""
@@ -213,6 +377,11 @@ class PromptModel(Resumable):
             finally:
                 net.train(training)
 
+    def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """BasicSR's; training goes on as if there had been none."""
+        with kept_random_state():
+            super().validation(dataloader, current_iter, tb_logger, save_img)
+
     def nondist_validation(
         self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool
     ) -> None:
@@ -228,9 +397,10 @@ class PromptModel(Resumable):
         self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool, share: Share
     ) -> None:
         # BasicSR counts one iteration too many after the training, and repeats the last validation there.
-        iteration = self.opt['train']['total_iter'] if self._ended else current_iter
+        ended = self.is_train and self.state.ended
+        iteration = self.opt['train']['total_iter'] if ended else current_iter
         name: str = dataloader.dataset.opt['name']  # type: ignore[attr-defined]
-        if self._ended and self.report.validated == iteration:
+        if ended and self.report.validated == iteration:
             if name == self.report.datasets[-1]:
                 self.report.tell_files()
             return
@@ -243,10 +413,11 @@ class PromptModel(Resumable):
             for data in tqdm(share.of(dataloader), f'Validation {name}', leave=False, unit='image', disable=silent):
                 self.stop_if_asked()
                 self.feed_data(data)
-                self.degradation = labels.give(self.lq, data, self.degradation)
+                labelled = labels.give(self.batch.lq, data, self.batch.degradation)
+                self.batch = replace(self.batch, degradation=labelled)
                 self.test()
                 measurement.add(self.get_current_visuals(), data)
-                del self.lq, self.output, self.gt  # before the next image is restored
+                del self.batch, self.output  # before the next image is restored
         measurement.complete(share)
         labels.complete(share)
         self.report.remarks[name] = labels.lines()
@@ -254,12 +425,12 @@ class PromptModel(Resumable):
         if not self.report.add(name, measurement.rows()):
             return
         self.report.write(iteration, tb_logger, self._keep_best(iteration) if self.is_train else None)
-        if self._ended or not self.is_train:
+        if ended or not self.is_train:
             self.report.tell_files()
 
     def get_current_visuals(self) -> dict[str, torch.Tensor]:
         """lq, result and, where there is one, gt: (1, 3, H, W) on the CPU."""
-        visuals = {'lq': self.lq, 'result': self.output, 'gt': self.gt}
+        visuals = {'lq': self.batch.lq, 'result': self.output, 'gt': self.batch.gt}
         return OrderedDict((key, x.detach().float().cpu()) for key, x in visuals.items() if x is not None)
 
     def _keep_best(self, iteration: int | str) -> dict[str, Any] | None:

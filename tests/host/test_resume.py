@@ -18,7 +18,6 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.host.resume import find_state, load_resume_state
 
 # isort: split
-import basicsr.train
 from basicsr.models.base_model import BaseModel
 
 from tests.tiny_training import TINY_TRAINING
@@ -152,7 +151,7 @@ def new_model(opt: dict[str, Any]) -> BaseModel:
 def test_what_basicsr_saves_is_restored(scheduler: dict[str, Any], tmp_path: Path) -> None:
     opt, model = saved_run(tmp_path, scheduler)
     opt['path']['resume_state'] = str(tmp_path / 'training_states' / '3.state')
-    state = basicsr.train.load_resume_state(opt)
+    state, _ = load_resume_state(opt)
     assert (state['epoch'], state['iter']) == (1, 3)
     resumed = new_model(opt)
     resumed.resume_training(state)
@@ -175,7 +174,7 @@ def test_the_weights_of_the_iteration_are_the_ones_to_load(tmp_path: Path) -> No
 
 def test_a_fresh_start(tmp_path: Path) -> None:
     for paths in ({}, {'resume_state': None}):
-        assert load_resume_state({'auto_resume': False, 'path': paths}) is None
+        assert load_resume_state({'auto_resume': False, 'path': paths}) == (None, [])
 
 
 def checkpoints(folder: Path, *iterations: int) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def test_auto_resume_takes_the_newest_state(tmp_path: Path) -> None:
     opt = checkpoints(tmp_path, 9, 10, 2)
     for name in ('best.state', '20.pth', '-5.state'):
         (tmp_path / 'training_states' / name).touch()
-    state = load_resume_state(opt)
+    state, _ = load_resume_state(opt)
     assert state is not None
     assert state['iter'] == 10
     assert opt['path']['resume_state'] == str(tmp_path / 'training_states' / '10.state')
@@ -315,4 +314,4 @@ def test_a_state_without_its_weights_will_do_where_they_are_not_wanted(tmp_path:
     with pytest.raises(OptionError, match='which do not exist'):
         load_resume_state(copy.deepcopy(opt))
     opt['path']['ignore_resume_networks'] = ['network_g']
-    assert load_resume_state(opt) is not None
+    assert load_resume_state(opt)[0] is not None

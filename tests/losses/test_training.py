@@ -13,7 +13,6 @@ import torch
 import torch.multiprocessing
 from skimage import data
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 import promptir_basicsr  # noqa: F401  (registers)
 
@@ -22,7 +21,9 @@ from basicsr.models import build_model
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.losses import decorrelation
+from promptir_basicsr.models.batch import run_network
 from tests.models.model_options import NETWORK, run_options
+from tests.models.step_data import distribute
 from tests.tiny_training import TINY_TRAINING
 
 PIP = {**NETWORK, 'type': 'PIPRestormer'}
@@ -70,7 +71,7 @@ def step(model: Any, iteration: int, images: dict[str, Any]) -> dict[str, float]
 
 def images_terms(model: Any, images: dict[str, Any]) -> dict[str, Tensor]:
     """SmoothL1 and frequency loss by their definitions."""
-    error = model.restore(model.net_g, images['lq']) - images['gt']
+    error = run_network(model.net_g, model.batch) - images['gt']
     spectrum = torch.fft.fft2(error)
     size = torch.where(error.abs() < 1, 0.5 * error**2, error.abs() - 0.5)
     return {'l_pix': size.mean(), 'l_freq': 0.1 * (spectrum.real.abs().mean() + spectrum.imag.abs().mean()) / 2}
@@ -114,7 +115,7 @@ def test_a_frequency_loss_trains_alone(tmp_path: Path) -> None:
 
 
 def test_without_a_loss_of_images_there_is_no_training(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='losses are None'):
+    with pytest.raises(ValueError, match='no loss of images'):
         model_with(tmp_path, {'prompt_opt': {'type': 'PromptDecorrelationLoss'}})
 
 
@@ -207,12 +208,10 @@ def train_half(rank: int, folder: str) -> None:
     torch.distributed.init_process_group('gloo', init_method=meeting, rank=rank, world_size=2)
     try:
         model = model_with(Path(folder), ALL, loss_scaler={})
-        # BasicSR itself wraps networks for GPUs only.
-        model.net_g = DistributedDataParallel(model.net_g)
-        model.opt.update(dist=True, rank=rank, world_size=2)
+        distribute(model, rank)
         halves = slice(2 * rank, 2 * rank + 2)
         logs = [step(model, i, {k: v[halves] for k, v in images.items()}) for i, images in enumerate(sequence(), 1)]
-        content = {'net': state_of(model), 'logs': logs, **model.loss_scaler.state_dict()}
+        content = {'net': state_of(model), 'logs': logs, **model.step.loss_scaler.state_dict()}
         torch.save(content, f'{folder}/rank{rank}.pth')
     finally:
         torch.distributed.destroy_process_group()

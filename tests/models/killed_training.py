@@ -21,12 +21,13 @@ import torch
 from torch import nn
 
 from promptir_basicsr import cli
-from promptir_basicsr.models.resume import Resumable
+from promptir_basicsr.host.trainer import Trainer
+from promptir_basicsr.models.prompt_model import PromptModel
 
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
 
-PHASES = {'optimize_parameters': 'step', '_save': 'save', 'validation': 'validation'}
+PHASES = {'optimize_parameters': 'step', 'save': 'save', 'validation': 'validation'}
 
 
 @ARCH_REGISTRY.register()
@@ -63,14 +64,14 @@ class Killer:
 
     def watch(self, method: str) -> None:
         """Know when training is in the phase of a method."""
-        host = getattr(Resumable, method)
+        host = getattr(PromptModel, method)
 
-        def known(model: Resumable, *arguments: Any, **named: Any) -> None:
+        def known(model: PromptModel, *arguments: Any, **named: Any) -> None:
             before, self.now = self.now, PHASES[method]
             host(model, *arguments, **named)
             self.now = before
 
-        setattr(Resumable, method, known)
+        setattr(PromptModel, method, known)
 
 
 def train(rank: int, processes: int, port: int, killer: Killer, report: int) -> None:
@@ -83,14 +84,15 @@ def train(rank: int, processes: int, port: int, killer: Killer, report: int) -> 
         words += ['--launcher', 'pytorch']
     for method in PHASES:
         killer.watch(method)
-    host = Resumable.go_on
+    host = Trainer.before_batch
 
-    def go_on(self: Resumable) -> None:
+    def before_batch(self: Trainer) -> None:
+        Trainer.before_batch = host
         host(self)
         os.write(report, b'\n')
         sys.setprofile(killer)
 
-    Resumable.go_on = go_on  # the first batch is next
+    Trainer.before_batch = before_batch  # the first batch is next
     status = 1
     try:
         status = cli.main(words)

@@ -9,6 +9,7 @@ import torch
 from basicsr.models import build_model
 from skimage import data
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.models.model_options import NETWORK, run_options
 
@@ -33,6 +34,13 @@ def model_with(folder: Path, network: dict[str, Any] = NETWORK, **changes: Any) 
     """A PromptModel of seed 0 in a folder; changes as for `run_options`."""
     torch.manual_seed(0)
     return build_model(run_options(folder, network_g=copy.deepcopy(network), **copy.deepcopy(changes)))
+
+
+def distribute(model: Any, rank: int) -> None:
+    """Let a model be one of two processes; BasicSR itself wraps networks for GPUs only."""
+    model.net_g = DistributedDataParallel(model.net_g)
+    model.opt.update(dist=True, rank=rank, world_size=2)
+    model.setup_step(model.step.objective)
 
 
 def train(model: Any, batch: dict[str, Any], steps: int = 1, first: int = 1) -> list[dict[str, float]]:

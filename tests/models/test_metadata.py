@@ -18,7 +18,6 @@ from promptir_basicsr.checkpoints.reading import plain
 from promptir_basicsr.core.registry import register
 from promptir_basicsr.evaluation.results import Row, append_csv, average, last_measured, measured
 from promptir_basicsr.models.metadata import training_metadata
-from promptir_basicsr.models.run import current
 from tests.models.model_options import NETWORK, run_options
 
 # isort: split
@@ -87,13 +86,13 @@ def test_weights_tell_what_they_are_of(trained: Path) -> None:
     assert third['best'] == {'metric': 'psnr', 'value': rows[-1]['psnr'], 'iter': 2}
 
 
-def test_a_validation_that_is_made_up_for_knows_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_that_is_made_up_for_knows_its_epoch(tmp_path: Path) -> None:
     """A resumed training repeats it before BasicSR tells the sampler the epoch."""
     build_model(run_options(tmp_path, network_g={'type': 'GainNet'})).save(epoch=3, current_iter=7)
     opt = run_options(tmp_path, network_g={'type': 'GainNet'})
     model = build_model(opt)
     model.resume_training(torch.load(tmp_path / 'training_states' / '7.state', weights_only=True))
-    monkeypatch.setattr(current(), 'sampler', SimpleNamespace(epoch=0))
+    model.run.sampler = SimpleNamespace(epoch=0)
     model.validation(loader(opt), 7, None, False)
     assert (told(tmp_path / 'models' / 'net_g_best.pth')['epoch'], model.report.best['iter']) == (3, 7)
 

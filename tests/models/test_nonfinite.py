@@ -12,9 +12,8 @@ from torch import nn
 
 from promptir_basicsr import cli
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset
-from promptir_basicsr.models.nonfinite import SickSteps
 from promptir_basicsr.models.step import TrainingStep
-from tests.models.step_data import model_with, photographs, train
+from tests.models.step_data import distribute, model_with, photographs, train
 from tests.models.test_resume import options, weights
 
 # isort: split
@@ -27,7 +26,7 @@ TRAIN = {'train__ema_decay': 0.9, 'train__grad_clip_norm': 1.0, 'train__loss_sca
 @pytest.fixture(params=[True, False], ids=['at once', 'later'])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """How a step is judged: before the optimizer, or by the device itself, as with fused optimizers on a GPU."""
-    monkeypatch.setattr(TrainingStep, 'knows_at_once', property(lambda model: request.param))
+    monkeypatch.setattr(TrainingStep, 'knows_at_once', property(lambda step: request.param))
     return request.param
 
 
@@ -46,6 +45,7 @@ def normed(folder: Path, **changes: Any) -> Any:
     model.optimizers.clear()
     model.opt['train']['optim_g'] = {'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 0.1}
     model.setup_optimizers()
+    model.setup_step(model.step.objective)
     return model
 
 
@@ -78,7 +78,7 @@ def test_a_sick_step_changes_nothing_and_is_named(
     assert record.message.endswith('(1 in a row, 1 in all). Images (not finite): denoise: folder/2.png.')
     (after,) = train(model, batch, first=4)
     assert after['l_pix'] < 1
-    assert model.sick.row == 0
+    assert model.step.sick.row == 0
     assert not all(map(torch.equal, everything(model), before))
 
 
@@ -105,7 +105,7 @@ def test_training_with_a_sick_batch_is_training_without_it(way: bool, tmp_path: 
 def test_both_ways_to_judge_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = []
     for at_once in (True, False):
-        monkeypatch.setattr(TrainingStep, 'knows_at_once', property(lambda model, way=at_once: way))
+        monkeypatch.setattr(TrainingStep, 'knows_at_once', property(lambda step, way=at_once: way))
         model, batch = normed(tmp_path), photographs()
         logs = train(model, batch, steps=3)
         ends.append((everything(model), logs))
@@ -116,14 +116,14 @@ def test_both_ways_to_judge_train_alike(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_an_overflow_of_fp16s_scale_is_not_sick(tmp_path: Path) -> None:
     model = model_with(tmp_path, BN, **TRAIN, precision='fp16')
-    model.grad_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**120)
+    model.step.grad_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**120)
     before = [value.clone() for value in model.net_g.parameters()]
     said = train(model, photographs(), steps=3)
     assert all(map(torch.equal, model.net_g.parameters(), before))
     assert [entry['grad_scale'] for entry in said] == [2.0**119, 2.0**118, 2.0**117]
-    assert model.sick.total == 0
+    assert model.step.sick.total == 0
     train(model, poisoned(photographs(), 'lq', float('nan')), first=4)
-    assert model.sick.total == 1
+    assert model.step.sick.total == 1
 
 
 def train_half(rank: int, folder: str) -> None:
@@ -132,9 +132,7 @@ def train_half(rank: int, folder: str) -> None:
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2)
     try:
         model = model_with(Path(folder), BN, **TRAIN)
-        model.net_g = nn.parallel.DistributedDataParallel(model.net_g)
-        model.opt.update(dist=True, rank=rank, world_size=2)
-        model.sick = SickSteps(2, rank)
+        distribute(model, rank)
         handler = logging.FileHandler(f'{folder}/rank{rank}.log')
         logging.getLogger('basicsr').addHandler(handler)
         batch = photographs(2)

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -346,7 +347,7 @@ def test_a_validation_may_tell_every_image_the_same_mixture(tmp_path, trained, c
     psnr = {}
     for sample in val.dataset:
         model.feed_data({'lq': sample['lq'][None]})
-        model.degradation = torch.tensor([[0, 0.75, 0.25, 0, 0]])
+        model.batch = replace(model.batch, degradation=torch.tensor([[0, 0.75, 0.25, 0, 0]]))
         model.test()
         error = (model.output[0].clamp(0, 1) - sample['gt']).double().square().mean()
         psnr.setdefault(sample['task'], []).append(-10 * torch.log10(error).item())
@@ -372,7 +373,8 @@ def test_validation_uses_true_labels_or_the_sensors_and_says_so(tmp_path, traine
             p = net.sensor.probabilities(sample['lq'][None])[0]
         weights = p if labels == 'sensor' else sample['degradation']
         model.feed_data({'lq': sample['lq'][None], 'degradation': torch.as_tensor([0])})
-        model.degradation = p.argmax()[None] if hard else weights[None] if labels == 'sensor' else [weights]
+        degradation = p.argmax()[None] if hard else weights[None] if labels == 'sensor' else [weights]
+        model.batch = replace(model.batch, degradation=degradation)
         model.test()
         error = (model.output[0].clamp(0, 1) - sample['gt']).double().square().mean()
         psnr.setdefault(sample['task'], []).append(-10 * torch.log10(error).item())

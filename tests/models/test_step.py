@@ -7,12 +7,11 @@ import pytest
 import torch
 import torch.multiprocessing
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import promptir_basicsr  # noqa: F401  (registers)
 from promptir_basicsr.archs.fast import kernels
 from promptir_basicsr.core.errors import OptionError
-from tests.models.step_data import EDSR, PIP, gradients, model_with, photographs, train, weights
+from tests.models.step_data import EDSR, PIP, distribute, gradients, model_with, photographs, train, weights
 
 LOSSES = {
     'train__frequency_opt': {'type': 'FrequencyLoss'},
@@ -56,7 +55,7 @@ def test_a_batch_in_parts_has_the_gradient_and_the_log_of_the_whole(
     # What comes after a step sees the whole batch.
     torch.testing.assert_close(split.output, whole.output, rtol=1e-9, atol=1e-12)
     assert not split.output.requires_grad
-    assert (len(split.lq), len(split.gt), len(split.task), len(split.degradation)) == (images,) * 4
+    assert {len(value) for value in vars(split.batch).values() if value is not None} == {images}
 
 
 def test_each_part_has_its_own_images_and_labels(tmp_path: Path) -> None:
@@ -143,9 +142,7 @@ def train_half(rank: int, folder: str) -> None:
     try:
         options = {**LOSSES, 'train__loss_scaler': {}, 'train__optim_g': SGD, 'train__accumulate': 2}
         model = in_double(model_with(Path(folder), PIP, **options))
-        # BasicSR itself wraps networks for GPUs only.
-        model.net_g = DistributedDataParallel(model.net_g)
-        model.opt.update(dist=True, rank=rank, world_size=2)
+        distribute(model, rank)
         halves = slice(2 * rank, 2 * rank + 2)
         batch = {key: value[halves] for key, value in photographs(4, torch.float64).items()}
         logs = train(model, batch) + train(model, {**batch, 'gt': 20 * batch['gt']}, first=2)

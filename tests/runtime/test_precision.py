@@ -52,7 +52,8 @@ def test_the_network_is_run_in_half_precision_and_everything_else_in_full(
 ) -> None:
     model = model_with(tmp_path, WATCHED, precision=precision)
     dtypes: list[torch.dtype] = []
-    model.cri_pix.register_forward_hook(lambda _, given, loss: dtypes.extend((*[x.dtype for x in given], loss.dtype)))
+    pixel = model.step.objective.pixel
+    pixel.register_forward_hook(lambda _, given, loss: dtypes.extend((*[x.dtype for x in given], loss.dtype)))
     train(model, photographs())
     assert model.net_g.seen == [(dtype, False, False)]
     assert model.output.dtype == torch.float32
@@ -78,8 +79,8 @@ def test_tf32_is_allowed_in_its_steps_alone(tmp_path: Path) -> None:
     torch.backends.cudnn.allow_tf32 = True  # torch's default
     model = model_with(tmp_path, WATCHED)
     train(model, photographs())
-    model.opt['precision'] = 'tf32'  # which a model on a CPU refuses, see below
-    set_float32(model.precision)
+    model.step.precision = 'tf32'  # which a model on a CPU refuses, see below
+    set_float32('tf32')
     train(model, photographs())
     model.test()
     train(model, photographs())
@@ -131,7 +132,7 @@ def test_fp16_goes_on_from_its_scale_as_if_nothing_had_happened(tmp_path: Path) 
     resumed.resume_training(state)
     assert train(resumed, batch, steps=2, first=3) == logs
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(resumed).items())
-    assert resumed.grad_scaler.state_dict() == whole.grad_scaler.state_dict()
+    assert resumed.step.grad_scaler.state_dict() == whole.step.grad_scaler.state_dict()
     # Other precisions have no scale: they neither write one nor mind it.
     plain = model_with(tmp_path, WATCHED)
     plain.resume_training(state)

@@ -1,0 +1,128 @@
+"""What a training minimises: the terms of the loss, by their names in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from basicsr.losses import build_loss
+from torch import Tensor, nn
+
+from promptir_basicsr.archs.traits import prompts_of
+from promptir_basicsr.core.errors import OptionError, problems_of
+from promptir_basicsr.core.problems import Problem, problem
+from promptir_basicsr.models.batch import Batch, chosen
+
+NO_MEAN = 'is no mean over images, which `train.accumulate` needs. Take `reduction: mean`, or leave accumulate out.'
+
+
+class Objective(Protocol):
+    """The loss of a training step."""
+
+    def of_images(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Terms that are means over the images of a batch."""
+
+    def of_network(self, net: nn.Module) -> dict[str, Tensor]:
+        """Terms that no image has a part in."""
+
+    def of_tasks(self, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor, int]]:
+        """What the log shows beside the terms: name, mean, number of images."""
+
+    def accumulation_problems(self) -> list[Problem]:
+        """Terms that are no means over images, so that a batch cannot be split for them."""
+
+
+@dataclass
+class ImageLosses:
+    """The losses of a restoration; those that are None have no part in it.
+
+    Attributes:
+        pixel, frequency: of output and target, (B, 3, H, W) each.
+        perceptual: BasicSR's, which returns a perceptual and a style loss.
+        prompt: of the network's prompt vectors.
+    """
+
+    pixel: nn.Module | None = None
+    frequency: nn.Module | None = None
+    perceptual: nn.Module | None = None
+    prompt: nn.Module | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], net: nn.Module, device: torch.device) -> ImageLosses:
+        """The losses of the section `train`.
+
+        Raises:
+            ValueError: there is no loss of images.
+            OptionError: there is a loss of prompts, and the network has none.
+        """
+        keys = ('pixel_opt', 'frequency_opt', 'perceptual_opt', 'prompt_opt')
+        losses = [build_loss(options[key]).to(device) if options.get(key) else None for key in keys]
+        if not any(losses[:3]):
+            raise ValueError(f'train: there is no loss of images, all of {", ".join(keys[:3])} are None.')
+        if losses[3]:
+            try:
+                prompts_of(net)
+            except ValueError as error:
+                raise OptionError(problems_of(('train', 'prompt_opt'), error)) from error
+        return cls(*losses)
+
+    def of_images(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        losses = {}
+        if self.pixel:
+            losses['l_pix'] = self.pixel(output, batch.gt)
+        if self.frequency:
+            losses['l_freq'] = self.frequency(output, batch.gt)
+        if self.perceptual:
+            perceptual, style = self.perceptual(output, batch.gt)
+            losses.update({k: v for k, v in (('l_percep', perceptual), ('l_style', style)) if v is not None})
+        return losses
+
+    def of_network(self, net: nn.Module) -> dict[str, Tensor]:
+        return {'l_prompt': self.prompt(prompts_of(net))} if self.prompt else {}
+
+    def of_tasks(self, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor, int]]:
+        if self.pixel and batch.gt is not None:
+            for name, members in batch.members().items():
+                loss = self.pixel(chosen(output, members), chosen(batch.gt, members))
+                yield f'l_pix_{name}', loss, len(members)
+
+    def accumulation_problems(self) -> list[Problem]:
+        losses = {'pixel_opt': self.pixel, 'frequency_opt': self.frequency, 'perceptual_opt': self.perceptual}
+        return [problem(('train', key), NO_MEAN) for key, loss in losses.items() if loss and not is_mean(loss)]
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The loss of a sensor.
+
+    Attributes:
+        smoothing: how much of each label is spread over all degradations.
+    """
+
+    smoothing: float = 0.0
+
+    def of_images(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {'l_ce': self._loss(output, batch.degradation)}
+
+    def of_network(self, net: nn.Module) -> dict[str, Tensor]:
+        return {}
+
+    def of_tasks(self, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor, int]]:
+        right = (output.argmax(dim=1) == batch.degradation).float()
+        yield 'accuracy', right.mean(), len(right)
+        for name, members in batch.members().items():
+            yield f'l_ce_{name}', self._loss(chosen(output, members), chosen(batch.degradation, members)), len(members)
+
+    def accumulation_problems(self) -> list[Problem]:
+        return []
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+
+
+def is_mean(loss: nn.Module) -> bool:
+    """Whether a loss of images is, as far as it tells, the mean of those of the images."""
+    return getattr(loss, 'reduction', 'mean') != 'sum' and getattr(loss, 'criterion_type', '') != 'fro'
