@@ -13,12 +13,11 @@ from promptir_basicsr import activate
 from promptir_basicsr.core.command_line import argument_parser
 from promptir_basicsr.core.errors import (
     NOT_SAVED,
-    SICK,
     STOPPED,
     ImageError,
     OptionError,
+    RunError,
     SaveError,
-    SickTraining,
     Stopped,
 )
 from promptir_basicsr.core.messages import printable, unknown
@@ -49,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: the verb's (0 where it has none), 1 where an image turned out to be damaged, 2 for a mistake of
         the user, 3 where a signal has stopped a training, 4 where a file could not be saved, 5 where too many steps of
-        a training were not finite; all are told in plain words on standard error.
+        a training were not finite, 6 where a worker of the data loader was killed, 7 where there was not enough
+        memory, 8 where another error has ended a run; all are told in plain words on standard error.
     """
     for stream in (sys.stdout, sys.stderr):  # names of files may be anything
         getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop(f'{error} `basicsr check -opt FILE` finds all such images before a run.')
     except SaveError as error:
         return _stop(f'{error} Make room; a training goes on with --auto_resume.', NOT_SAVED)
-    except SickTraining as error:
-        return _stop(str(error), SICK)
+    except RunError as error:
+        return _stop(str(error), error.status)
     except Stopped:
         logging.shutdown()
         return STOPPED

@@ -73,12 +73,32 @@ class Stopped(SystemExit):
         super().__init__(STOPPED)
 
 
-SICK = 5
-"""Exit status of a training that has ended because of steps that were not finite."""
+class RunError(RuntimeError):
+    """A run has ended before its time; the message says why, and what to do.
+
+    Attributes:
+        status: exit status of the command.
+    """
+
+    status = 8
 
 
-class SickTraining(RuntimeError):
-    """Too many steps in a row were left out."""
+class SickTraining(RunError):
+    """Too many steps in a row were not finite."""
+
+    status = 5
+
+
+class WorkerDied(RunError):
+    """A worker process of a data loader was killed."""
+
+    status = 6
+
+
+class OutOfMemory(RunError):
+    """There was not enough memory, of the GPU or of the machine."""
+
+    status = 7
 
 
 def need_extra(what: str, modules: Iterable[str], extra: str) -> None:

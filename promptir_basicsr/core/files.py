@@ -6,7 +6,6 @@ at most a file (or a folder) with a name of `is_unfinished`.
 """
 
 import errno
-import json
 import os
 import re
 import secrets
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from promptir_basicsr.core.errors import SaveError
 from promptir_basicsr.core.messages import printable
@@ -174,11 +173,3 @@ def in_units(count: float) -> str:
             return f'{count:,.0f} {unit}' if unit == 'bytes' else f'{count:.3g} {unit}'
         count /= 1000
     return f'{count:.3g} TB'
-
-
-def read_json(path: str) -> dict[str, Any] | None:
-    """The mapping in a file, or None where there is no file."""
-    if not os.path.exists(path):
-        return None
-    with open(path, encoding='utf-8') as file:
-        return json.load(file)

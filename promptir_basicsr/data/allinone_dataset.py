@@ -127,6 +127,11 @@ class AllInOneDataset(Dataset):
         for line in describe_tasks(self.tasks, opt.get('name', ''), self.training, self.shares):
             logger.info(line)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a table of results has to say of the tasks: counts of images that are not the published ones."""
+        return [note for task in self.tasks for note in _count_notes(task)]
+
     def __len__(self) -> int:
         return len(self._epoch_index)
 
@@ -299,7 +304,7 @@ def describe_tasks(
                 f"  Note: task '{task.name}' leaves out {len(task.left_out):,} images of '{task.lq.root}' that do not "
                 f'fit its pairing rule: {first_few(task.left_out)}.'
             )
-        lines += _count_notes(task)
+        lines += [f'  Note: {note}' for note in _count_notes(task)]
     return lines
 
 
@@ -309,7 +314,7 @@ def _count_notes(task: Task) -> list[str]:
     meaning = known_count(found, expected, task.known_counts)
     if not meaning and found == (expected or found):
         return []
-    note = f"  Note: task '{task.name}'"
+    note = f"task '{task.name}'"
     if expected is None:
         return [f'{note}: {meaning}.']
     note += f': {meaning};' if meaning else f' has {found:,} images, the protocol has {expected:,}:'

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,18 +97,31 @@ def aligned(table: Sequence[str]) -> list[str]:
 
 
 def append_csv(
-    path: str, iteration: int | str, rows: Iterable[Row], metrics: Sequence[str], inputs: bool = True
-) -> None:
+    path: str,
+    iteration: int | str,
+    rows: Iterable[Row],
+    metrics: Sequence[str],
+    inputs: bool = True,
+    known: str = '',
+) -> str:
     """Add rows to `metrics.csv`; a new file starts with a header. The columns of the inputs can be left out.
 
-    Rows of this iteration are replaced. A file of another run's columns is kept under the name `metrics.csv.old`. The
-    rows are there all or none.
+    Rows of this iteration are replaced. A file of another run's columns, or one that another program has changed, is
+    kept under the name `metrics.csv.old`. The rows are there all or none.
+
+    Args:
+        known: the text of the file as it was, for one that another program has changed.
+
+    Returns:
+        The text of the file.
     """
     measured = [f'input_{metric}' for metric in metrics] if inputs else []
     header = ['iter', 'dataset', 'task', 'images', *metrics, *measured]
-    before = _read_csv(path)
-    if before and before[0] != header:
+    text = read_table(path)
+    before = _lines(known if text is None else text)
+    if text is None or (before and before[0] != header):
         atomic_write(Path(path).read_bytes(), f'{path}.old')
+    if before and before[0] != header:
         before = []
     kept = [line for line in before[1:] if line[:1] != [str(iteration)] or not isinstance(iteration, int)]
     new = [
@@ -124,7 +138,20 @@ def append_csv(
         ]
         for row in rows
     ]
-    atomic_write(_text([header, *kept, *new]), path)
+    text = _text([header, *kept, *new])
+    atomic_write(text, path)
+    return text
+
+
+def read_best(path: str) -> dict[str, Any] | None:
+    """Metric, value and iter of the best average in `net_g_best.json`; None for a missing or damaged file."""
+    try:
+        best = json.loads(Path(path).read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    kinds = {'metric': str, 'value': float, 'iter': int}
+    sound = isinstance(best, dict) and all(isinstance(best.get(key), kind) for key, kind in kinds.items())
+    return best if sound else None
 
 
 def has_iteration(table: str, iteration: int) -> bool:
@@ -139,11 +166,18 @@ def up_to(table: str, iteration: int) -> str:
     return table if len(kept) == len(lines) else _text(kept)
 
 
-def _read_csv(path: str) -> list[list[str]]:
+def read_table(path: str) -> str | None:
+    """The text of a `metrics.csv`: '' where there is none, None where another program has changed it."""
     if not os.path.exists(path):
-        return []
-    with open(path, newline='', encoding='utf-8') as file:
-        return list(csv.reader(file))
+        return ''
+    try:
+        text = Path(path).read_bytes().decode('utf-8')
+        header, *lines = _lines(text)
+        for line in lines:
+            list(map(float, filter(None, line[3:])))
+    except ValueError:
+        return None
+    return text if tuple(header[:4]) == _TEXTS and {len(line) for line in lines} <= {len(header)} else None
 
 
 def _lines(table: str) -> list[list[str]]:

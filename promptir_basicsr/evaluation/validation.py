@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 from promptir_basicsr.core.arrays import save_picture, to_bytes
 from promptir_basicsr.core.files import atomic_write
-from promptir_basicsr.evaluation.results import Mean, Row, append_csv, average, log_table, markdown_table
+from promptir_basicsr.evaluation.results import Mean, Row, append_csv, average, log_table, markdown_table, read_table
 from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
 from promptir_basicsr.metrics.paper_metric import definition
 from promptir_basicsr.runtime.processes import Share
@@ -56,6 +57,8 @@ class Report:
         self.inputs: dict[tuple[str, str], dict[str, float]] = {}
         self.sheet: dict[tuple[str, str], ContactRow] = {}
         self.remarks: dict[str, list[str]] = {}
+        self._picture_failed = False
+        self.known = ''  # of the table, in case that another program changes it
         self._rows: dict[str, list[Row]] = {}
 
     @property
@@ -120,9 +123,9 @@ class Report:
             rows = [*rows, *self.totals()]
             atomic_write(self._text(iteration, names, best), self._path('results.md'))
         if self.sheet:
-            save_picture(contact_sheet(list(self.sheet.values()), _SHEET_SIDE), self._path('contact_sheet.png'))
+            self.save_picture(contact_sheet(list(self.sheet.values()), _SHEET_SIDE), self._path('contact_sheet.png'))
         if names:  # last: a validation whose rows are there is not repeated by a training that is resumed
-            append_csv(self.table_path, iteration, rows, names, self.measures_inputs)
+            self.known = append_csv(self.table_path, iteration, rows, names, self.measures_inputs, self.known)
 
     @property
     def table_path(self) -> str:
@@ -130,10 +133,23 @@ class Report:
 
     def table(self) -> str:
         """The rows of all validations so far, as CSV."""
-        if not os.path.exists(self.table_path):
-            return ''
-        with open(self.table_path, newline='', encoding='utf-8') as file:
-            return file.read()
+        text = read_table(self.table_path)
+        return self.known if text is None else text
+
+    def save_picture(self, image: np.ndarray, path: str) -> None:
+        """Write an (H, W, 3) RGB uint8 picture. One that cannot be written ends a test, but not a training.
+
+        Raises:
+            SaveError: in a test.
+        """
+        if not (self.opt['is_train'] and self._picture_failed):
+            try:
+                save_picture(image, path)
+            except OSError as error:
+                if not self.opt['is_train']:
+                    raise
+                logger.warning(f'No more pictures of validations are written: {error}')
+                self._picture_failed = True
 
     def totals(self) -> list[Row]:
         """The rows below those of the tasks."""
@@ -245,7 +261,7 @@ class Measurement:
                 self.report.sheet[self.dataset, image.task] = sheets[rank][image.task]
             # A process knows of its own images how many of a task there were before.
             if rank == share.rank and place in self._comparisons and counts[image.task] > self._most():
-                os.remove(self._comparisons[place])
+                Path(self._comparisons[place]).unlink(missing_ok=True)
 
     def rows(self) -> list[Row]:
         """A row a task, in the order of the data set."""
@@ -276,12 +292,12 @@ class Measurement:
         ending = str(self.iteration)
         if not opt['is_train']:
             ending = val.get('suffix') or 'restored'
-            save_picture(to_bytes(images['result']), os.path.join(folder, f'{name}_{ending}.png'))
+            self.report.save_picture(to_bytes(images['result']), os.path.join(folder, f'{name}_{ending}.png'))
             folder = os.path.join(folder, 'comparison')
         if self._counts[task] <= self._most():
             shown = [images[key] for key in ('lq', 'result', 'gt') if key in images]
             path = self._comparisons[len(self.images)] = os.path.join(folder, f'{name}_{ending}.png')
-            save_picture(side_by_side(shown), path)
+            self.report.save_picture(side_by_side(shown), path)
 
 
 def contact_row(

@@ -2,9 +2,12 @@
 
 import datetime
 import functools
+import hashlib
+import json
 import os
 import random
 import re
+import socket
 import time
 import uuid
 import warnings
@@ -18,6 +21,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import first_few
 
 TIMEOUT = 1800.0
 """Seconds that a process waits for the others, unless told otherwise. NCCL's own 10 minutes are short for the one that
@@ -124,6 +128,26 @@ def new_part(
             raise OptionError(f'dist_params.timeout: {patience.total_seconds():g} s passed without process {missing}.')
         time.sleep(0.05)
     return distributed.PrefixStore(own, store)
+
+
+def check_agreement(options: Mapping[str, Any]) -> None:
+    """Compare the options of all processes, before one of them waits for what another one never does.
+
+    Raises:
+        OptionError: they differ, because machines see different files or were given different arguments.
+    """
+    if not distributed.is_initialized():
+        return
+    text = json.dumps(options, sort_keys=True, default=str)
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, (hashlib.sha256(text.encode()).hexdigest(), socket.gethostname()))
+    others = [rank for rank, (digest, _) in enumerate(found) if digest != found[0][0]]
+    if others:
+        named = first_few(f'{rank} on {found[rank][1]}' for rank in others)
+        raise OptionError(
+            f'-opt: the options of process {named} are not those of process 0 on {found[0][1]}. Start all processes '
+            'with the same option file and arguments.'
+        )
 
 
 def end_processes() -> None:

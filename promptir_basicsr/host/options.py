@@ -23,7 +23,14 @@ from promptir_basicsr.core.command_line import argument_parser
 from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.messages import printable
-from promptir_basicsr.host.distributed import common_seed, launch_problems, processes_of, restarted, start_processes
+from promptir_basicsr.host.distributed import (
+    check_agreement,
+    common_seed,
+    launch_problems,
+    processes_of,
+    restarted,
+    start_processes,
+)
 from promptir_basicsr.options.file import find_option_file, read_option_file
 
 _host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = host_options.parse_options
@@ -35,7 +42,6 @@ def adapt() -> None:
     option file in the encoding of the locale, in place, and in every process."""
     basicsr.train.parse_options = basicsr.test.parse_options = parse_options
     basicsr.train.make_exp_dirs = basicsr.test.make_exp_dirs = make_exp_dirs
-    basicsr.train.copy_opt_file = copy_opt_file
 
 
 def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], argparse.Namespace]:
@@ -50,6 +56,7 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     options = checked_options(args.opt, args.force_yml, is_train, processes_of(args.launcher))
     where = relative_roots(root_path, options)
     start_processes(args.launcher, options['num_gpu'], options.get('dist_params'))
+    check_agreement(options)
     if args.launcher != 'none' and options.get('manual_seed') is None:
         options['manual_seed'] = common_seed()
     # What torchrun starts again after a failure is to go on, not to start from zero.
@@ -71,17 +78,21 @@ def make_exp_dirs(opt: Mapping[str, Any]) -> None:
 
 
 @master_only
-def copy_opt_file(opt_file: str, experiments_root: str) -> None:
+def copy_option_file(opt_file: str, force_yml: list[str] | None, experiments_root: str) -> None:
     """Copy the option file of a run into its folder, below comments with the time and the command.
 
-    By the first process alone: it makes the folder, and BasicSR lets the others go on before it is there.
+    With `--force_yml`, the options are written as they count, without the comments and anchors of the file. By the
+    first process alone: it makes the folder, and BasicSR lets the others go on before it is there.
 
     Raises:
         SaveError: the copy could not be written.
     """
     comments = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {printable(" ".join(sys.argv))}\n\n'
-    copy = os.path.join(experiments_root, os.path.basename(opt_file))
-    atomic_write(comments.encode('utf-8') + Path(opt_file).read_bytes().removeprefix(codecs.BOM_UTF8), copy)
+    content = Path(opt_file).read_bytes().removeprefix(codecs.BOM_UTF8)
+    if force_yml:
+        options, _ = read_option_file(opt_file, force_yml)
+        content = yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode('utf-8')
+    atomic_write(comments.encode('utf-8') + content, os.path.join(experiments_root, os.path.basename(opt_file)))
 
 
 def checked_options(

@@ -9,7 +9,9 @@ import torch
 from basicsr.utils import check_resume
 from torch import distributed
 
+from promptir_basicsr.checkpoints.checkpoint import digest
 from promptir_basicsr.checkpoints.folder import damage, remove_unfinished, saved_iterations
+from promptir_basicsr.checkpoints.reading import read_weight_file
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few
 
@@ -36,6 +38,8 @@ def load_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[
     network = opt['path'].get('pretrain_network_g')
     if network is not None and not os.path.isfile(network):
         raise OptionError(f"path.resume_state: '{path}' goes with the weights '{network}', which do not exist.")
+    if network is not None and (wrong := _other_weights(state, network)):
+        raise OptionError(f"path.resume_state: '{path}': {wrong}.")
     return state, notes
 
 
@@ -82,6 +86,8 @@ def find_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
         files = [os.path.join(states, f'{iteration}.state')]
         files += [os.path.join(models, f'net_g_{iteration}.pth')] if with_weights else []
         wrong = [f"'{path}': {what}" for path, what in ((path, damage(path)) for path in files) if what]
+        if not wrong and with_weights and (other := _other_weights(_read_state(files[0]), files[1])):
+            wrong = [other]
         if not wrong:
             lines += [f'--auto_resume: iteration {each} is not whole ({what}).' for each, what in torn]
             what = f'the newest whole one of {len(iterations):,}' if torn else f'the newest of {len(iterations):,}'
@@ -94,6 +100,19 @@ def find_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
             'anew without --auto_resume, which keeps the folder under another name.',
             *problems,
         ]
+    )
+
+
+def _other_weights(state: Mapping[str, Any], path: str) -> str:
+    """Why a state does not go with the weights in a file; '' where it does, or an older version has written it."""
+    expected = state.get('weights')
+    if expected is None:
+        return ''
+    weights = read_weight_file(path, ('path', 'resume_state')).sets.get('params')
+    return (
+        ''
+        if weights and digest(weights) == expected
+        else f"the state was saved with other weights than those in '{path}'"
     )
 
 

@@ -6,16 +6,26 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import basicsr.data
+import basicsr.test
 import basicsr.train
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
+from basicsr.utils import MessageLogger
+from basicsr.utils.logger import initialized_logger
+from torch import distributed
 
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.locks import FolderLock, LockedError
 from promptir_basicsr.core.messages import Printable
 from promptir_basicsr.core.vocabulary import STOP_SIGNALS
 from promptir_basicsr.data.sampler import EpochSampler
+from promptir_basicsr.host.failures import KNOWN, explained
+from promptir_basicsr.host.options import copy_option_file
 from promptir_basicsr.host.resume import load_resume_state
 from promptir_basicsr.models.prompt_model import PromptModel
 from promptir_basicsr.models.run import Run
@@ -24,8 +34,14 @@ from promptir_basicsr.models.signals import ALWAYS, ignore_once
 logger = logging.getLogger('basicsr')
 
 _host_pipeline: Callable[[str], None] = inspect.unwrap(basicsr.train.train_pipeline)
+_host_test_pipeline: Callable[[str], None] = inspect.unwrap(basicsr.test.test_pipeline)
 _host_worker_init: Callable[..., None] = basicsr.data.worker_init_fn
 _printable = Printable()
+
+
+def _is_founded(record: logging.LogRecord) -> bool:
+    """BasicSR says at each validation that several data sets need an SRModel, which PromptModel is."""
+    return not str(record.msg).startswith('Multiple validation datasets are')
 
 
 class Trainer:
@@ -38,7 +54,7 @@ class Trainer:
     | `on_start` | loaders and model are ready; workers are not started yet |
     | `before_batch` | an iteration is complete, and what BasicSR does at its end is done |
     | `on_batch` | the next batch is there |
-    | `on_data_error` | it cannot be had |
+    | `on_error` | something has ended the training |
     | `on_end` | the pipeline has ended, well or not |
 
     Attributes:
@@ -53,23 +69,42 @@ class Trainer:
         self._notes: list[str] = []
         self._begun = False
         self._samples = 0  # of a batch, all processes together
-        names = ('create_train_val_dataloader', 'build_model', 'init_tb_loggers')
-        self._loaders, self._build_model, self._tb_loggers = (getattr(basicsr.train, name) for name in names)
-        self._replaced = {name: getattr(self, name) for name in ('load_resume_state', *names)}
+        self._folder: FolderLock | None = None
+        self._force: list[str] | None = None
+        names = ('parse_options', 'create_train_val_dataloader', 'build_model', 'init_tb_loggers')
+        self._parse, self._loaders, self._build_model, self._tb_loggers = (
+            getattr(basicsr.train, name) for name in names
+        )
+        self._replaced = {name: getattr(self, name) for name in ('load_resume_state', 'copy_opt_file', *names)}
+        self._replaced['MessageLogger'] = ExactMessageLogger
         self._replaced |= {host.__name__: self._prefetcher(host) for host in (CPUPrefetcher, CUDAPrefetcher)}
 
     def train(self, root_path: str) -> None:
-        """Call BasicSR's pipeline with the functions and classes of this object."""
-        module = vars(basicsr.train)
-        before = {name: module[name] for name in self._replaced}
-        module.update(self._replaced)
+        """Call BasicSR's pipeline with the functions and classes of this object.
+
+        Raises:
+            RunError: whatever else has ended the training, in words; what could be saved is.
+        """
+        _forget_log()
         try:
-            _host_pipeline(root_path)
+            with replaced(basicsr.train, self._replaced):
+                _host_pipeline(root_path)
+        except Exception as error:
+            raise self.on_error(error) from error
         finally:
-            module.update(before)
             self.on_end()
 
     # the functions, in the order in which the pipeline calls them
+
+    def parse_options(self, root_path: str, is_train: bool = True) -> Any:
+        """BasicSR's; from here on the folder of the run is this run's alone."""
+        opt, args = self._parse(root_path, is_train)
+        self._folder, self._force = lock_folder(opt['path']['experiments_root'], opt), args.force_yml
+        return opt, args
+
+    def copy_opt_file(self, opt_file: str, experiments_root: str) -> None:
+        """Ours, of the options as they count."""
+        copy_option_file(opt_file, self._force, experiments_root)
 
     def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
         """The state to continue from; what was found is kept until there is a log."""
@@ -78,7 +113,8 @@ class Trainer:
 
     def init_tb_loggers(self, opt: dict[str, Any]) -> Any:
         """BasicSR's; the model writes to it as well."""
-        self.run.tb_logger = self._tb_loggers(opt)
+        tb_logger = self._tb_loggers(opt)
+        self.run.tb_logger = tb_logger and QuietLogger(tb_logger)
         return self.run.tb_logger
 
     def create_train_val_dataloader(self, opt: dict[str, Any], host_logger: logging.Logger) -> Any:
@@ -111,11 +147,7 @@ class Trainer:
 
             def next(self) -> Any:
                 trainer.before_batch()
-                try:
-                    batch = super().next()
-                except Exception:
-                    trainer.on_data_error()
-                    raise
+                batch = super().next()
                 if batch is not None:
                     trainer.on_batch()
                 return batch
@@ -149,29 +181,148 @@ class Trainer:
         else:
             self._begun = True
             self.model.state.restore_random_numbers()
+        self.model.state.keep_moment(self.run)
 
     def on_batch(self) -> None:
         """Count the samples of the epoch."""
         if self.run.sampler is not None:
             self.run.sampler.seen += self._samples
 
-    def on_data_error(self) -> None:
-        """Save what was trained so far. Of several processes only this one knows."""
+    def on_error(self, error: Exception) -> Exception:
+        """Save the last complete iteration, where that can be done, and say what has ended the training.
+
+        Of several processes only this one knows of the error, and a state needs all of them.
+        """
         model = self.model
-        if model is not None and not model.opt['dist'] and not model.state.ended:
+        doing = 'validation' if model is not None and model.is_measuring else 'training'
+        told = explained(error, doing)
+        if model is None or not self._begun or model.opt['dist'] or model.state.ended or isinstance(error, KNOWN[2:]):
+            return told
+        try:
             model.save_progress()
+        except Exception as second:
+            logger.warning(f'Iteration {model.state.iteration} could not be saved: {second}')
+        return told
 
     def on_end(self) -> None:
-        """Let signals be what they were, and write what TensorBoard's logger still holds."""
+        """Let signals be what they were, write what TensorBoard's logger still holds, and leave the folder."""
         self.run.signals.restore()
         if self.run.tb_logger is not None:
             self.run.tb_logger.close()
+        if self._folder is not None:
+            self._folder.release()
 
 
 @functools.wraps(_host_pipeline)
 def train_pipeline(root_path: str) -> None:
     """BasicSR's, with the functions and the events of `Trainer`."""
     Trainer().train(root_path)
+
+
+@functools.wraps(_host_test_pipeline)
+def test_pipeline(root_path: str) -> None:
+    """BasicSR's; meanwhile the folder of the results is this run's alone.
+
+    Raises:
+        RunError: whatever else has ended the test, in words.
+    """
+    parse, locks = basicsr.test.parse_options, []
+
+    def parse_options(root_path: str, is_train: bool = True) -> Any:
+        opt, args = parse(root_path, is_train)
+        locks.append(lock_folder(opt['path']['results_root'], opt))
+        return opt, args
+
+    _forget_log()
+    try:
+        with replaced(basicsr.test, {'parse_options': parse_options}):
+            _host_test_pipeline(root_path)
+    except Exception as error:
+        raise explained(error, 'validation') from error
+    finally:
+        for lock in filter(None, locks):
+            lock.release()
+
+
+@contextmanager
+def replaced(module: ModuleType, names: Mapping[str, Any]) -> Iterator[None]:
+    """Other values for names of a module."""
+    before = {name: vars(module)[name] for name in names}
+    vars(module).update(names)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+
+
+def lock_folder(folder: str, opt: Mapping[str, Any]) -> FolderLock | None:
+    """The folder of a run for this run alone, whose first process holds the lock; None where there are no locks.
+
+    Raises:
+        OptionError: another run writes there; nothing has been renamed or created.
+    """
+    lock: FolderLock | None = None
+    found: list[str | None] = [None, None]
+    if opt['rank'] == 0:
+        try:
+            lock = FolderLock(folder)
+        except LockedError as error:
+            found[0] = str(error)
+        except OSError as error:
+            found[1] = error.strerror or str(error)
+    if opt['dist']:
+        distributed.broadcast_object_list(found)
+    if found[0]:
+        raise OptionError(
+            f"name: another run writes to '{folder}' ({found[0]}). Wait for its end, or choose another name."
+        )
+    if found[1]:
+        logger.warning(f"'{folder}' cannot be locked ({found[1]}); a second run of this name would not be noticed.")
+    return lock
+
+
+class ExactMessageLogger(MessageLogger):
+    """BasicSR's, whose `eta` counts an iteration too few and is negative at the end."""
+
+    def __init__(self, opt: dict[str, Any], start_iter: int = 1, tb_logger: Any = None) -> None:
+        super().__init__(opt, start_iter, tb_logger)
+        self.max_iters += 1
+
+
+class QuietLogger:
+    """A TensorBoard logger whose failures do not end a training: the first one is a warning, the rest is silence.
+
+    Args:
+        logger: with methods such as `add_scalar`.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self._logger, self._failed = logger, False
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._logger, name)
+
+        @functools.wraps(method)
+        def quiet(*arguments: Any, **named: Any) -> Any:
+            if self._failed and name != 'close':
+                return None
+            try:
+                return method(*arguments, **named)
+            except Exception as error:
+                if not self._failed:
+                    logger.warning(f'TensorBoard is not written to any more: {error}')
+                self._failed = True
+                return None
+
+        return quiet if callable(method) else method
+
+
+def _forget_log() -> None:
+    """BasicSR sets up its logger once in a process; the second run of a process would write to the first one's file."""
+    if initialized_logger.pop('basicsr', None):
+        for handler in [each for each in logger.handlers if type(each) in (logging.StreamHandler, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
 
 
 def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
@@ -202,5 +353,6 @@ def adapt() -> None:
     whole or not. Its log passes control characters on to the terminal."""
     basicsr.data.worker_init_fn = worker_init_fn
     basicsr.train.EnlargedSampler = EpochSampler
-    basicsr.train.train_pipeline = train_pipeline
-    logging.getLogger('basicsr').addFilter(_printable)
+    basicsr.train.train_pipeline, basicsr.test.test_pipeline = train_pipeline, test_pipeline
+    logger.addFilter(_printable)
+    logger.addFilter(_is_founded)

@@ -12,6 +12,8 @@ from promptir_basicsr.core.messages import first_few
 
 logger = logging.getLogger('basicsr')
 
+Names = tuple[list[str], list[str], list[str]]
+
 MOST_IN_A_ROW = 10
 
 _MOST_NAMES = 8
@@ -51,14 +53,13 @@ class Step:
         sick, asked = self.flags.tolist()
         return sick > 0, asked > 0
 
-    def suspects(self) -> tuple[list[str], list[str]]:
-        """Names of the images that are not finite themselves, or else come out as such; and all names."""
+    def suspects(self) -> tuple[list[str], list[str], list[str]]:
+        """Names of the images that are not finite, of those whose output is not, and all names."""
+        found = []
         for images in (self.images[:-1], self.images[-1:]):
             finite = [image.isfinite().flatten(1).all(dim=1).tolist() for image in images]
-            found = [name for name, *each in zip(self.names, *finite, strict=False) if not all(each)]
-            if found:
-                return found, list(self.names)
-        return [], list(self.names)
+            found.append([name for name, *each in zip(self.names, *finite, strict=False) if not all(each)])
+        return found[0], found[1], list(self.names)
 
 
 class SickSteps:
@@ -84,23 +85,24 @@ class SickSteps:
             return
         self.total += 1
         self.row += 1
-        found, names = self._of_processes(step.suspects())
+        inputs, outputs, names = self._of_processes(step.suspects())
         if self.rank:
             return
         values = ', '.join(f'{name} {float(value):.4g}' for name, value in step.losses.items())
-        about = 'not finite' if found else 'any'
+        about = 'Images (not finite)' if inputs else 'Images (finite, their outputs not)' if outputs else 'Images (any)'
         logger.error(
             f'Iteration {step.iteration}: {values}, gradient norm {float(step.norm):.4g}. The step is left out '
-            f'({self.row} in a row, {self.total} in all). Images ({about}): {first_few(found or names, _MOST_NAMES)}.'
+            f'({self.row} in a row, {self.total} in all). {about}: '
+            f'{first_few(inputs or outputs or names, _MOST_NAMES)}.'
         )
 
-    def _of_processes(self, names: tuple[list[str], list[str]]) -> tuple[list[str], list[str]]:
+    def _of_processes(self, names: Names) -> Names:
         if self.processes == 1:
             return names
-        gathered: list[tuple[list[str], list[str]]] = [names] * self.processes
+        gathered: list[Names] = [names] * self.processes
         torch.distributed.all_gather_object(gathered, names)
-        found, everything = ([name for part in parts for name in part] for parts in zip(*gathered, strict=True))
-        return found, everything
+        inputs, outputs, everything = ([name for part in each for name in part] for each in zip(*gathered, strict=True))
+        return inputs, outputs, everything
 
 
 def running_statistics(net: nn.Module) -> list[Tensor]:

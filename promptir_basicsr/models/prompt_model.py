@@ -26,21 +26,22 @@ from promptir_basicsr.checkpoints.pretrained import (
     grow,
     load_sensor,
     read_weights,
-    state_problems,
     with_prompts,
 )
 from promptir_basicsr.checkpoints.reading import METADATA
-from promptir_basicsr.core.errors import SickTraining, Stopped, raise_problems
-from promptir_basicsr.core.files import atomic_write, read_json
-from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.errors import OptionError, SickTraining, Stopped, raise_problems
+from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.core.messages import first_few, printable
+from promptir_basicsr.core.problems import problem
 from promptir_basicsr.core.registry import register
 from promptir_basicsr.evaluation.labels import LabelSource
+from promptir_basicsr.evaluation.results import read_best
 from promptir_basicsr.evaluation.validation import Measurement, Report
 from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.models.batch import Batch, run_network
 from promptir_basicsr.models.nonfinite import MOST_IN_A_ROW
 from promptir_basicsr.models.objective import ImageLosses, Objective
-from promptir_basicsr.models.resume import TrainingState
+from promptir_basicsr.models.resume import TrainingState, recipe_of
 from promptir_basicsr.models.run import Run
 from promptir_basicsr.models.step import TrainingStep, arrange, fused, move_average, prepare
 from promptir_basicsr.runtime.compilation import compiled_for_any_size, compiling, eagerly
@@ -101,7 +102,7 @@ class PromptModel(SRModel):
     output: torch.Tensor
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self.run = Run()
+        self.run, self.is_measuring = Run(), False
         self._for_any_size: dict[nn.Module, nn.Module] = {}
         super().__init__(opt)
         nets = [self.net_g, self.net_g_ema] if hasattr(self, 'net_g_ema') else [self.net_g]
@@ -110,8 +111,8 @@ class PromptModel(SRModel):
         self._best_file = os.path.join(opt['path'].get('models') or '', 'net_g_best.json')
         if self.is_train:
             if opt['path'].get('resume_state'):
-                self.report.best = read_json(self._best_file)
-            self.state = TrainingState(opt, self.step, self.report, self.optimizers, self.schedulers)
+                self.report.best = read_best(self._best_file)
+            self.state = TrainingState(opt, self.step, self.report, self.optimizers, self.schedulers, self._recipe)
 
     def print_network(self, net: nn.Module) -> None:
         """The number of parameters, whole and by part."""
@@ -138,6 +139,7 @@ class PromptModel(SRModel):
             ValueError: there is no loss of images.
             OptionError: there is a loss of prompts, and the network has none; or a step cannot be as the options say.
         """
+        self._recipe = recipe_of(self.opt['train'])  # BasicSR takes the types out
         self.net_g.train()
         if self.opt['train'].get('ema_decay'):
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
@@ -192,7 +194,7 @@ class PromptModel(SRModel):
             SickTraining: too many steps in a row were not finite; the state is saved, with the weights before them.
         """
         self.output = self.step(self.batch, current_iter)
-        self.state.iteration = current_iter
+        self.state.complete(current_iter)
         most = self.opt['train'].get('max_sick_steps') or MOST_IN_A_ROW
         if self.step.sick.row >= most:
             self.save_progress(keep_all=True)
@@ -259,9 +261,9 @@ class PromptModel(SRModel):
                 logger.info(f'Removed the checkpoints of {first_few(map(str, removed))}; the last {keep} are kept.')
 
     def save_progress(self, keep_all: bool = False) -> None:
-        """Save the last iteration, unless that has been done."""
+        """Save the last iteration, unless that has been done or a step has been cut off in the middle."""
         sampler = self.run.sampler
-        if self.state.saved != self.state.iteration and sampler is not None:
+        if self.state.saved != self.state.iteration and sampler is not None and self.step.is_whole:
             logger.info('Saving models and training states.')
             self.save(sampler.epoch, self.state.iteration, keep_all)
 
@@ -293,17 +295,25 @@ class PromptModel(SRModel):
             SaveError: the file could not be written.
         """
         if current_iter != -1:
-            self.state.write(epoch, current_iter, self.run)
+            self.state.write(epoch, current_iter, self.run, self.get_bare_model(self.net_g))
 
     def resume_training(self, resume_state: Mapping[str, Any]) -> None:
-        """BasicSR's, which notices a state of other sizes in the first step only, and the rest of the state.
+        """Continue from a training state; the options count as they are now, see `TrainingState`.
 
         Raises:
-            OptionError: the state belongs to a network of other sizes.
+            OptionError: the state has another optimizer, a network of other sizes, more iterations than `total_iter`,
+                or odd content.
         """
-        raise_problems(state_problems(resume_state['optimizers'], self.optimizers, self.get_bare_model(self.net_g)))
-        super().resume_training(resume_state)
-        self.state.load(resume_state)
+        warmup = self.opt['train'].get('warmup_iter', -1)
+        try:
+            raise_problems(self.state.problems(resume_state, self.get_bare_model(self.net_g)))
+            self.state.load(resume_state, partial(self.update_learning_rate, warmup_iter=warmup))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, OptionError):
+                raise
+            what = printable(f'{type(error).__name__}: {error}'.partition('\n')[0])
+            message = f"'{self.opt['path']['resume_state']}' has odd content ({what}). Take another state."
+            raise OptionError(problem(('path', 'resume_state'), message)) from error
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
@@ -379,8 +389,10 @@ class PromptModel(SRModel):
 
     def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         """BasicSR's; training goes on as if there had been none."""
+        self.is_measuring = True  # and was, if an error ends it
         with kept_random_state():
             super().validation(dataloader, current_iter, tb_logger, save_img)
+        self.is_measuring = False
 
     def nondist_validation(
         self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool
@@ -420,7 +432,7 @@ class PromptModel(SRModel):
                 del self.batch, self.output  # before the next image is restored
         measurement.complete(share)
         labels.complete(share)
-        self.report.remarks[name] = labels.lines()
+        self.report.remarks[name] = [*getattr(dataloader.dataset, 'remarks', ()), *labels.lines()]
         labels.write(iteration, tb_logger)
         if not self.report.add(name, measurement.rows()):
             return

@@ -58,6 +58,7 @@ class TrainingStep:
     Attributes:
         sick: counts the steps that were not finite.
         told_to_stop: whether any process was; the same on all of them.
+        is_whole: whether the weights are those of a complete iteration.
 
     Raises:
         OptionError: a loss is not the mean over images that `train.accumulate` needs.
@@ -82,7 +83,7 @@ class TrainingStep:
         self.precision = opt.get('precision') or 'fp32'
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == 'fp16')
         self.sick = SickSteps(opt['world_size'], opt['rank']) if opt['dist'] else SickSteps()
-        self.told_to_stop = False
+        self.told_to_stop, self.is_whole = False, True
         self._sums: dict[str, list[Any]] = {}
         self._compiled = False
         self._loss_scale: Tensor | None = None
@@ -118,7 +119,15 @@ class TrainingStep:
         """One step; what the network made of the batch. What is not finite, on any process, changes no weight."""
         statistics = running_statistics(self.net)
         before = [buffer.clone() for buffer in statistics]
-        output, losses = self.compute_gradients(batch)
+        memory = None if self.loss_scaler is None else self.loss_scaler.losses
+        try:
+            output, losses = self.compute_gradients(batch)
+        except BaseException:  # what is saved then is the iteration before
+            for buffer, value in zip(statistics, before, strict=True):
+                buffer.copy_(value)
+            if self.loss_scaler is not None and memory is not None:
+                self.loss_scaler.losses = memory
+            raise
         norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
         flags = self._flags(losses, norm)
         images = [x for x in (batch.lq, batch.gt, output) if x is not None]
@@ -133,6 +142,7 @@ class TrainingStep:
                 buffer.copy_(value)
             self.grad_scaler.update()
             return output
+        self.is_whole = False
         self.apply_gradients(norm)
         for name, loss in losses.items():
             self._record(name, loss)
@@ -141,6 +151,7 @@ class TrainingStep:
                 self._record(name, loss, images_of_task)
         if self.averaged is not None and self.ema_decay > 0:
             move_average(self.averaged, self.net, self.ema_decay, self._sound)
+        self.is_whole = True
         return output
 
     @property

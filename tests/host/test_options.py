@@ -13,7 +13,7 @@ import torch
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.host.distributed import processes_of
-from promptir_basicsr.host.options import parse_options, relative_roots
+from promptir_basicsr.host.options import copy_option_file, parse_options, relative_roots
 from promptir_basicsr.options.file import read_options
 
 # isort: split
@@ -364,11 +364,11 @@ def test_the_option_file_is_copied_as_it_is_below_the_command(tmp_path: Path, mo
     monkeypatch.setattr(sys, 'argv', ['basicsr train', '-opt', 'a\x1b\nb: c.yml'])
     monkeypatch.setattr('locale.getpreferredencoding', lambda *_: 'ascii')
     (tmp_path / 'run').mkdir()
-    basicsr.train.copy_opt_file(str(source), str(tmp_path / 'run'))
+    copy_option_file(str(source), None, str(tmp_path / 'run'))
     copy = tmp_path / 'run' / source.name
     lines = copy.read_text(encoding='utf-8').splitlines()
     assert lines[0].startswith('# GENERATE TIME: ')
     assert lines[1:] == ['# CMD:', '# basicsr train -opt a\\x1b\\nb: c.yml', '', 'name: "ü"']
-    basicsr.train.copy_opt_file(str(copy), str(tmp_path / 'run'))
+    copy_option_file(str(copy), None, str(tmp_path / 'run'))
     assert read_options(str(copy)) == {'name': 'ü'}
     assert os.listdir(tmp_path / 'run') == [source.name]

@@ -21,7 +21,7 @@ from basicsr.models import build_model
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.losses import decorrelation
-from promptir_basicsr.models.batch import run_network
+from promptir_basicsr.models.batch import Batch, run_network
 from tests.models.model_options import NETWORK, run_options
 from tests.models.step_data import distribute
 from tests.tiny_training import TINY_TRAINING
@@ -71,7 +71,7 @@ def step(model: Any, iteration: int, images: dict[str, Any]) -> dict[str, float]
 
 def images_terms(model: Any, images: dict[str, Any]) -> dict[str, Tensor]:
     """SmoothL1 and frequency loss by their definitions."""
-    error = run_network(model.net_g, model.batch) - images['gt']
+    error = run_network(model.net_g, Batch.of(images, model.device)) - images['gt']
     spectrum = torch.fft.fft2(error)
     size = torch.where(error.abs() < 1, 0.5 * error**2, error.abs() - 0.5)
     return {'l_pix': size.mean(), 'l_freq': 0.1 * (spectrum.real.abs().mean() + spectrum.imag.abs().mean()) / 2}

@@ -314,6 +314,33 @@ def test_slurm_trains_as_torchrun_does(trained: tuple[Path, str], images: Path, 
     } == {name: content for name, content in expected.items() if name.endswith('.csv') or name.endswith('latest.pth')}
 
 
+def test_processes_with_other_options_end_at_once(images: Path, tmp_path: Path) -> None:
+    """On machines that see different files, for example; they would wait for each other until the time limit."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        start(
+            tmp_path / str(rank),
+            options(images),
+            [sys.executable, *MODULE, 'train'],
+            *('--launcher', 'pytorch', '--force_yml', f'train:ema_decay=0.{rank + 1}'),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE='2',
+            LOCAL_WORLD_SIZE='2',
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=port,
+        )
+        for rank in (0, 1)
+    ]
+    for rank, process in enumerate(processes):
+        status, said = finish(process, tmp_path / str(rank), 60)
+        assert status == 2, said
+        assert '-opt: the options of process 1 on ' in said
+        assert not (tmp_path / str(rank) / 'experiments').exists()
+
+
 def until(folder: Path, text: str, process: subprocess.Popen, timeout: float = 180) -> str:
     """Wait for what a command says."""
     end = time.monotonic() + timeout

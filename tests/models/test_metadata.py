@@ -89,7 +89,7 @@ def test_weights_tell_what_they_are_of(trained: Path) -> None:
 def test_a_validation_that_is_made_up_for_knows_its_epoch(tmp_path: Path) -> None:
     """A resumed training repeats it before BasicSR tells the sampler the epoch."""
     build_model(run_options(tmp_path, network_g={'type': 'GainNet'})).save(epoch=3, current_iter=7)
-    opt = run_options(tmp_path, network_g={'type': 'GainNet'})
+    opt = run_options(tmp_path, network_g={'type': 'GainNet'}, train__total_iter=9)
     model = build_model(opt)
     model.resume_training(torch.load(tmp_path / 'training_states' / '7.state', weights_only=True))
     model.run.sampler = SimpleNamespace(epoch=0)

@@ -82,6 +82,15 @@ def test_a_sick_step_changes_nothing_and_is_named(
     assert not all(map(torch.equal, everything(model), before))
 
 
+def test_an_output_that_is_not_finite_is_not_said_of_the_image(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    model, batch = model_with(tmp_path, BN), photographs()
+    with torch.no_grad():
+        next(model.net_g.parameters()).fill_(1e38)
+    train(model, batch)
+    (record,) = (record for record in log.records if record.levelno == logging.ERROR)
+    assert 'Images (finite, their outputs not): denoise: image 0 of the batch, ' in record.message
+
+
 def test_training_with_a_sick_batch_is_training_without_it(way: bool, tmp_path: Path) -> None:
     """Means of the log and the memory of the loss scaler included."""
     with_it, without = (normed(tmp_path / name) for name in ('with', 'without'))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,14 @@ def test_several_data_sets_make_one_table(tmp_path):
     rows = (tmp_path / 'metrics.csv').read_text().splitlines()
     assert len(rows) == 1 + 4 + 1
     assert 'second: strong' in (tmp_path / 'results.md').read_text()
+
+
+def test_the_table_says_where_numbers_are_not_comparable(tmp_path):
+    opt = small(run_options(tmp_path))
+    opt['datasets']['val']['tasks'][0]['expected_images'] = 500
+    build_model(opt).validation(loader(opt), 2, None, False)
+    text = (tmp_path / 'results.md').read_text()
+    assert re.search(r"^- task '\w+' has \d+ images, the protocol has 500: numbers will not be comparable", text, re.M)
 
 
 def test_tensorboard_gets_each_task_and_the_average(tmp_path):

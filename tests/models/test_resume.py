@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -336,3 +337,129 @@ def test_a_failed_save_is_an_error_that_leaves_all_files_whole(
     # There is room again.
     assert run(tmp_path, monkeypatch, resume=True) == 0
     assert_same_end(alone, tmp_path, 12, went_back=True)
+
+
+# changed options
+
+RESTARTS = {'type': 'CosineAnnealingRestartLR', 'periods': [6, 6], 'restart_weights': [1, 0.5]}
+
+
+def rates(folder: Path) -> dict[int, float]:
+    """Iteration -> learning rate, from the log of the last training."""
+    found = re.findall(r'iter: +([\d,]+), lr:\(([\d.e+-]+),', log(folder))
+    return {int(iteration): float(rate) for iteration, rate in found}
+
+
+def resumed(alone: Path, folder: Path, patch: pytest.MonkeyPatch, *changes: str, at: int = 8, **written: Any) -> int:
+    """Go on from iteration `at` of the training that was left alone."""
+    shutil.copytree(alone / 'experiments', folder / 'experiments')
+    for path in (folder / 'experiments/run').rglob('*.state'):
+        if int(path.stem) > at:
+            path.unlink()
+    return run(folder, patch, *changes, resume=True, **{'logger__print_freq': 1, **written})
+
+
+@pytest.mark.parametrize(
+    ('changes', 'lines'),
+    [
+        ({'train__optim_g': {'type': 'AdamW', 'lr': 1e-4}}, ['optim_g.lr 0.001 -> 0.0001']),
+        ({'train__scheduler': {'type': 'MultiStepLR', 'milestones': [5, 10], 'gamma': 0.1}}, None),
+        ({'train__scheduler': RESTARTS, 'train__warmup_iter': 4}, None),
+        ({'train__total_iter': 16}, ['total_iter 12 -> 16']),
+    ],
+    ids=['rate', 'milestones', 'warm-up', 'length'],
+)
+def test_changed_rates_are_those_of_a_run_that_had_them_from_the_start(
+    changes: dict[str, Any], lines: list[str] | None, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resumed(alone, tmp_path, monkeypatch, **changes) == 0
+    found, said = rates(tmp_path), log(tmp_path)
+    told = re.findall(r'Changed from iteration 9 on: (.*)\.$', said, re.M)
+    assert told == lines if lines else told
+    assert run(tmp_path / 'other', monkeypatch, logger__print_freq=1, **changes) == 0
+    expected = rates(tmp_path / 'other')
+    assert found == {iteration: rate for iteration, rate in expected.items() if iteration > 8}
+
+
+def test_changed_arguments_of_the_optimizer_count(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = {'type': 'AdamW', 'lr': 1e-3, 'betas': [0.5, 0.9], 'weight_decay': 0.2}
+    assert resumed(alone, tmp_path, monkeypatch, train__optim_g=optimizer) == 0
+    (group,) = torch.load(tmp_path / 'experiments/run/training_states/12.state', weights_only=True)['optimizers'][0][
+        'param_groups'
+    ]
+    assert (list(group['betas']), group['weight_decay']) == ([0.5, 0.9], 0.2)
+    assert 'Changed from iteration 9 on: optim_g.betas unset -> [0.5, 0.9].' in log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'train__optim_g': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}, 'SGD cannot continue the state of AdamW'),
+        (
+            {'train__total_iter': 6, 'train__scheduler': {'type': 'FixedLR'}},
+            '6 iterations are over: the state is of iteration 8.',
+        ),
+    ],
+    ids=['optimizer', 'length'],
+)
+@pytest.mark.parametrize('older', [False, True], ids=['state', 'older state'])
+def test_what_cannot_go_on_is_refused(
+    changes: dict[str, Any],
+    sentence: str,
+    older: bool,
+    alone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = tmp_path / 'source'
+    shutil.copytree(alone / 'experiments', source / 'experiments')
+    if older:
+        path = source / 'experiments/run/training_states/8.state'
+        state = torch.load(path, weights_only=True)
+        torch.save({key: state[key] for key in ('epoch', 'iter', 'optimizers', 'schedulers')}, path)
+        sentence = sentence.replace('AdamW', 'another optimizer')
+    assert resumed(source, tmp_path, monkeypatch, **changes) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_state_goes_with_its_own_weights(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
+    models = tmp_path / 'experiments/run/models'
+    shutil.copy(models / 'net_g_4.pth', models / 'net_g_12.pth')
+    state = f'path:resume_state={tmp_path}/experiments/run/training_states/12.state'
+    assert run(tmp_path, monkeypatch, state, 'train:total_iter=14') == 2
+    assert 'was saved with other weights than those in' in capsys.readouterr().err
+    assert run(tmp_path, monkeypatch, resume=True) == 0
+    assert 'iteration 12 is not whole (the state was saved with other weights' in log(tmp_path)
+    assert_same_end(alone, tmp_path, 12, went_back=True)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change'),
+    [
+        ('metrics.csv', lambda content: content.decode().encode('utf-16')),
+        ('metrics.csv', lambda content: content.replace(b',', b';')),
+        ('metrics.csv', lambda content: content.replace(b',2,', b',2x,', 1)),
+        ('metrics.csv', lambda content: b'\xef\xbb\xbf' + content),
+        ('models/net_g_best.json', lambda content: b''),
+        ('models/net_g_best.json', lambda content: content[:-3]),
+        ('models/net_g_best.json', lambda content: b'[1, 2]'),
+    ],
+    ids=['utf-16', 'semicolons', 'numbers', 'mark', 'empty', 'cut', 'other'],
+)
+def test_results_that_another_program_has_changed_come_from_the_state(
+    name: str, change: Any, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / 'source'
+    shutil.copytree(alone / 'experiments', source / 'experiments')
+    path = source / 'experiments/run' / name
+    changed = change(path.read_bytes())
+    path.write_bytes(changed)
+    assert resumed(source, tmp_path, monkeypatch, at=10, logger__print_freq=7) == 0
+    assert_same_end(alone, tmp_path, 12, went_back=True)
+    assert re.search(r'WARNING: .*(changed by another program|is damaged)', log(tmp_path))
+    if name == 'metrics.csv':
+        assert (tmp_path / 'experiments/run/metrics.csv.old').read_bytes() == changed

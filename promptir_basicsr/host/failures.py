@@ -1,0 +1,99 @@
+"""Why a run has ended before its time: any exception becomes one sentence with what to do, and an exit status."""
+
+import errno
+import logging
+import os
+import re
+import shutil
+import traceback
+
+import torch
+
+from promptir_basicsr.core.errors import ImageError, OptionError, OutOfMemory, RunError, SaveError, WorkerDied
+from promptir_basicsr.core.files import in_units
+from promptir_basicsr.core.messages import printable
+
+logger = logging.getLogger('basicsr')
+
+_KILLED = re.compile(
+    r'DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed by signal: ([^.]*)|exited unexpectedly)'
+)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+KNOWN = (OptionError, ImageError, SaveError, RunError)
+"""Errors that say themselves what is wrong and what to do."""
+
+
+def explained(error: Exception, doing: str) -> Exception:
+    """The error to end a run with in place of another one.
+
+    Args:
+        doing: 'training' or 'validation'.
+    """
+    if isinstance(error, KNOWN):
+        return error
+    for cause in _causes(error):
+        found = _worker(cause) or _memory(cause, doing) or _disk(cause) or (cause if isinstance(cause, KNOWN) else None)
+        if found is not None:
+            return found
+    first_line = printable(str(error).strip().partition('\n')[0])
+    what = f'{type(error).__name__}: {first_line}' if first_line else type(error).__name__
+    return RunError(f'{what} ended the {doing}. {_keep_traceback(error)}')
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in found:
+        found.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return found
+
+
+def _worker(error: BaseException) -> Exception | None:
+    text = str(error)
+    match = _KILLED.search(text)
+    if match is None or not isinstance(error, RuntimeError):
+        return None
+    how = f'was killed by the signal {match[2]}' if match[2] else 'ended without a word'
+    room = ''
+    if os.path.isdir('/dev/shm'):
+        room = f' /dev/shm, through which workers pass images, has {in_units(shutil.disk_usage("/dev/shm").free)} free.'
+    return WorkerDied(
+        f'A worker process of the data loader (pid {match[1]}) {how}. In most cases the machine has run out of '
+        f'memory, or a file was changed while it was read.{room} Lower num_worker_per_gpu or batch_size_per_gpu; '
+        'num_worker_per_gpu: 0 loads images without workers.'
+    )
+
+
+def _memory(error: BaseException, doing: str) -> Exception | None:
+    text = str(error)
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
+    on_cpu = isinstance(error, MemoryError) or 'DefaultCPUAllocator' in text or 'Cannot allocate memory' in text
+    if not (on_gpu or on_cpu):
+        return None
+    where = 'The GPU' if on_gpu else 'The machine'
+    if doing == 'validation':
+        advice = 'Set `val: {tile: auto}` or a number of pixels, so that images are restored in tiles.'
+    else:
+        advice = (
+            'Lower gt_size or batch_size_per_gpu, or set `train: {accumulate: N}` or `activation_checkpointing: block`.'
+        )
+    return OutOfMemory(f'{where} has not enough memory for the {doing}. {advice}')
+
+
+def _disk(error: BaseException) -> Exception | None:
+    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        return None
+    where = f"'{printable(str(error.filename))}'" if error.filename else 'A file'
+    return SaveError(f'{where} could not be written: {error.strerror}.')
+
+
+def _keep_traceback(error: Exception) -> str:
+    """Write the traceback to the log file, or to standard error where there is none; where it is."""
+    files = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
+    text = ''.join(traceback.format_exception(error))
+    for handler in files:
+        handler.handle(logging.LogRecord(logger.name, logging.ERROR, __file__, 0, text, None, None))
+    if files:
+        return f'The traceback is in {printable(files[0].baseFilename)}.'
+    return f'The traceback: {printable(text)}'
