@@ -12,7 +12,6 @@ import numpy as np
 
 from promptir_basicsr.explain import figures
 from promptir_basicsr.explain import scores as numbers
-from promptir_basicsr.explain.experiments import Trials
 from promptir_basicsr.explain.figures import style, words
 from promptir_basicsr.explain.page.model import Comparison, Section, Table
 from promptir_basicsr.explain.prompted import quality
@@ -55,15 +54,16 @@ def restored_section(study: Study, writer: Writer) -> Section:
     comparisons: list[Comparison] = []
     rows: list[list[Any]] = []
     before = np.array([quality(each.lq, each.gt) for each in study.samples])
+    means = [study.means(values).tolist() for values in (before, study.found.trials.base)]
     for task, name in enumerate(study.tasks):
-        mine = study.ids == task
-        sample = study.samples[int(np.flatnonzero(mine)[0])]
+        sample = next(sample for sample in study.samples if sample.task == name)
         after = study.prompted.restore(sample.lq, sample.label)
-        degraded, restored, clear = (_picture(x) for x in (sample.lq, after, sample.gt))
+        degraded, restored, clear = (x.clamp(0, 1).numpy().transpose(1, 2, 0) for x in (sample.lq, after, sample.gt))
         caption = f'{quality(sample.lq, sample.gt):.2f} dB before, {quality(after, sample.gt):.2f} dB after (PSNR).'
         comparisons.append(Comparison(f'{words(name)}: {sample.name}', degraded, restored, clear, caption))
-        means = [float(values[mine].mean()) for values in (before, study.found.trials.base)]
-        rows.append([name, int(mine.sum()), *means, means[1] - means[0]])
+        degraded_mean, restored_mean = (each[task] for each in means)
+        images = int((study.ids == task).sum())
+        rows.append([name, images, degraded_mean, restored_mean, restored_mean - degraded_mean])
     caption = 'Mean PSNR in dB of RGB floats, not rounded.'
     if study.prompted.told:
         caption += ' The network is told the true degradation.'
@@ -78,10 +78,6 @@ def restored_section(study: Study, writer: Writer) -> Section:
             'from chance. Take more images of each task.'
         )
     return Section('Restored images', text, tables=[table], comparisons=comparisons)
-
-
-def _picture(x: Any) -> np.ndarray:
-    return x.clamp(0, 1).numpy().transpose(1, 2, 0)
 
 
 # Which prompt answers which degradation
@@ -202,17 +198,22 @@ def embedding_section(study: Study, writer: Writer) -> Section:
         for level in study.prompted.levels:
             x = numbers.embedded(getattr(seen, kind)[level], kind == 'features')
             theirs = [numbers.embedded(getattr(each.seen, kind)[level], kind == 'features') for each in study.untrained]
+            place = f'{title}, {words(level).lower()}'
             if not (study.prompted.told and kind == 'prompts'):
-                scores[f'{title}, {words(level).lower()}'] = numbers.separations(x, ids, theirs, **study.chance)
+                scores[place] = numbers.separations(x, ids, theirs, **study.chance)
             points, shares = numbers.principal_components(x)
             across, up = (f'PC {axis + 1} ({share:.0%})' for axis, share in enumerate(shares))
-            maps['pca'][f'{title}, {words(level).lower()}'] = (points, across, up)
-            rows += _map_rows(study, 'pca', kind, level, points)
+            maps['pca'][place] = (points, across, up)
             near = numbers.tsne(x, study.seed)
             if near is not None:
                 perplexity = near[1]
-                maps['tsne'][f'{title}, {words(level).lower()}'] = (near[0], '', '')
-                rows += _map_rows(study, 'tsne', kind, level, near[0])
+                maps['tsne'][place] = (near[0], '', '')
+            rows += [
+                [name, kind, level, sample.task, sample.name, *point]
+                for name, each in maps.items()
+                if place in each
+                for sample, point in zip(study.samples, each[place][0], strict=True)
+            ]
     columns = ('map', 'of', 'level', 'task', 'image', 'x', 'y')
     writer.table('embeddings', 'Coordinates of the maps', columns, rows, '')
     panels = len(study.prompted.levels) if len(study.prompted.levels) <= 4 else 3
@@ -265,13 +266,6 @@ _EMBEDDED = {
 }
 
 
-def _map_rows(study: Study, name: str, kind: str, level: str, points: np.ndarray) -> list[list[Any]]:
-    return [
-        [name, kind, level, sample.task, sample.name, *point]
-        for sample, point in zip(study.samples, points, strict=True)
-    ]
-
-
 # The prompts themselves
 
 
@@ -299,8 +293,9 @@ def pictures_section(study: Study, writer: Writer) -> Section:
         )
     text = (
         'The prompts are learned as images of a fixed size and resized to that of the features. An untrained prompt is '
+        'noise: a visible pattern has been learned.'
     )
-    return Section('The prompts', text + 'noise: a visible pattern has been learned.', drawn)
+    return Section('The prompts', text, drawn)
 
 
 def similarity_section(study: Study, writer: Writer) -> Section:
@@ -336,11 +331,9 @@ def label_section(study: Study, writer: Writer) -> Section:
     """Prompts that are told the degradation: what a wrong label costs."""
     prompted, trials, tasks = study.prompted, study.found.trials, study.tasks
     names = prompted.degradations
-    means, gaps = {}, {}
-    for column, values in {**_by_choice(trials, names), **trials.others}.items():
-        means[column] = np.array([values[study.ids == task].mean() for task in range(len(tasks))])
-        own = np.array([trials.base[study.ids == task].mean() for task in range(len(tasks))])
-        gaps[column] = means[column] - own
+    tried = {**dict(zip(names, trials.choices.T, strict=True)), **trials.others}
+    means = {column: study.means(values) for column, values in tried.items()}
+    gaps = {column: each - study.means(trials.base) for column, each in means.items()}
     rows = [
         [name, int((study.ids == task).sum()), column, means[column][task], gaps[column][task]]
         for task, name in enumerate(tasks)
@@ -369,10 +362,6 @@ def label_section(study: Study, writer: Writer) -> Section:
         'has learned. What the label does to the restored image does.'
     )
     return Section('What labels do', text, [drawn], [table, table2])
-
-
-def _by_choice(trials: Trials, names: Sequence[str]) -> dict[str, np.ndarray]:
-    return {name: trials.choices[:, i] for i, name in enumerate(names)}
 
 
 def _choice_section(study: Study, writer: Writer, name: str, title: str, what: str) -> tuple[str, Table]:
@@ -448,8 +437,8 @@ def _worst(effects: Mapping[str, np.ndarray], shown: Mapping[str, Sequence[str]]
     level = min(effects, key=lambda level: float(np.nanmin(effects[level])))
     task, column = np.unravel_index(np.nanargmin(effects[level]), effects[level].shape)
     most = max(float(np.nanmax(np.abs(each))) for each in effects.values())
-    if most < 0.005:
-        return 'No other weights change the mean PSNR of any task by as much as 0.005 dB.'
+    if most < LEAST_GAIN:
+        return f'No other weights change the mean PSNR of any task by as much as {LEAST_GAIN} dB.'
     if effects[level][task, column] >= 0:
         return 'No other weights lower the mean PSNR of any task.'
     return (

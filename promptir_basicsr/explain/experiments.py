@@ -72,7 +72,10 @@ def investigate(
         detailed: try everything; otherwise only what scores need.
     """
     seen = observe(prompted, samples, lambda: passed(1))
-    trials = (_told_trials if prompted.told else _blind_trials)(prompted, samples, ids, tasks, seen, detailed, passed)
+    if prompted.told:
+        trials = _told_trials(prompted, samples, detailed, passed)
+    else:
+        trials = _blind_trials(prompted, samples, ids, tasks, seen, detailed, passed)
     similarity = {level: cosine_similarity(each) for level, each in prompted.vectors().items()}
     sensed = np.array([prompted.sense(sample) for sample in samples]) if prompted.sensing else None
     return Findings(seen, trials, similarity, sensed)
@@ -94,31 +97,19 @@ def untrained_network(options: Mapping[str, Any], seed: int) -> nn.Module:
         return new_network(options).eval()
 
 
-def _told_trials(
-    prompted: PromptedNet,
-    samples: Sequence[Sample],
-    ids: np.ndarray,
-    tasks: Sequence[str],
-    seen: Observation,
-    detailed: bool,
-    passed: Passed,
-) -> Trials:
+def _told_trials(prompted: PromptedNet, samples: Sequence[Sample], detailed: bool, passed: Passed) -> Trials:
     count = len(prompted.degradations)
     truth = np.array([sample.label for sample in samples])
     choices = np.empty((len(samples), count))
-    equal = torch.full((count,), 1 / count)
-    tell: dict[str, dict[str, Any]] = {
-        'equal mixture': {'degradation': equal},
-        'strength 0': {'degradation': 0, 'strength': 0.0},
-    }
+    tell: dict[str, tuple[Any, ...]] = {'equal mixture': (torch.full((count,), 1 / count),), 'strength 0': (0, 0.0)}
     if prompted.sensing:
-        tell['the sensor'] = {'degradation': None}
+        tell['the sensor'] = (None,)
     others = {name: np.empty(len(samples)) for name in (tell if detailed else ())}
     for i, sample in enumerate(samples):
         for label in range(count):
             choices[i, label] = prompted.psnr(sample, label)
         for name, values in others.items():
-            values[i] = prompted.psnr(sample, **tell[name])
+            values[i] = prompted.psnr(sample, *tell[name])
         passed(1 + count + len(others))
     base = choices[np.arange(len(samples)), truth]
     return Trials(base, choices, truth, others=others)
@@ -159,9 +150,8 @@ def _changes(means: Mapping[str, np.ndarray], tasks: Sequence[str]) -> dict[str,
     found: dict[str, dict[str, dict[str, Change]]] = {}
     for level, mean in means.items():
         count = mean.shape[1]
-        each: dict[str, Change] = {f'only {k + 1}': fixed(np.eye(count)[k]) for k in range(count)}
-        if count > 1:
-            each |= {f'without {k + 1}': without(k) for k in range(count)}
+        each: dict[str, Change] = {f'only {k + 1}': fixed(row) for k, row in enumerate(np.eye(count))}
+        each |= {f'without {k + 1}': without(k) for k in range(count if count > 1 else 0)}
         each['equal'] = fixed(np.full(count, 1 / count))
         each |= {f'as for {name}': fixed(mean[task]) for task, name in enumerate(tasks)}
         found[level] = {name: {level: change} for name, change in each.items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from promptir_basicsr.archs.layers.prompts import PromptGenBlock, PromptInPrompt
 from promptir_basicsr.archs.traits import Conditioned, Prompted, names_of, traits_of, unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset
 from promptir_basicsr.explain.scores import in_their_span
 from promptir_basicsr.inference.restoring import Settings, restore_images
@@ -83,11 +84,6 @@ def _cut(x: Tensor, size: int, multiple: int) -> Tensor:
     return x[:, top : top + height, left : left + width].contiguous()
 
 
-def prompted_networks() -> list[str]:
-    """Names of the registered networks that have prompts."""
-    return names_of(lambda traits: traits.has_prompt_weights)
-
-
 class PromptedNet:
     """A network's prompts, level by level, and how to look at them and change them.
 
@@ -102,7 +98,7 @@ class PromptedNet:
         sensing: whether it has a sensor to ask.
 
     Raises:
-        ValueError: the network has no prompts; says which networks have.
+        OptionError: the network has no prompts; says which networks have.
     """
 
     def __init__(self, net: nn.Module, device: torch.device | str = 'cpu') -> None:
@@ -117,9 +113,9 @@ class PromptedNet:
     def _find(self) -> dict[str, PromptGenBlock | PromptInPrompt]:
         """Modules are called in the order of the levels; so neither names nor places of them need to be known."""
         kind = type(self.net).__name__
-        advice = f'Networks with prompts: {", ".join(prompted_networks())}.'
+        advice = f'Networks with prompts: {", ".join(names_of(lambda traits: traits.has_prompt_weights))}.'
         if not traits_of(self.net).has_prompt_weights:
-            raise ValueError(f'{kind} has no prompts, so there is nothing to explain. {advice}')
+            raise OptionError(f'{kind} has no prompts, so there is nothing to explain. {advice}')
         side = -(-64 // self.multiple) * self.multiple
         x = torch.zeros(1, 3, side, side, device=self.device)
         called: list[Any] = []
@@ -127,13 +123,13 @@ class PromptedNet:
             try:
                 names = list(self.prompts.prompt_weights(x, 0 if self.told else None))
             except ValueError as error:
-                raise ValueError(f'{error} {advice}') from error
+                raise OptionError(f'{error} {advice}') from error
             called.clear()
             self.net(x, 0 if self.told else None)
         if not names:
-            raise ValueError(f'{kind}: built without prompts, so there is nothing to explain. {advice}')
+            raise OptionError(f'{kind}: built without prompts, so there is nothing to explain. {advice}')
         if len(names) != len(called):
-            raise ValueError(f'{kind}: {len(names)} levels of weights and {len(called)} prompt modules. {advice}')
+            raise OptionError(f'{kind}: {len(names)} levels of weights and {len(called)} prompt modules. {advice}')
         return dict(zip(names, called, strict=True))
 
     @contextmanager
@@ -244,11 +240,10 @@ def observe(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[],
     Args:
         seen: called after each image.
     """
-    levels = list(prompted.levels)
+    net, levels = prompted.net, list(prompted.levels)
     rows: dict[str, dict[str, list[np.ndarray]]] = {
         kind: {level: [] for level in levels} for kind in ('weights', 'features', 'prompts')
     }
-    net = prompted.net
     names = {module: level for level, module in prompted.levels.items()}
     equal = torch.full((len(prompted.degradations),), 1.0)
 

@@ -26,6 +26,7 @@ from promptir_basicsr.explain.experiments import investigate, passes, untrained_
 from promptir_basicsr.explain.page import Report, write_page
 from promptir_basicsr.explain.prompted import PromptedNet, Sample, choose_samples
 from promptir_basicsr.options.file import read_option_file
+from promptir_basicsr.runtime.precision import find_device
 
 EXTRA = ('matplotlib', 'sklearn')
 """What this needs beside what the package always needs."""
@@ -62,19 +63,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         least = {'images': 1, 'size': _LEAST_SIZE, 'untrained': 0, 'permutations': 19, 'seed': 0}
-        problems = [line for name, low in least.items() for line in check_count(f'--{name}', getattr(self, name), low)]
+        problems: list[str | Problem] = []
+        for name, low in least.items():
+            problems += check_count(f'--{name}', getattr(self, name), low)
         try:
-            self.torch_device()
-        except (RuntimeError, AssertionError):  # torch asserts that it was built for the device
-            message = f"this machine has no '{self.device}'. Take auto, cpu or, of a GPU, cuda:0."
-            problems.append(problem('--device', message))
+            find_device(self.device)
+        except OptionError as error:
+            problems += [f'--{each}' for each in error.problems]
         raise_problems(problems)
-
-    def torch_device(self) -> torch.device:
-        """Raises RuntimeError or AssertionError where torch does not know it, or this machine does not have it."""
-        if self.device == 'auto':
-            return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-        return torch.empty(0, device=self.device).device
 
 
 def explain(
@@ -115,7 +111,7 @@ def explain(
     try:
         datasets = _datasets(options)
         net, network, path = _load(options, weights)
-        prompted = _prompted(net, settings)
+        prompted = PromptedNet(net, find_device(settings.device))
     except OptionError as error:
         raise OptionError(error.problems, places.located) from error
     samples = _samples(datasets, prompted, settings)
@@ -164,25 +160,18 @@ def _load(options: Mapping[str, Any], weights: str | None) -> tuple[nn.Module, d
         raise OptionError('--weights: is missing, and so is path.pretrain_network_g of the option file.')
     network = options.get('network_g') if isinstance(options.get('network_g'), Mapping) else None
     sensor = (paths or {}).get('pretrain_network_sensor')
-    if not (network and network.get('sensor') and sensor):
-        checkpoint = read_checkpoint(path, network)
-        return build(checkpoint), checkpoint.network, path
     try:
         checkpoint = read_checkpoint(path, network)
         return build(checkpoint), checkpoint.network, path
-    except OptionError:  # weights without the sensor's, which have a file of their own
+    except OptionError:
+        if not (network and network.get('sensor') and sensor):
+            raise
+        # The weights are without the sensor's, which have a file of their own.
         checkpoint = read_checkpoint(path, {key: value for key, value in network.items() if key != 'sensor'})
     net: Any = build(checkpoint)
     net.attach_sensor(network['sensor'], network.get('hard_sensor', False))
     load_sensor([net], {'pretrain_network_sensor': sensor})
     return net, dict(network), path
-
-
-def _prompted(net: nn.Module, settings: Settings) -> PromptedNet:
-    try:
-        return PromptedNet(net, settings.torch_device())
-    except ValueError as error:
-        raise OptionError(str(error)) from error
 
 
 def _samples(datasets: Sequence[AllInOneDataset], prompted: PromptedNet, settings: Settings) -> list[Sample]:
@@ -266,11 +255,9 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     Raises:
         OptionError: it is such a folder, or no folder.
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise OptionError(f"--out: '{folder}' is a file. Give the name of a folder.")
-    if not any(folder.iterdir()):
+    if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
         raise OptionError(f"--out: '{folder}' is not empty. Take another folder, or replace it with --overwrite.")

@@ -59,21 +59,13 @@ class Writer:
                 {
                     'title': section.title,
                     'text': section.text,
-                    'figures': [
-                        {'title': each.title, 'png': each.png.name, 'svg': each.svg.name, 'caption': each.caption}
-                        for each in section.figures
-                    ],
+                    'figures': [{**vars(each), 'png': each.png.name, 'svg': each.svg.name} for each in section.figures],
                     'comparisons': [each.title for each in section.comparisons],
                 }
                 for section in report.sections
             ],
             'tables': {
-                name: {
-                    'title': table.title,
-                    'caption': table.caption,
-                    'columns': list(table.columns),
-                    'rows': [list(map(_finite, row)) for row in table.rows],
-                }
+                name: {**vars(table), 'rows': [list(map(_finite, row)) for row in table.rows]}
                 for name, table in self.files.items()
             },
         }
@@ -110,6 +102,10 @@ class Study:
     @property
     def chance(self) -> dict[str, int]:
         return {'seed': self.seed, 'permutations': self.permutations}
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """The mean of each task: (n,) -> (T,)."""
+        return np.array([values[self.ids == task].mean() for task in range(len(self.tasks))])
 
     def sizes(self) -> str:
         """`10 images, 2 of each of 5 tasks`."""

@@ -60,8 +60,7 @@ def inline_svg(text: str, prefix: str) -> str:
     Raises:
         ElementTree.ParseError: it is no XML.
     """
-    root = ElementTree.fromstring(text)
-    styles = []
+    root, own = ElementTree.fromstring(text), f'{prefix}svg'
     for element in root.iter():
         for child in list(element):
             if _local(child.tag) == 'metadata':
@@ -71,13 +70,9 @@ def inline_svg(text: str, prefix: str) -> str:
         attributes = {_local(name): value for name, value in element.attrib.items()}
         element.attrib.clear()
         element.attrib.update({name: _renamed(value, name, prefix) for name, value in attributes.items()})
-        if element.tag == 'style':
-            styles.append(element)
-    name = f'{prefix}svg'
-    for style in styles:
-        # A rule for `*` is meant for this drawing, not for the page.
-        style.text = f'#{name} {{ {_REFERENCE.sub(_to(prefix), style.text or "")} }}'
-    root.attrib['id'] = name
+        if element.tag == 'style':  # a rule for `*` is meant for this drawing, not for the page
+            element.text = f'#{own} {{ {_renamed(element.text or "", "", prefix)} }}'
+    root.attrib['id'] = own
     return ElementTree.tostring(root, encoding='unicode')
 
 
@@ -86,11 +81,7 @@ def _renamed(value: str, name: str, prefix: str) -> str:
         return prefix + value
     if name == 'href':
         return f'#{prefix}{value[1:]}' if value.startswith('#') else ''.join(value.split())
-    return _REFERENCE.sub(_to(prefix), value)
-
-
-def _to(prefix: str) -> str:
-    return rf'url(#{prefix}\1)'
+    return _REFERENCE.sub(rf'url(#{prefix}\1)', value)
 
 
 def _local(name: object) -> str:

@@ -6,10 +6,11 @@ import importlib.metadata
 import importlib.resources
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -42,7 +43,8 @@ def write_page(path: str | Path, report: Report) -> None:
 def render(report: Report) -> str:
     """The page as text; see `write_page`."""
     raise_problems([problem for section in report.sections for problem in _problems(section)])
-    pixels = sum(image.shape[0] * image.shape[1] for image in _pictures(report))
+    shown = [image for section in report.sections for each in section.comparisons for image in _images(each).values()]
+    pixels = sum(image.shape[0] * image.shape[1] for image in shown)
     lossless = pixels <= _LOSSLESS
     files = importlib.resources.files(__package__)
     script, style = (files.joinpath(name).read_text(encoding='utf-8') for name in ('page.js', 'page.css'))
@@ -63,111 +65,60 @@ def render(report: Report) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """A picture of a comparison as the page has it."""
-
-    role: str
-    name: str
-    uri: str
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What comparisons, figures and tables have in common."""
-
-    id: str
-    number: int
-    title: str
-    caption: str
-
-    @property
-    def heading(self) -> str:
-        """The title as a sentence where a caption follows."""
-        ends = not self.caption or self.title.endswith(('.', '?', '!', ':'))
-        return self.title if ends else f'{self.title}.'
-
-
-@dataclass(frozen=True)
-class _Comparison(_Shown):
-    width: int
-    height: int
-    pictures: Sequence[_Picture]
-
-
-@dataclass(frozen=True)
-class _Figure(_Shown):
-    svg: Markup
-    png: str
-
-
-@dataclass(frozen=True)
-class _Cell:
-    text: str
-    value: str
-
-
-@dataclass(frozen=True)
-class _Table(_Shown):
-    columns: Sequence[tuple[str, bool]]
-    rows: Sequence[Sequence[_Cell]]
-
-
-@dataclass(frozen=True)
-class _Section:
-    id: str
-    title: str
-    paragraphs: Sequence[str]
-    comparisons: Sequence[_Comparison]
-    figures: Sequence[_Figure]
-    tables: Sequence[_Table]
-
-
 class _Numbering:
     """The parts of the report as the template takes them, numbered through the page."""
 
     def __init__(self, lossless: bool) -> None:
         self._lossless = lossless
-        self._figures = self._tables = 0
+        self._numbers: Counter[str] = Counter()
         self._ids: set[str] = set()
 
-    def sections(self, sections: Sequence[Section]) -> list[_Section]:
+    def sections(self, sections: Sequence[Section]) -> list[dict[str, Any]]:
         return [
-            _Section(
-                self._id(section.title),
-                section.title,
-                [part.strip() for part in re.split(r'\n\s*\n', section.text) if part.strip()],
-                [self._comparison(comparison) for comparison in section.comparisons],
-                [self._figure(figure) for figure in section.figures],
-                [self._table(table) for table in section.tables],
-            )
+            {
+                'id': self._id(section.title),
+                'title': section.title,
+                'paragraphs': [part.strip() for part in re.split(r'\n\s*\n', section.text) if part.strip()],
+                'comparisons': [self._comparison(comparison) for comparison in section.comparisons],
+                'figures': [self._figure(figure) for figure in section.figures],
+                'tables': [self._table(table) for table in section.tables],
+            }
             for section in sections
         ]
 
-    def _comparison(self, shown: Comparison) -> _Comparison:
-        self._figures += 1
-        roles = zip(('before', 'after', 'target'), shown.names, (shown.before, shown.after, shown.target), strict=True)
+    def _shown(self, kind: str, shown: Comparison | Figure | Table) -> dict[str, Any]:
+        """What comparisons, figures and tables have in common; the heading is a sentence where a caption follows."""
+        self._numbers[kind] += 1
+        ends = not shown.caption or shown.title.endswith(('.', '?', '!', ':'))
+        return {
+            'id': f'{kind}-{self._numbers[kind]}',
+            'number': self._numbers[kind],
+            'title': shown.title,
+            'heading': shown.title if ends else f'{shown.title}.',
+            'caption': shown.caption,
+        }
+
+    def _comparison(self, shown: Comparison) -> dict[str, Any]:
         pictures = [
-            _Picture(role, name, picture_uri(image, self._lossless)) for role, name, image in roles if image is not None
+            {'role': role, 'name': name, 'uri': picture_uri(image, self._lossless)}
+            for (role, image), name in zip(_images(shown).items(), shown.names, strict=False)
         ]
         height, width = shown.before.shape[:2]
-        name = f'figure-{self._figures}'
-        return _Comparison(name, self._figures, shown.title, shown.caption, width, height, pictures)
+        return {**self._shown('figure', shown), 'width': width, 'height': height, 'pictures': pictures}
 
-    def _figure(self, figure: Figure) -> _Figure:
-        self._figures += 1
-        name = f'figure-{self._figures}'
-        svg, png = figure_markup(Path(figure.png), Path(figure.svg), f'{name}-')
-        return _Figure(name, self._figures, figure.title, figure.caption, Markup(svg), png)
+    def _figure(self, figure: Figure) -> dict[str, Any]:
+        shown = self._shown('figure', figure)
+        svg, png = figure_markup(Path(figure.png), Path(figure.svg), f'{shown["id"]}-')
+        return {**shown, 'svg': Markup(svg), 'png': png}
 
-    def _table(self, table: Table) -> _Table:
-        self._tables += 1
+    def _table(self, table: Table) -> dict[str, Any]:
         values = [[row[column] for row in table.rows] for column in range(len(table.columns))]
         columns = [(str(name), _is_numeric(column)) for name, column in zip(table.columns, values, strict=True)]
-        rows = zip(*map(_cells, values), strict=True)
-        return _Table(
-            f'table-{self._tables}', self._tables, table.title, table.caption, columns, [list(row) for row in rows]
-        )
+        return {
+            **self._shown('table', table),
+            'columns': columns,
+            'rows': list(zip(*map(_cells, values), strict=True)),
+        }
 
     def _id(self, title: str) -> str:
         """A name for links, such as `prompt-weights`, that no other part has."""
@@ -180,7 +131,7 @@ class _Numbering:
         return name
 
 
-def _cells(column: Sequence[object]) -> list[_Cell]:
+def _cells(column: Sequence[object]) -> list[dict[str, str]]:
     """The values of a column as text; floats with as many decimals as suit the largest of them."""
     numbers = [_number(value) for value in column]
     sizes = [abs(n) for n, value in zip(numbers, column, strict=True) if not isinstance(value, Integral)]
@@ -189,7 +140,7 @@ def _cells(column: Sequence[object]) -> list[_Cell]:
     if 0 < largest < 1e-3:
         form = '.2e'
     keys = ['' if math.isnan(number) else repr(number) for number in numbers]
-    return [_Cell(_plain(value, form), key) for value, key in zip(column, keys, strict=True)]
+    return [{'text': _plain(value, form), 'value': key} for value, key in zip(column, keys, strict=True)]
 
 
 def _plain(value: object, form: str = ',.6g') -> str:
@@ -215,16 +166,13 @@ def _number(value: object) -> float:
 
 def _is_numeric(column: Sequence[object]) -> bool:
     """Numbers and nothing else, but for values that are not known."""
-    texts = [
-        value for value in column if value is not None and (isinstance(value, bool) or not isinstance(value, Real))
-    ]
-    return not texts and any(value is not None for value in column)
+    known = [value for value in column if value is not None]
+    return bool(known) and all(isinstance(value, Real) and not isinstance(value, bool) for value in known)
 
 
-def _pictures(report: Report) -> Iterator[np.ndarray]:
-    for section in report.sections:
-        for shown in section.comparisons:
-            yield from (image for image in (shown.before, shown.after, shown.target) if image is not None)
+def _images(shown: Comparison) -> dict[str, np.ndarray]:
+    images = {'before': shown.before, 'after': shown.after, 'target': shown.target}
+    return {role: image for role, image in images.items() if image is not None}
 
 
 def _problems(section: Section) -> Iterator[str]:
@@ -237,8 +185,7 @@ def _problems(section: Section) -> Iterator[str]:
                     'columns. None stands for a value that is not known.'
                 )
     for shown in section.comparisons:
-        images = {'before': shown.before, 'after': shown.after, 'target': shown.target}
-        shapes = {name: image.shape for name, image in images.items() if image is not None}
+        shapes = {role: image.shape for role, image in _images(shown).items()}
         if any(len(shape) != 3 or shape[2] != 3 or 0 in shape for shape in shapes.values()):
             yield f"{where}, comparison '{shown.title}': pictures are (H, W, 3), found {shapes}."
         elif len(set(shapes.values())) > 1:
