@@ -1,12 +1,11 @@
 """Degradations by name: their parameters, the registry, and compositions written in YAML."""
 
-import difflib
 import functools
 import inspect
 import json
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from promptir_basicsr.core.errors import raise_problems
-from promptir_basicsr.core.messages import meant_by, written_as
+from promptir_basicsr.core.messages import did_you_mean, meant_by, written_as
 from promptir_basicsr.core.problems import Keys, Problem, as_problem, keys, problem
 
 Image = npt.NDArray[np.floating]
@@ -187,7 +186,7 @@ class Choice:
         """The word; digits that YAML read as a number count as the word. ValueError says what is wrong."""
         text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
         if not isinstance(text, str) or text not in self.options:
-            raise ValueError(f'must be {self.allowed}, found {value!r}{_did_you_mean(value, self.options)}')
+            raise ValueError(f'must be {self.allowed}, found {value!r}.{did_you_mean(value, self.options)}')
         return text
 
     def draw(self, value: Any, rng: np.random.Generator) -> Any:
@@ -253,9 +252,9 @@ class Degradation:
         values: dict[str, Any] = {}
         for name in given:
             if name not in self.parameters:
-                hint = _did_you_mean(name, self.parameters)
+                hint = did_you_mean(name, self.parameters)
                 allowed = ', '.join(self.parameters) or 'none'
-                message = f'{self.name} has no such parameter{hint} Allowed: {allowed}'
+                message = f'{self.name} has no such parameter.{hint} Allowed: {allowed}'
                 problems.append(problem((*keys(where), name), message))
         for name, parameter in self.parameters.items():
             if name in given:
@@ -340,7 +339,7 @@ def _read_step(entry: Any, where: Keys) -> tuple[tuple[Degradation, dict[str, An
         return None, [problem(where, message, (meant or 'type',))]
     name = entry['type']
     if not isinstance(name, str) or name not in DEGRADATIONS:
-        message = f'unknown degradation {name!r}{_did_you_mean(name, DEGRADATIONS)}{_known_types()}'
+        message = f'unknown degradation {name!r}.{did_you_mean(name, DEGRADATIONS)}{_known_types()}'
         return None, [problem(where, message, ('type',))]
     kind = DEGRADATIONS[name]
     values, problems = kind.validate({str(k): v for k, v in entry.items() if k != 'type'}, where)
@@ -349,12 +348,6 @@ def _read_step(entry: Any, where: Keys) -> tuple[tuple[Degradation, dict[str, An
 
 def _known_types() -> str:
     return f' Allowed types: {", ".join(sorted(DEGRADATIONS))}'
-
-
-def _did_you_mean(name: Any, known: Iterable[str]) -> str:
-    spelling = {word.lower(): word for word in known}
-    close = difflib.get_close_matches(str(name).lower(), list(spelling), n=1)
-    return f'. Did you mean {spelling[close[0]]!r}?' if close else '.'
 
 
 def _number_hint(text: str) -> str:
