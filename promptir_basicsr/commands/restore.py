@@ -8,7 +8,7 @@ from promptir_basicsr.core.errors import OptionError, problems_of, raise_problem
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
-from promptir_basicsr.inference.batch import Reporter, measure_sources, restore_files
+from promptir_basicsr.inference.batch import Reporter, measured, restore_files
 from promptir_basicsr.inference.plan import Plan, plan_restoration
 from promptir_basicsr.inference.restorer import Restorer
 from promptir_basicsr.inference.restoring import Settings
@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
     """
     problems = _problems(args)
     made: list[Any] = []
-    for understand in (_labels, _settings, _plan):
+    for understand in (lambda args: parse_labels(args.labels), _settings, _plan):
         try:
             made.append(understand(args))
         except OptionError as error:
@@ -43,14 +43,14 @@ def main(args: argparse.Namespace) -> int:
         raise OptionError(f'--tile: {args.tile}; the network wants tiles of multiples of {least}. Take 128 or more.')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of decoders; what matters is in the report
-        sizes = measure_sources(plan)
-        reporter = Reporter(plan, sizes)
+        plan = measured(plan)
+        reporter = Reporter(plan)
         reporter.tell_network(restorer)
         if args.dry_run:
             reporter.tell_plan()
             return 0
         with reporter:
-            outcome = restore_files(restorer, plan, reporter, sizes, labels, args.strength, args.batch, args.overwrite)
+            outcome = restore_files(restorer, plan, reporter, labels, args.strength, args.batch, args.overwrite)
     return reporter.tell_outcome(outcome)
 
 
@@ -65,10 +65,6 @@ def _problems(args: argparse.Namespace) -> list[Problem | str]:
             'to train them; `basicsr train -opt options/demo.yml` trains a small one in minutes.'
         )
     return problems
-
-
-def _labels(args: argparse.Namespace) -> Any:
-    return parse_labels(args.labels)
 
 
 def _plan(args: argparse.Namespace) -> Plan:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,15 +14,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from promptir_basicsr.core.console import plain_console
 from promptir_basicsr.core.errors import SaveError
 from promptir_basicsr.core.messages import printable
-from promptir_basicsr.inference.plan import Job, Plan
+from promptir_basicsr.inference.plan import Job, Plan, Size
 from promptir_basicsr.inference.restorer import Restorer
 from promptir_basicsr.pictures.io import measure_picture, read_picture, write_picture
 from promptir_basicsr.pictures.picture import Picture, PictureError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
-
-Size = tuple[int, int]
 
 
 @dataclass
@@ -37,16 +35,10 @@ class Outcome:
 
 
 class Reporter:
-    """Tells people how it goes: a bar in a terminal, a line a file elsewhere.
+    """Tells people how it goes: a bar in a terminal, a line a file elsewhere."""
 
-    Args:
-        plan: everything to be done.
-        sizes: height and width of the sources that are known.
-    """
-
-    def __init__(self, plan: Plan, sizes: dict[str, Size | None]) -> None:
-        self._count = len(plan.jobs)
-        self._plan, self._sizes = plan, sizes
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._count = plan, len(plan.jobs)
         self._console = plain_console(stderr=True)
         self._bar = Progress(
             TextColumn('{task.fields[done]} of {task.fields[count]}', markup=False),
@@ -59,7 +51,7 @@ class Reporter:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task('', total=sum(map(self._weight, plan.jobs)), done=0, count=self._count)
+        self._task = self._bar.add_task('', total=sum(map(_weight, plan.jobs)), done=0, count=self._count)
         self._before = 0.0
         self._above = self._console.is_terminal and sys.stdout.isatty()
 
@@ -86,8 +78,7 @@ class Reporter:
     def tell_plan(self) -> None:
         """What would be done."""
         for job in self._plan.jobs:
-            size = self._sizes.get(job.source)
-            self.say(f'{_arrow(job)}  {_shown(size) if size else "its size cannot be read"}')
+            self.say(f'{_arrow(job)}  {_shown(job.size) if job.size else "its size cannot be read"}')
         self.say(f'{self._count:,} to be restored{_left_out(self._plan)}. Nothing was done.')
 
     def started(self, jobs: Sequence[Job]) -> None:
@@ -95,12 +86,12 @@ class Reporter:
 
     def advanced(self, jobs: Sequence[Job], done: int, total: int) -> None:
         """Of the passes of the network for these files."""
-        part = sum(map(self._weight, jobs)) * min(done / max(total, 1), 1)
+        part = sum(map(_weight, jobs)) * min(done / max(total, 1), 1)
         self._bar.update(self._task, completed=self._before + part)
 
     def ended(self, jobs: Sequence[Job], outcome: Outcome) -> None:
         """Nothing more comes of these files."""
-        self._before += sum(map(self._weight, jobs))
+        self._before += sum(map(_weight, jobs))
         done = outcome.restored + len(outcome.failed)
         self._bar.update(self._task, completed=self._before, done=done)
 
@@ -127,16 +118,11 @@ class Reporter:
             return INTERRUPTED
         return 1 if outcome.failed else 0
 
-    def _weight(self, job: Job) -> int:
-        height, width = self._sizes.get(job.source) or (1, 1)
-        return height * width
-
 
 def restore_files(
     restorer: 'Restorer',
     plan: Plan,
     reporter: Reporter,
-    sizes: dict[str, Size | None],
     degradation: Any = None,
     strength: float = 1.0,
     batch: int = 1,
@@ -147,14 +133,13 @@ def restore_files(
     The next files are read and the last ones written while the network runs.
 
     Args:
-        sizes: height and width of the sources that are known; equal ones go through the network together.
-        batch: at most so many at a time.
+        batch: at most so many of equal size go through the network together.
     """
     run = _Run(restorer, reporter, degradation, strength, overwrite)
     begun = time.perf_counter()
     pool = ThreadPoolExecutor(2, thread_name_prefix='pictures')
     try:
-        run.all(_batches(plan.jobs, sizes, batch), pool)
+        run.all(_batches(plan.jobs, batch), pool)
     except KeyboardInterrupt:
         run.outcome.interrupted = True
     finally:
@@ -164,16 +149,16 @@ def restore_files(
     return run.outcome
 
 
-def measure_sources(plan: Plan) -> dict[str, Size | None]:
-    """Height and width of every source, None where its beginning does not tell."""
-    return {job.source: measure_picture(job.source) for job in plan.jobs}
+def measured(plan: Plan) -> Plan:
+    """The plan with the size of every source, as far as its beginning tells."""
+    return replace(plan, jobs=[replace(job, size=measure_picture(job.source)) for job in plan.jobs])
 
 
-def _batches(jobs: Iterable[Job], sizes: dict[str, Size | None], batch: int) -> list[list[Job]]:
+def _batches(jobs: Iterable[Job], batch: int) -> list[list[Job]]:
     """Files of equal size together, in the order of the first of each."""
     groups: dict[object, list[Job]] = {}
     for number, job in enumerate(jobs):
-        groups.setdefault((batch > 1 and sizes.get(job.source)) or number, []).append(job)
+        groups.setdefault((batch > 1 and job.size) or number, []).append(job)
     return [group[start : start + batch] for group in groups.values() for start in range(0, len(group), batch)]
 
 
@@ -266,6 +251,11 @@ def _write_new(job: Job, picture: Picture, overwrite: bool) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition('\n')[0] or type(error).__name__
+
+
+def _weight(job: Job) -> int:
+    height, width = job.size or (1, 1)
+    return height * width
 
 
 def _arrow(job: Job) -> str:

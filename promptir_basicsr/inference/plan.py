@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import first_few, printable
 from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
 from promptir_basicsr.pictures.picture import EXTENSIONS, extension_of, format_of
+
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Job:
     Attributes:
         source, target: paths.
         kind: format of the target, one of the values of PICTURE_FORMATS; None for the source's.
+        size: height and width of the source, where they are known.
     """
 
     source: str
     target: str
     kind: str | None = None
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,10 @@ def plan_restoration(
     found = _Found()
     for given in inputs:
         _find(given, out, recursive, found)
-    problems = found.problems + _suffix_problems(suffix)
+    problems = found.problems
+    if any(sign in suffix for sign in ('/', os.sep, '\0')):
+        message = f"--suffix: '{printable(suffix)}' has a separator of folders. Give a part of a file name."
+        problems.append(message)
     if not problems and not found.files:
         more = f' {found.foreign:,} files have other extensions.' if found.foreign else ''
         problems.append(
@@ -76,7 +83,7 @@ def plan_restoration(
         )
     raise_problems(problems)
     files = list(dict.fromkeys((os.path.normpath(source), relative) for source, relative in found.files))
-    if found.single and _is_file_name(out):
+    if found.single and not os.path.isdir(out) and not out.endswith(('/', os.sep)) and format_of(out) is not None:
         jobs = [_single(files[0][0], out, suffix, extension)]
     else:
         jobs = [_job(source, os.path.join(out, relative), suffix, extension) for source, relative in files]
@@ -162,10 +169,6 @@ def _match(pattern: str, given: str, out: str, found: _Found) -> None:
             found.add(path, os.path.relpath(path, root))
 
 
-def _is_file_name(out: str) -> bool:
-    return not os.path.isdir(out) and not out.endswith(('/', os.sep)) and format_of(out) is not None
-
-
 def _single(source: str, out: str, suffix: str, extension: str | None) -> Job:
     if suffix:
         raise OptionError(f"--suffix: '{printable(out)}' is a file already; give a folder, or leave the suffix out.")
@@ -184,12 +187,6 @@ def _job(source: str, target: str, suffix: str, extension: str | None) -> Job:
 
 
 _KEPT = {*PICTURE_FORMATS, 'jpe', 'jfif', 'mpo', 'dib'}
-
-
-def _suffix_problems(suffix: str) -> list[str]:
-    if any(sign in suffix for sign in ('/', os.sep, '\0')):
-        return [f"--suffix: '{printable(suffix)}' has a separator of folders. Give a part of a file name."]
-    return []
 
 
 def _folder_problems(out: str, count: int) -> list[str]:
@@ -213,15 +210,12 @@ def _collisions(jobs: Sequence[Job]) -> list[str]:
     ] + ([f'{len(doubled) - 5:,} more names are given to several results.'] if len(doubled) > 5 else [])
 
 
-def _inputs_hit(jobs: Iterable[Job]) -> list[str]:
+def _inputs_hit(jobs: Sequence[Job]) -> list[str]:
     """Outputs that are inputs, by whatever name; these are never replaced."""
-    jobs = list(jobs)
     inputs = {os.path.realpath(job.source) for job in jobs}
     hit = [job.target for job in jobs if os.path.realpath(job.target) in inputs]
-    if not hit:
-        return []
     names = first_few(map(_quoted, hit))
-    return [f'{names}: an input is never overwritten. Give another folder with -o, or a --suffix.']
+    return [f'{names}: an input is never overwritten. Give another folder with -o, or a --suffix.'] if hit else []
 
 
 def _quoted(path: str) -> str:

@@ -76,14 +76,11 @@ class Line:
     def window(self, number: int) -> Tensor:
         """The weights of the pixels of a tile, (tile,) in float64; at every place those of all tiles have the sum 1."""
         places = torch.arange(self.tile, dtype=torch.float64) + self.starts[number] + 0.5
-        edges = (None, *self.middles, None)
-        begun, ended = (self._beyond(places, edge) for edge in edges[number : number + 2])
-        return (1.0 if begun is None else begun) - (torch.zeros_like(places) if ended is None else ended)
+        edges = (-math.inf, *self.middles, math.inf)
+        return self._beyond(places, edges[number]) - self._beyond(places, edges[number + 1])
 
-    def _beyond(self, places: Tensor, middle: float | None) -> Tensor | None:
+    def _beyond(self, places: Tensor, middle: float) -> Tensor:
         """From 0 before the middle of an overlap to 1 behind it, smoothly."""
-        if middle is None:
-            return None
         if not self.blend:
             return (places > middle).double()
         return torch.sin(((places - middle) / self.blend + 0.5).clamp(0, 1) * torch.pi / 2).square()

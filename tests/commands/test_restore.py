@@ -28,7 +28,7 @@ from promptir_basicsr.archs import DegradationSensor, PIPRestormer, PromptIR
 from promptir_basicsr.commands.restore import parse_labels
 from promptir_basicsr.core.command_line import argument_parser
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.inference.batch import Reporter, measure_sources, restore_files
+from promptir_basicsr.inference.batch import Reporter, measured, restore_files
 from promptir_basicsr.inference.plan import plan_restoration
 from promptir_basicsr.inference.restorer import Restorer, restore
 from promptir_basicsr.inference.restoring import Settings
@@ -183,8 +183,8 @@ def check_one(restorer: Restorer, data: st.DataObject, folder: Path) -> None:
     source = put(folder / f'in/picture.{extension}', content)
     put(folder / 'in/other.png', png(photograph(3, 5)))
     plan = plan_restoration([str(folder / 'in')], str(folder / 'out'))
-    sizes = measure_sources(plan)
-    outcome = restore_files(restorer, plan, Reporter(plan, sizes), sizes)
+    plan = measured(plan)
+    outcome = restore_files(restorer, plan, Reporter(plan))
     assert source.read_bytes() == content
     assert outcome.restored + len(outcome.failed) == 2
     np.testing.assert_array_equal(read_picture(folder / 'out/other.png').image, photograph(3, 5))
@@ -675,8 +675,8 @@ def test_a_file_that_comes_into_being_meanwhile_stays(same: Restorer, folder: Pa
     put('in/a.png')
     plan = plan_restoration(['in'], 'out')
     put('out/a.png', b'mine')
-    sizes = measure_sources(plan)
-    outcome = restore_files(same, plan, Reporter(plan, sizes), sizes)
+    plan = measured(plan)
+    outcome = restore_files(same, plan, Reporter(plan))
     assert outcome.failed == ["'out/a.png' has come into being meanwhile; it was not replaced."]
     assert Path('out/a.png').read_bytes() == b'mine'
 
