@@ -71,17 +71,10 @@ def open_source(path: Path) -> Source:
     if path.suffix == '.lmdb':
         return LmdbSource(path)
     if not os.path.isdir(path):
-        found = 'is a file' if os.path.exists(path) else f'does not exist{_nearest(path)}'
+        nearest = next((f" ('{parent.resolve()}' does)" for parent in path.parents if os.path.isdir(parent)), '')
+        found = 'is a file' if os.path.exists(path) else f'does not exist{nearest}'
         raise ValueError(f"the folder '{path}' {found}.")
     return FolderSource(path)
-
-
-def _nearest(path: Path) -> str:
-    """Where the path breaks off, for a message."""
-    for parent in path.parents:
-        if os.path.isdir(parent):
-            return f" ('{parent.resolve()}' does)"
-    return ''
 
 
 class FolderSource:

@@ -3,8 +3,10 @@
 import copy
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +72,6 @@ class Preparation:
     files: Mapping[Path, bytes]
 
 
-@dataclass
-class _Root:
-    """A source of one phase, and what its tasks take of it."""
-
-    source: Source
-    path: Path
-    names: set[str] = field(default_factory=set)
-
-
 def plan_preparation(
     options: Mapping[str, Any], out: Path, name: str, made_from: str, storage: str = 'original'
 ) -> Preparation:
@@ -115,63 +108,54 @@ def plan_preparation(
             problems += error.problems
     raise_problems(problems)
 
-    roots = _Roots(out, storage)
+    databases = _Databases(out, storage)
     for _, phase, opt, tasks in found:
         for task, task_options in zip(tasks, opt['tasks'], strict=True):
-            roots.add(phase, task, task_options, opt.get('dataroot'))
-    raise_problems(roots.problems())
-    plans = [DatasetPlan(key, phase, opt, tasks, roots.plans(phase)) for key, phase, opt, tasks in found]
+            databases.add(phase, task, task_options, opt.get('dataroot'))
+    raise_problems(databases.problems())
+    plans = [DatasetPlan(key, phase, opt, tasks, databases.plans(phase)) for key, phase, opt, tasks in found]
     return _with_files(plans, options, out, name, made_from)
 
 
-class _Roots:
+class _Databases:
     """The databases to make: one for each source and phase."""
 
     def __init__(self, out: Path, storage: str) -> None:
         self._out, self._storage = out, storage
-        self._roots: dict[tuple[str, str], _Root] = {}
+        self._plans: dict[tuple[str, str], DatabasePlan] = {}
+        self._names: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
 
     def add(self, phase: str, task: Task, options: Mapping[str, Any], dataroot: str | None) -> None:
         """Take the images of a task in."""
         for key, side in SOURCE_KEYS.items():
-            if key in options:
-                self._root(phase, getattr(task, side), options[key], dataroot)
+            source = getattr(task, side)
+            place = phase, os.path.realpath(source.root)
+            if key in options and place not in self._plans:
+                taken = [plan.path.name for (other, _), plan in self._plans.items() if other == phase]
+                name = _free_name(readable_name(source.root, options[key], dataroot), '.lmdb', taken)
+                storage = self._storage if phase == 'train' else 'original'
+                self._plans[place] = DatabasePlan(self._out / phase / name, source, (), storage)
         for column, source in enumerate((task.lq, task.gt)):
-            root = self._roots[phase, os.path.realpath(source.root)]
-            root.names.update(pair[column] for pair in task.names)
-
-    def _root(self, phase: str, source: Source, option: str, dataroot: str | None) -> None:
-        key = phase, os.path.realpath(source.root)
-        if key in self._roots:
-            return
-        taken = {root.path.name.casefold() for (other, _), root in self._roots.items() if other == phase}
-        stem, number = readable_name(source.root, option, dataroot), 1
-        name = f'{stem}.lmdb'
-        while name.casefold() in taken:
-            number += 1
-            name = f'{stem}_{number}.lmdb'
-        self._roots[key] = _Root(source, self._out / phase / name)
+            self._names[phase, os.path.realpath(source.root)].update(pair[column] for pair in task.names)
 
     def problems(self) -> list[Problem]:
         """What cannot be stored as asked."""
         return [
             problem(
                 '',
-                f"'{root.source.root}' holds pixels, not the original files"
+                f"'{plan.source.root}' holds pixels, not the original files"
                 + (', which a validation needs' if phase != 'train' else '; give --storage lossless or --storage raw')
                 + f'. Or prepare {phase} from the folder that it was made of.',
             )
-            for (phase, _), root in self._roots.items()
-            if isinstance(root.source, LmdbSource)
-            and root.source.storage == 'raw'
-            and (phase != 'train' or self._storage == 'original')
+            for (phase, _), plan in self._plans.items()
+            if isinstance(plan.source, LmdbSource) and plan.source.storage == 'raw' and plan.storage == 'original'
         ]
 
     def plans(self, phase: str) -> dict[str, DatabasePlan]:
-        storage = self._storage if phase == 'train' else 'original'
+        """By the real path of their sources."""
         return {
-            path: DatabasePlan(root.path, root.source, sorted(root.names), storage)
-            for (other, path), root in self._roots.items()
+            path: replace(plan, names=sorted(self._names[phase, path]))
+            for (other, path), plan in self._plans.items()
             if other == phase
         }
 
@@ -190,7 +174,8 @@ def _with_files(
     datasets: Sequence[DatasetPlan], options: Mapping[str, Any], out: Path, name: str, made_from: str
 ) -> Preparation:
     """The new options, and the lists that go with them."""
-    lists = _Lists(out)
+    lists: dict[str, str] = {}  # real path -> name of the copy
+    files: dict[Path, bytes] = {}
     new = copy.deepcopy(dict(options))
     for dataset in datasets:
         given = copy.deepcopy({k: v for k, v in dataset.options.items() if k != 'phase'})
@@ -202,7 +187,11 @@ def _with_files(
                     path = dataset.database(getattr(task, side)).path
                     task_options[source_key] = path.relative_to(out).as_posix()
             if 'list' in task_options:
-                task_options['list'] = lists.add(resolve(str(task_options['list']), dataset.options.get('dataroot')))
+                path = resolve(str(task_options['list']), dataset.options.get('dataroot'))
+                name_there = _free_name(path.stem, path.suffix, lists.values())
+                name_there = lists.setdefault(os.path.realpath(path), name_there)
+                files[out / 'lists' / name_there] = path.read_bytes()
+                task_options['list'] = f'lists/{name_there}'
         new['datasets'][dataset.key] = changed
     databases = {plan.path: plan for dataset in datasets for plan in dataset.databases.values()}
     file = out / f'{name}.yml'
@@ -211,30 +200,17 @@ def _with_files(
         '# When the folder moves, `dataroot` of each data set is all that changes.\n\n'
     )
     text = head + yaml.safe_dump(new, sort_keys=False, allow_unicode=True, width=120)
-    return Preparation(
-        datasets, list(databases.values()), new, file, {**lists.files, file: text.encode(errors='surrogateescape')}
-    )
+    files[file] = text.encode(errors='surrogateescape')
+    return Preparation(datasets, list(databases.values()), new, file, files)
 
 
-class _Lists:
-    """Copies of the lists, each under a name of its own."""
-
-    def __init__(self, out: Path) -> None:
-        self._out = out
-        self._names: dict[str, str] = {}
-        self.files: dict[Path, bytes] = {}
-
-    def add(self, path: Path) -> str:
-        """The copy's path below `out`."""
-        key = os.path.realpath(path)
-        if key not in self._names:
-            name, number = path.name, 1
-            while name.casefold() in (taken.casefold() for taken in self._names.values()):
-                number += 1
-                name = f'{path.stem}_{number}{path.suffix}'
-            self._names[key] = name
-            self.files[self._out / 'lists' / name] = path.read_bytes()
-        return f'lists/{self._names[key]}'
+def _free_name(stem: str, ending: str, taken: Iterable[str]) -> str:
+    """The name, with a number where it is taken, in upper or lower case."""
+    known, number, name = {each.casefold() for each in taken}, 1, f'{stem}{ending}'
+    while name.casefold() in known:
+        number += 1
+        name = f'{stem}_{number}{ending}'
+    return name
 
 
 def estimated_bytes(plan: DatabasePlan, names: Sequence[str]) -> int:
@@ -245,19 +221,13 @@ def estimated_bytes(plan: DatabasePlan, names: Sequence[str]) -> int:
             return os.path.getsize(plan.source.root / 'data.mdb')
         return pages + sum(max(0, plan.stamp(name)[0]) for name in names)
     places = np.unique(np.linspace(0, len(names) - 1, min(len(names), _SAMPLE)).astype(int))
-    sizes = list(_pixel_bytes(plan, [names[place] for place in places]))
+    sizes = []
+    for place in places:
+        with suppress(ImageError):  # reported when it is to be stored
+            height, width = plan.source.open(names[place]).size
+            sizes.append(3 * height * width)  # in 8 bits
     mean = sum(sizes) / max(1, len(sizes)) * (_PNG_RATIO if plan.storage == 'lossless' else 1)
     return pages + round(mean * len(names))
-
-
-def _pixel_bytes(plan: DatabasePlan, names: Sequence[str]) -> Iterator[int]:
-    """Sizes of images in 8 bits, as they would be stored."""
-    for name in names:
-        try:
-            height, width = plan.source.open(name).size
-        except ImageError:  # reported when it is to be stored
-            continue
-        yield 3 * height * width
 
 
 def difference(plan: DatabasePlan, database: LmdbSource, name: str) -> str:

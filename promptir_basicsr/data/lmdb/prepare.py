@@ -77,7 +77,11 @@ def prepare_databases(preparation: Preparation, workers: int = 1, overwrite: boo
             if whole and not writer.finished and writer.plan.path not in mismatched:
                 writer.complete()
     if problems:
-        raise PrepareError(*_list_of(problems, 'images or pairs cannot be used'), _what_to_do(preparation))
+        advice = (
+            'Mend these images, or leave them out of the lists, and run the command again. What was good is kept in '
+            f"'{preparation.file.parent}' and not done again."
+        )
+        raise PrepareError(*_list_of(problems, 'images or pairs cannot be used'), advice)
     *lists, options = preparation.files.items()
     for path, content in lists:
         _write(path, content)
@@ -103,10 +107,8 @@ def verify_databases(preparation: Preparation, count: int | None = VERIFIED_IMAG
     with ThreadPoolExecutor(workers) as pool:
         for plan in preparation.databases:
             database = LmdbSource(plan.path)
-            total = len(plan.names)
-            places = range(total) if count is None or count >= total else _evenly(total, count)
-            names = [plan.names[place] for place in places]
-
+            few = len(plan.names) if count is None else min(count, len(plan.names))
+            names = [plan.names[round(place)] for place in np.linspace(0, len(plan.names) - 1, few)]
             found = _in_order(pool, partial(difference, plan, database), names, ahead=2 * workers)
             problems += [problem for problem in _shown(found, f'verify {plan.path.name}', len(names)) if problem]
             compared += len(names)
@@ -241,17 +243,6 @@ def _prepared(writer: DatabaseWriter) -> Prepared:
     )
 
 
-def _evenly(total: int, count: int) -> list[int]:
-    return sorted({round(place) for place in np.linspace(0, total - 1, count)})
-
-
 def _list_of(problems: Sequence[str], title: str) -> list[str]:
     more = [f'  and {len(problems) - _SHOWN:,} more'] if len(problems) > _SHOWN else []
     return [f'{len(problems):,} {title}:', *(f'  {problem}' for problem in problems[:_SHOWN]), *more]
-
-
-def _what_to_do(preparation: Preparation) -> str:
-    return (
-        'Mend these images, or leave them out of the lists, and run the command again. What was good is kept in '
-        f"'{preparation.file.parent}' and not done again."
-    )

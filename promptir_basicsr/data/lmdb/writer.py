@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,11 +174,6 @@ class DatabasePlan:
     names: Sequence[str]
     storage: str
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the header of the database keeps of it."""
-        return {'storage': self.storage}
-
     def stamp(self, name: str) -> tuple[int, int]:
         """Size and time of last change (ns) of an image's file; of one in an LMDB, of the database."""
         path = self.source.where(name)
@@ -207,19 +203,15 @@ def make_record(plan: DatabasePlan, name: str, kind: int) -> tuple[Record, Value
         if not isinstance(stored, EncodedImage):
             raise ImageError(f'{plan.source.where(name)}: is stored as pixels, its original bytes are gone.')
         value = stored.content
+    elif plan.storage == 'raw':
+        value = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('<')).reshape(-1).view(np.uint8).data
     else:
-        value = _encode(pixels, plan)
+        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        written, content = cv2.imencode('.png', bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
+        assert written
+        value = content.data
     height, width = pixels.shape[:2]
     return Record(name, kind, height, width, 8 * pixels.itemsize, len(value), *stamp), value
-
-
-def _encode(pixels: np.ndarray, plan: DatabasePlan) -> memoryview:
-    if plan.storage == 'raw':
-        return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('<')).reshape(-1).view(np.uint8).data
-    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    written, content = cv2.imencode('.png', bgr, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
-    assert written
-    return content.data
 
 
 class DatabaseWriter:
@@ -306,8 +298,7 @@ class DatabaseWriter:
     def close(self) -> None:
         """Leave what is written as it is."""
         self._close_environment()
-        if hasattr(self, '_lock'):
-            self._lock.release()
+        self._lock.release()
 
     # What is there
 
@@ -338,13 +329,8 @@ class DatabaseWriter:
         """In words, what else there is in a database than this plan says."""
         if header is None or not header['complete']:
             return ['it is not one that `basicsr prepare` has finished']
-        differences = [
-            f'{key} {header[key]} instead of {value}'
-            for key, value in self.plan.settings.items()
-            if header[key] != value
-        ]
-        if differences:
-            return differences
+        if header['storage'] != self.plan.storage:
+            return [f'storage {header["storage"]} instead of {self.plan.storage}']
         images = {
             'missing in it': [name for name in self.plan.names if name not in records],
             'not wanted in it': [name for name in records if name not in self.kinds],
@@ -368,7 +354,7 @@ class DatabaseWriter:
                 with self._environment.begin() as transaction:
                     header = read_header(self._part, transaction)
                     records, self._chunk = _read_records(transaction)
-                usable = header is not None and all(header[k] == value for k, value in self.plan.settings.items())
+                usable = header is not None and header['storage'] == self.plan.storage
             except (ValueError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError):
                 usable = False
             if usable:
@@ -415,7 +401,7 @@ class DatabaseWriter:
                     self._environment.set_mapsize(2 * self._environment.info()['map_size'])
 
     def _put_header(self, transaction: lmdb.Transaction, complete: bool) -> None:
-        header = {'format': FORMAT, **self.plan.settings, 'complete': complete}
+        header: dict[str, Any] = {'format': FORMAT, 'storage': self.plan.storage, 'complete': complete}
         if complete:
             header['images'] = len(self.records)
             header['bytes'] = sum(record.bytes for record in self.records.values())
@@ -435,12 +421,11 @@ class DatabaseWriter:
         """List for BasicSR what it can read."""
         readable = [self.records[name] for name in self.plan.names if self.kinds[name] == STEM]
         if readable:
-            level = PNG_LEVEL if self.plan.storage == 'lossless' else 0
             lines = []
             for record in readable:
-                extension = 'png' if self.plan.storage == 'lossless' else record.name.rpartition('.')[2]
-                key = key_of(record.name, STEM).decode('ascii')
-                lines.append(f'{key}.{extension} ({record.height},{record.width},3) {level}\n')
+                stem, _, extension = record.name.rpartition('.')  # what is readable has one dot, see `key_kinds`
+                extension, level = ('png', PNG_LEVEL) if self.plan.storage == 'lossless' else (extension, 0)
+                lines.append(f'{stem}.{extension} ({record.height},{record.width},3) {level}\n')
             atomic_write(''.join(lines), self._part / META_INFO)
         logger.info(
             f"BasicSR's own LMDB backend can read {len(readable):,} of the {len(self.records):,} images in "
@@ -453,21 +438,14 @@ class DatabaseWriter:
         try:
             yield
         except (OSError, lmdb.Error) as error:
-            if isinstance(error, lmdb.MapFullError):
-                raise
-            raise PrepareError(self._refusal(error)) from error
-
-    def _refusal(self, error: Exception) -> str:
-        folder = next(folder for folder in self.plan.path.absolute().parents if folder.is_dir())
-        disk = os.statvfs(folder)
-        message = (
-            f"'{self.plan.path}' cannot be written ({error}). {disk.f_bavail * disk.f_frsize:,} bytes are free there"
-        )
-        if self._pending:
-            message += f', {self._pending_bytes:,} are to be written next'
-        if self._part.is_dir():
-            message += f". What is written stays in '{self._part}': make room and run the command again to continue"
-        return message + '.'
+            folder = next(folder for folder in self.plan.path.absolute().parents if folder.is_dir())
+            free = shutil.disk_usage(folder).free
+            message = f"'{self.plan.path}' cannot be written ({error}). {free:,} bytes are free there"
+            if self._pending:
+                message += f', {self._pending_bytes:,} are to be written next'
+            if self._part.is_dir():
+                message += f". What is written stays in '{self._part}': make room and run the command again to continue"
+            raise PrepareError(f'{message}.') from error
 
 
 def _read_records(transaction: lmdb.Transaction) -> tuple[dict[str, Record], int]:
