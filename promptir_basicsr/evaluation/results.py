@@ -80,11 +80,6 @@ def number(metric: str, values: Mapping[str, float], inputs: Mapping[str, float]
     return f'{shown} ({text(inputs[metric])})' if metric in inputs else shown
 
 
-def log_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
-    """The same table in aligned columns, for a log."""
-    return aligned(markdown_table(rows, metrics))
-
-
 def aligned(table: Sequence[str]) -> list[str]:
     """A Markdown table in aligned columns, without its second line."""
     cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in table]

@@ -16,7 +16,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 from promptir_basicsr.core.arrays import save_picture, to_bytes
 from promptir_basicsr.core.files import atomic_write
-from promptir_basicsr.evaluation.results import Mean, Row, append_csv, average, log_table, markdown_table, read_table
+from promptir_basicsr.evaluation.results import Mean, Row, aligned, append_csv, average, markdown_table, read_table
 from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
 from promptir_basicsr.metrics.paper_metric import definition
 from promptir_basicsr.runtime.processes import Share
@@ -110,8 +110,8 @@ class Report:
             return
         names, rows = list(self.metrics), self.rows
         if names:
-            told = [f'Validation, iteration {iteration}, {self.heading}:', *log_table(rows, names), *self.notes()]
-            for line in told:
+            table = aligned(markdown_table(rows, names))
+            for line in (f'Validation, iteration {iteration}, {self.heading}:', *table, *self.notes()):
                 logger.info(line)
             if best:
                 logger.info(f'Best average {best["metric"]}: {best["value"]:.4f} at iteration {best["iter"]}')

@@ -258,7 +258,8 @@ def prompts_figure(pictures: Mapping[str, Array]) -> Drawing:
         axes.set_axis_off()
     for number, (level, each) in enumerate(pictures.items()):
         side = f'{each.shape[2]}×{each.shape[3]}'
-        for row, (kind, images) in enumerate((('components', component_images(each)), ('mean', mean_images(each)))):
+        kinds = {'components': component_images(each), 'mean': _stretched(each.mean(axis=1))}
+        for row, (kind, images) in enumerate(kinds.items()):
             line = panels[2 * number + row]
             line[0].set_axis_on()
             line[0].set(xticks=[], yticks=[])
@@ -274,22 +275,15 @@ def prompts_figure(pictures: Mapping[str, Array]) -> Drawing:
 
 
 def component_images(prompts: Array) -> Array:
-    """(K, D, S, S) -> (K, S, S, 3) in [0, 1]: the three main components of the channels over all pixels and prompts.
-
-    Each component runs from its 2nd to its 98th percentile; one that does not vary is grey.
-    """
+    """(K, D, S, S) -> (K, S, S, 3) in [0, 1]: the three main components of the channels over all pixels and prompts."""
     count, channels, height, width = prompts.shape
     pixels = prompts.transpose(0, 2, 3, 1).reshape(-1, channels)
     found, _ = principal_components(pixels, 3)
     return _stretched(found, axis=0).reshape(count, height, width, 3)
 
 
-def mean_images(prompts: Array) -> Array:
-    """(K, D, S, S) -> (K, S, S) in [0, 1]: the mean channel, from the 2nd to the 98th percentile of all prompts."""
-    return _stretched(prompts.mean(axis=1))
-
-
 def _stretched(x: Array, axis: int | None = None) -> Array:
+    """From the 2nd to the 98th percentile -> [0, 1]; what does not vary is grey."""
     low, high = np.percentile(x, [2, 98], axis=axis, keepdims=True)
     span = high - low
     return np.clip(np.where(span > 0, (x - low) / np.where(span > 0, span, 1), 0.5), 0, 1)

@@ -236,7 +236,8 @@ def separations(
 def _separation(x: Array) -> tuple[Callable[[Array], float], ...]:
     """The three statistics of one embedding; what does not depend on the tasks is worked out once."""
     x = x.astype(float) - x.mean(axis=0, dtype=float)
-    distances = _distances(x)
+    squares = (x * x).sum(axis=1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * x @ x.T, 0.0))
     nearest = np.argmin(np.where(np.eye(len(x), dtype=bool), np.inf, distances), axis=1)
     hat = ridge_hat(x)
     return (
@@ -244,12 +245,6 @@ def _separation(x: Array) -> tuple[Callable[[Array], float], ...]:
         lambda tasks: float(np.mean(tasks[nearest] == tasks)),
         lambda tasks: probe_accuracy(hat, tasks),
     )
-
-
-def _distances(x: Array) -> Array:
-    """Euclidean, (n, D) -> (n, n)."""
-    squares = (x * x).sum(axis=1)
-    return np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * x @ x.T, 0.0))
 
 
 def silhouette(distances: Array, tasks: Array) -> float:
@@ -266,19 +261,16 @@ def silhouette(distances: Array, tasks: Array) -> float:
     return float(values.mean())
 
 
-def ridge_hat(x: Array, penalty: float = 1.0) -> Array:
+def ridge_hat(x: Array) -> Array:
     """The matrix that makes the fitted values of a ridge regression from the values: x (n, D) centred -> (n, n).
 
-    The intercept is fitted, and free of the penalty.
-
-    Args:
-        penalty: of the squared coefficients, for x scaled to a mean square length of 1.
+    The penalty of the squared coefficients is 1 for x scaled to a mean square length of 1; the intercept is free of it.
     """
     n = len(x)
     gram = x @ x.T
     scale = np.trace(gram) / n
     gram = gram / scale if scale > 0 else gram
-    return gram @ np.linalg.inv(gram + penalty * np.eye(n)) + np.full((n, n), 1 / n)
+    return gram @ np.linalg.inv(gram + np.eye(n)) + np.full((n, n), 1 / n)
 
 
 def probe_accuracy(hat: Array, tasks: Array) -> float:

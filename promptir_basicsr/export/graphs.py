@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,8 +125,8 @@ def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None) -> Traced:
         raise OptionError(f'{kind} cannot be exported: {_reason(error)} {advice}') from error
     for node in program.graph.nodes:
         node.meta.pop('stack_trace', None)  # names of files on this machine
-    classifies = len(_output_shape(program)) == 2
-    return Traced(program, tuple(inputs), 'logits' if classifies else 'restored')
+    (output,) = next(node for node in program.graph.nodes if node.op == 'output').args[0]
+    return Traced(program, tuple(inputs), 'logits' if output.meta['val'].ndim == 2 else 'restored')
 
 
 def onnx_bytes(traced: Traced, metadata: Mapping[str, Any], opset: int | None) -> bytes:
@@ -236,11 +236,6 @@ def _tidy(model: Any) -> None:
     for part in (*model.graph.input, *model.graph.output, *model.graph.initializer, *model.graph.node, model.graph):
         del part.metadata_props[:]
         part.doc_string = ''
-
-
-def _output_shape(program: ExportedProgram) -> Sequence[Any]:
-    (output,) = next(node for node in program.graph.nodes if node.op == 'output').args[0]
-    return output.meta['val'].shape
 
 
 def _reason(error: Exception) -> str:

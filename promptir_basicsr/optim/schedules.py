@@ -225,7 +225,8 @@ def _check_count(owner: str, name: str, value: Any, least: int) -> None:
         raise argument_error(owner, name, f'{name} is {value}, must be at least {least}')
 
 
-def _check_number(owner: str, name: str, value: Any) -> None:
+def _check_rate(owner: str, name: str, value: Any, optimizer: torch.optim.Optimizer) -> None:
+    """`value` is a number from 0 to the rate of every parameter group."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         message = (
             f'{name} is {value!r}, must be a number with a decimal point, such as 1.0e-7 (YAML reads 1e-7 as text)'
@@ -233,11 +234,6 @@ def _check_number(owner: str, name: str, value: Any) -> None:
         raise argument_error(owner, name, message)
     if not value >= 0:  # refuses nan as well
         raise argument_error(owner, name, f'{name} is {value}, must be at least 0')
-
-
-def _check_rate(owner: str, name: str, value: Any, optimizer: torch.optim.Optimizer) -> None:
-    """`value` is a number from 0 to the rate of every parameter group."""
-    _check_number(owner, name, value)
     for index, group in enumerate(optimizer.param_groups):
         lr = float(group.get('initial_lr', group['lr']))
         if value > lr:

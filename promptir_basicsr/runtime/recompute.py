@@ -16,9 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from promptir_basicsr.archs.layers.formulation import Formulated, set_checkpointing, set_formulation
-from promptir_basicsr.core.messages import unknown_name
 from promptir_basicsr.core.problems import Problem, problem
-from promptir_basicsr.core.vocabulary import CHECKPOINTING
 
 LISTS = (nn.Sequential, nn.ModuleList)
 
@@ -72,8 +70,6 @@ def set_activation_checkpointing(net: nn.Module, checkpointing: str) -> int:
     Raises:
         ValueError: the network has no such blocks, or some that cannot be called twice.
     """
-    if checkpointing not in CHECKPOINTING:
-        raise ValueError(f'{type(net).__name__}: {unknown_name("checkpointing", checkpointing, CHECKPOINTING)}')
     own = set_checkpointing(net, checkpointing)
     for module in net.modules():
         if isinstance(module, _Recomputed):  # of an earlier call

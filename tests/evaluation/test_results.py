@@ -1,7 +1,7 @@
 import csv
 import math
 
-from promptir_basicsr.evaluation.results import Mean, Row, append_csv, average, log_table, markdown_table
+from promptir_basicsr.evaluation.results import Mean, Row, aligned, append_csv, average, markdown_table
 
 ROWS = [
     Row('sets', 'noise', 10, {'psnr': 30.0, 'ssim': 0.9}, {'psnr': 20.0, 'ssim': 0.5}),
@@ -35,7 +35,7 @@ def test_the_table_shows_restored_and_input_with_the_fields_digits():
         '| rain | 1 | 36.50 (25.00) | 0.9500 (0.7500) |',
         '| average | 11 | 33.25 (22.50) | 0.9250 (0.6250) |',
     ]
-    lines = log_table(ROWS, ['psnr', 'ssim'])
+    lines = aligned(markdown_table(ROWS, ['psnr', 'ssim']))
     assert len({len(line) for line in lines}) == 1
     assert lines[1].split() == ['noise', '10', '30.00', '(20.00)', '0.9000', '(0.5000)']
 
