@@ -14,11 +14,11 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.layers.arguments import check_backbone, check_ends, check_whole_numbers
+from promptir_basicsr.archs.layers.arguments import check_backbone, check_ends
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX, ConditionedNetwork, PromptContext
 from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
 from promptir_basicsr.archs.layers.restormer import Backbone
-from promptir_basicsr.core.errors import argument_error
+from promptir_basicsr.archs.layers.taps import check_prompts
 from promptir_basicsr.core.registry import register
 
 PROMPT_HEADS = 2  # of the attention between the two prompts, at every level
@@ -45,9 +45,9 @@ class PIPRestormer(Backbone, ConditionedNetwork):
         layer_norm_type: 'WithBias' or 'BiasFree'.
         num_degradations: T, how many it tells apart; labels go from 0 to T - 1.
         degradations: their names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
-        prompt_dims: prompt channels at levels 1 to 3, multiples of 4 of at least 12. Default: about 4/3 of the skips'
-            channels, (64, 128, 256) for the default dim. Above the skips' channels some of the degradation-aware
-            prompt is never used; equal to them, (48, 96, 192), all of it is.
+        prompt_dims: prompt channels at levels 1 to 3; for 'topm' multiples of 4 of at least 12. Default: about 4/3 of
+            the skips' channels, (64, 128, 256) for the default dim. Above the skips' channels some of the
+            degradation-aware prompt is never used; equal to them, (48, 96, 192), all of it is.
         prompt_sizes: height and width of the prompts of levels 1 to 3, at least 2.
         interaction: how features take up their prompt: 'topm' (the paper's selective interaction), 'cross', 'gate' or
             'promptir_gate'; see `PromptToFeature`.
@@ -83,21 +83,18 @@ class PIPRestormer(Backbone, ConditionedNetwork):
         check_ends('PIPRestormer', inp_channels, out_channels, num_refinement_blocks)
         check_interaction('PIPRestormer', interaction)
         prompt_dims = prompt_widths(dim) if prompt_dims is None else prompt_dims
-        _check_prompts(prompt_dims, prompt_sizes)
+        widths = [dim * 2**level for level in range(3)]
+        check_prompts('PIPRestormer', widths, prompt_dims, prompt_sizes, interaction)
         self.interaction = interaction
-        settings: dict[str, Any] = {
-            'ffn_expansion_factor': ffn_expansion_factor,
-            'bias': bias,
-            'layer_norm_type': layer_norm_type,
-        }
-        self.add_encoder(inp_channels, dim, num_blocks, heads, **settings)
+        settings = (ffn_expansion_factor, bias, layer_norm_type)
+        self.add_encoder(inp_channels, dim, num_blocks, heads, *settings)
         for level in (3, 2, 1):
             width, size = prompt_dims[level - 1], prompt_sizes[level - 1]
-            setattr(self, f'prompt{level}', PromptInPrompt(width, num_degradations, size, PROMPT_HEADS, **settings))
-            interact = PromptToFeature(dim * 2 ** (level - 1), width, interaction, INTERACTION_HEADS, **settings)
+            setattr(self, f'prompt{level}', PromptInPrompt(width, num_degradations, size, PROMPT_HEADS, *settings))
+            interact = PromptToFeature(widths[level - 1], width, interaction, INTERACTION_HEADS, *settings)
             setattr(self, f'low_prompt_interaction_level{level}', interact)
         self.chnl_reduce3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
-        self.add_decoder(out_channels, num_blocks, num_refinement_blocks, heads, **settings)
+        self.add_decoder(out_channels, num_blocks, num_refinement_blocks, heads, *settings)
         self.attach_sensor(sensor, hard_sensor)
 
     def _restore(self, x: Tensor, context: PromptContext | None) -> Tensor:
@@ -125,9 +122,8 @@ class PIPRestormer(Backbone, ConditionedNetwork):
                 f"PIPRestormer: built with interaction='{self.interaction}', whose released layout is not known. It "
                 "is known for 'topm' and 'cross'."
             )
-        zeros = self.output.weight.new_zeros
         own = {name: value for name, value in self.state_dict().items() if not name.startswith(SENSOR_PREFIX)}
-        return {**own, **{name: zeros(shape) for name, shape in self.unused_shapes().items()}}
+        return self.with_unused(own)
 
     def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
         """Names and shapes of three tensors: 112,896 numbers at dim 48."""
@@ -142,23 +138,3 @@ def prompt_widths(dim: int) -> tuple[int, int, int]:
     """Prompt channels at levels 1 to 3: 64, 128 and 256 for the released dim of 48, always divisible into heads."""
     level1 = 4 * round(dim / 3)
     return level1, 2 * level1, 4 * level1
-
-
-def _check_prompts(prompt_dims: Sequence[int], prompt_sizes: Sequence[int]) -> None:
-    check_whole_numbers('PIPRestormer', 'prompt_dims', prompt_dims, length=3)
-    # A head of fewer channels has nothing to select from; queries and keys would never learn.
-    if any(width % INTERACTION_HEADS or width < 3 * INTERACTION_HEADS for width in prompt_dims):
-        raise argument_error(
-            'PIPRestormer',
-            'prompt_dims',
-            f'prompt_dims is {prompt_dims!r}; they must be multiples of {INTERACTION_HEADS} of at least '
-            f'{3 * INTERACTION_HEADS}, so that each of the {INTERACTION_HEADS} heads has three channels or more.',
-        )
-    check_whole_numbers('PIPRestormer', 'prompt_sizes', prompt_sizes, length=3)
-    if min(prompt_sizes) < 2:
-        raise argument_error(
-            'PIPRestormer',
-            'prompt_sizes',
-            f'prompt_sizes is {prompt_sizes!r}; they must be at least 2: the attention compares channels over the '
-            'pixels of the prompts, and one pixel tells nothing.',
-        )

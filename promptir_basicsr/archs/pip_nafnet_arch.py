@@ -9,8 +9,7 @@ Shapes: B batch, C channels, H W height and width, T degradations. `width` featu
 size and twice the features of the one above it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +20,8 @@ from promptir_basicsr.archs.layers.arguments import check_whole, check_whole_num
 from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, PromptContext
 from promptir_basicsr.archs.layers.prompts import PromptInPrompt, PromptToFeature, check_interaction
 from promptir_basicsr.archs.layers.restormer import WithBiasNorm
-from promptir_basicsr.archs.layers.taps import HEADS, check_prompt, default_width
-from promptir_basicsr.core.errors import argument_error, raise_problems
-from promptir_basicsr.core.problems import Keys, Problem
+from promptir_basicsr.archs.layers.taps import HEADS, check_prompts, default_width
+from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.registry import register
 
 LEVELS = 4
@@ -82,11 +80,16 @@ class PIPNAFNet(ConditionedNetwork):
         hard_sensor: bool = False,
     ) -> None:
         super().__init__(num_degradations, degradations)
-        _check_backbone(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums)
+        check_whole('PIPNAFNet', 'img_channel', img_channel, 1)
+        check_whole('PIPNAFNet', 'middle_blk_num', middle_blk_num, 1)
+        if not is_whole(width, least=2) or width % 2:
+            raise must_be('PIPNAFNet', 'width', width, 'a positive even number, such as 32.')
+        check_whole_numbers('PIPNAFNet', 'enc_blk_nums', enc_blk_nums, LEVELS)
+        check_whole_numbers('PIPNAFNet', 'dec_blk_nums', dec_blk_nums, LEVELS)
         widths = [width * 2**level for level in range(LEVELS + 1)]
         check_interaction('PIPNAFNet', interaction)
         prompt_dims = [default_width(each, interaction) for each in widths[:-1]] if prompt_dims is None else prompt_dims
-        _check_prompts(widths, prompt_dims, prompt_sizes, interaction)
+        check_prompts('PIPNAFNet', widths[:-1], prompt_dims, prompt_sizes, interaction)
         if sensor is not None and not prompts:
             message = 'without prompts there is nothing to ask a sensor for. Leave sensor out.'
             raise argument_error('PIPNAFNet', 'prompts', message, 'sensor')
@@ -189,38 +192,3 @@ class ChannelNorm(WithBiasNorm):
 
 def _stage(width: int, count: int) -> nn.Sequential:
     return nn.Sequential(*(NAFBlock(width) for _ in range(count)))
-
-
-def _check_backbone(
-    img_channel: int, width: int, middle_blk_num: int, enc_blk_nums: Sequence[int], dec_blk_nums: Sequence[int]
-) -> None:
-    check_whole('PIPNAFNet', 'img_channel', img_channel, 1)
-    check_whole('PIPNAFNet', 'middle_blk_num', middle_blk_num, 1)
-    if not is_whole(width, least=2) or width % 2:
-        raise must_be('PIPNAFNet', 'width', width, 'a positive even number, such as 32.')
-    check_whole_numbers('PIPNAFNet', 'enc_blk_nums', enc_blk_nums, LEVELS)
-    check_whole_numbers('PIPNAFNet', 'dec_blk_nums', dec_blk_nums, LEVELS)
-
-
-def _check_prompts(
-    widths: Sequence[int], prompt_dims: Sequence[int], prompt_sizes: Sequence[int], interaction: str
-) -> None:
-    check_whole_numbers('PIPNAFNet', 'prompt_dims', prompt_dims, LEVELS)
-    check_whole_numbers('PIPNAFNet', 'prompt_sizes', prompt_sizes, LEVELS)
-    problems = [
-        problem
-        for level in range(LEVELS)
-        for problem in _level_problems(level, widths[level], prompt_dims[level], prompt_sizes[level], interaction)
-    ]
-    raise_problems(problems, 'PIPNAFNet')
-
-
-def _level_problems(level: int, channels: int, dim: int, size: int, interaction: str) -> Iterator[Problem]:
-    """The problems of a level's prompt, which are shown by its name."""
-    arguments: dict[str | int, Keys] = {
-        'prompt_dim': ('prompt_dims', level),
-        'prompt_size': ('prompt_sizes', level),
-        'interaction': ('interaction',),
-    }
-    for found in check_prompt(f'level{level + 1}', channels, dim, size, interaction):
-        yield replace(found, path=arguments[found.path[-1]], shown=found.place)

@@ -72,26 +72,22 @@ class PromptIR(Backbone):
         super().__init__()
         check_backbone('PromptIR', dim, num_blocks, heads, ffn_expansion_factor)
         check_ends('PromptIR', inp_channels, out_channels, num_refinement_blocks)
-        _check_prompts(num_prompts, prompt_sizes)
+        hint = '. The paper has 5; for a network without prompts set prompts to False.'
+        check_whole('PromptIR', 'num_prompts', num_prompts, 1, hint)
+        check_whole_numbers('PromptIR', 'prompt_sizes', prompt_sizes, length=3)
         self.prompts = prompts
-        settings: dict[str, Any] = {
-            'ffn_expansion_factor': ffn_expansion_factor,
-            'bias': bias,
-            'layer_norm_type': layer_norm_type,
-        }
+        settings = (ffn_expansion_factor, bias, layer_norm_type)
 
-        self.add_encoder(inp_channels, dim, num_blocks, heads, **settings)
+        self.add_encoder(inp_channels, dim, num_blocks, heads, *settings)
         if prompts:
             for level, width, reduced in ((3, 8 * dim, 4 * dim), (2, 4 * dim, 4 * dim), (1, 2 * dim, 2 * dim)):
                 prompt, size = prompt_widths(dim)[level - 1], prompt_sizes[level - 1]
                 setattr(self, f'prompt{level}', PromptGenBlock(prompt, num_prompts, size, feature_dim=width))
-                mix = TransformerBlock(width + prompt, INTERACTION_HEADS, **settings)
-                setattr(self, f'noise_level{level}', mix)
-                reduce = nn.Conv2d(width + prompt, reduced, 1, bias=bias)
-                setattr(self, f'reduce_noise_level{level}', reduce)
+                setattr(self, f'noise_level{level}', TransformerBlock(width + prompt, INTERACTION_HEADS, *settings))
+                setattr(self, f'reduce_noise_level{level}', nn.Conv2d(width + prompt, reduced, 1, bias=bias))
         else:
             self.reduce_noise_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
-        self.add_decoder(out_channels, num_blocks, num_refinement_blocks, heads, **settings)
+        self.add_decoder(out_channels, num_blocks, num_refinement_blocks, heads, *settings)
 
     def forward(self, x: Tensor, degradation: Any = None) -> Tensor:
         """Restore x.
@@ -106,9 +102,8 @@ class PromptIR(Backbone):
         Raises:
             ValueError: x has another shape; the message says to what size to pad it.
         """
-        features = self._features(x)
-        features = self.refinement(self.decoder_level1(features))
-        return self.output(features) + x
+        features = self.decoder_level1(self._features(x))
+        return self.output(self.refinement(features)) + x
 
     def prompt_weights(self, x: Tensor, degradation: Any = None) -> dict[str, Tensor]:
         """How much of each prompt x is given, level by level (the softmax in equation 2 of the paper).
@@ -181,8 +176,7 @@ class PromptIR(Backbone):
         """
         if not self.prompts:
             raise ValueError('PromptIR: built with prompts=False; the released layout is only for prompts=True.')
-        zeros = self.output.weight.new_zeros
-        return {**self.state_dict(), **{name: zeros(shape) for name, shape in self.unused_shapes().items()}}
+        return self.with_unused(self.state_dict())
 
     def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
         """Names and shapes of six tensors: 215,296 numbers at dim 48."""
@@ -201,9 +195,3 @@ def prompt_widths(dim: int) -> tuple[int, int, int]:
     """Prompt channels at levels 1 to 3: 64, 128 and 320 for the paper's dim of 48, always divisible into heads."""
     level1, level2, level3 = (4 * round(dim * ratio / 4) for ratio in (4 / 3, 8 / 3, 20 / 3))
     return level1, level2, level3
-
-
-def _check_prompts(num_prompts: int, prompt_sizes: Sequence[int]) -> None:
-    hint = '. The paper has 5; for a network without prompts set prompts to False.'
-    check_whole('PromptIR', 'num_prompts', num_prompts, 1, hint)
-    check_whole_numbers('PromptIR', 'prompt_sizes', prompt_sizes, length=3)

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from promptir_basicsr.archs.fast import kernels, strips
-from promptir_basicsr.archs.fast.strips import widen
+from promptir_basicsr.archs.fast.strips import gate, widen
 from promptir_basicsr.archs.layers.global_statistics import NORM_EPS
 
 
@@ -123,8 +123,7 @@ def linear(rows: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def norm_project(rows: Tensor, norm: nn.Module, conv: nn.Conv2d) -> Tensor:
     """The 1x1 convolution of the normalised features (B, H, W, C). Returns (B, H, W, out channels)."""
-    weight, bias = fold(norm, conv)
-    return _normed_linear(rows, weight, bias, norm.body)
+    return _normed_linear(rows, *fold(norm, conv), norm.body)
 
 
 def fold(norm: Any, conv: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
@@ -324,8 +323,7 @@ def _convolve_and_gate(p: Tensor, weight: Tensor, bias: Tensor | None, dual: boo
     if kernels.usable(image):
         return None, kernels.depthwise3x3_gate(image, weight, bias, dual).permute(0, 2, 3, 1)
     d = _depthwise(p, weight, bias)
-    a, b = d.chunk(2, dim=-1)
-    return d, gate(a, b, dual)
+    return d, gate(d, dual)
 
 
 def _convolve_and_gate_backward(
@@ -346,12 +344,6 @@ def _convolve_and_gate_backward(
         grad_d.permute(0, 3, 1, 2), image, weight, bias_shape, [1, 1], [1, 1], [1, 1], False, [0, 0], channels, wanted
     )
     return gated, p_grad.permute(0, 2, 3, 1), weight_grad, bias_grad
-
-
-def gate(a: Tensor, b: Tensor, dual: bool) -> Tensor:
-    """gelu(a) b, and gelu(b) a on top where `dual`."""
-    gated = F.gelu(a).mul_(b)
-    return gated.add_(F.gelu(b).mul_(a)) if dual else gated
 
 
 def gate_backward(d: Tensor, grad: Tensor, dual: bool) -> tuple[Tensor, Tensor]:

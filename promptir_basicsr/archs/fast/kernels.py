@@ -4,9 +4,9 @@ On a GPU in half precision these operators wait for memory, not for arithmetic. 
 works in float32, and writes its result once; the backward pass works out again what it would else have to read.
 
 Each is an operator of torch.library: torch.compile takes it without a graph break, autograd differentiates it (once).
-They are off until `set_kernels('triton')` switches them on for the whole process; ask `usable` before calling. With
-TRITON_INTERPRET=1 in the environment, set before Python starts, Triton runs them on the CPU, slowly, to show their
-numbers.
+They are off until `set_kernels('triton')` switches them on for the whole process; ask `usable` before calling, they
+raise ValueError for what they do not take. With TRITON_INTERPRET=1 in the environment, set before Python starts, Triton
+runs them on the CPU, slowly, to show their numbers.
 
 Shapes: B batch, C channels, H W height and width, F hidden channels of the feed-forward network.
 """
@@ -129,6 +129,7 @@ def _capability(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0]
 
 
+@torch.library.custom_op('promptir_basicsr::normalize_channels', mutates_args=())
 def normalize_channels(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
     """(x - mean) / sqrt(var + eps) over the channels of each pixel, with the biased variance, in float32 or wider.
 
@@ -139,26 +140,21 @@ def normalize_channels(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
 
     Returns:
         (B, C, H, W) in channels_last, of x's dtype. An affine part belongs to the convolution behind.
-
-    Raises:
-        ValueError: the kernels do not take x.
     """
     _check('normalize_channels', x)
-    return _normalize(x, subtract_mean, eps)
+    return _triton().normalize(_packed(x), subtract_mean, eps)
 
 
+@torch.library.custom_op('promptir_basicsr::normalize_channels_backward', mutates_args=())
 def normalize_channels_backward(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    """The gradient of x, given that of what normalize_channels makes of it: (B, C, H, W), in channels_last.
-
-    For an autograd function that embraces it.
-
-    Raises:
-        ValueError: as of normalize_channels.
-    """
+    """The gradient of x, given that of what normalize_channels makes of it: (B, C, H, W), in channels_last."""
     _check('normalize_channels_backward', x)
-    return _normalize_backward(grad, x, subtract_mean, eps)
+    return _triton().normalize_backward(_packed(grad), _packed(x), subtract_mean, eps)
 
 
+@torch.library.custom_op(
+    'promptir_basicsr::depthwise3x3', mutates_args=(), schema='(Tensor x, Tensor weight, Tensor? bias) -> Tensor'
+)
 def depthwise3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The depthwise 3x3 convolution of stride 1 with zero padding, summed in float32 or wider.
 
@@ -169,14 +165,16 @@ def depthwise3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     Returns:
         (B, C, H, W) in channels_last, of x's dtype.
-
-    Raises:
-        ValueError: the kernels do not take x, or the shape of weight or bias does not fit.
     """
     _check('depthwise3x3', x, weight, bias)
-    return _depthwise(x, weight, bias)
+    return _triton().convolve(_packed(x), _taps(x, weight), bias)
 
 
+@torch.library.custom_op(
+    'promptir_basicsr::depthwise3x3_gate',
+    mutates_args=(),
+    schema='(Tensor x, Tensor weight, Tensor? bias, bool dual) -> Tensor',
+)
 def depthwise3x3_gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
     """gelu(a) b, where a, b are the halves of depthwise3x3(x); dual: gelu(a) b + gelu(b) a. The GELU is the exact one.
 
@@ -190,34 +188,41 @@ def depthwise3x3_gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool
 
     Returns:
         (B, F, H, W) in channels_last, of x's dtype.
-
-    Raises:
-        ValueError: the kernels do not take x, or the shape of weight or bias does not fit.
     """
-    _check_halves('depthwise3x3_gate', x, weight, bias)
-    return _gate(x, weight, bias, dual)
+    _check('depthwise3x3_gate', x, weight, bias, halves=True)
+    return _triton().gate(_packed(x), _taps(x, weight), bias, dual)
 
 
+@torch.library.custom_op(
+    'promptir_basicsr::depthwise3x3_gate_backward',
+    mutates_args=(),
+    schema='(Tensor grad, Tensor x, Tensor weight, Tensor? bias, bool dual, bool again=True) '
+    '-> (Tensor, Tensor, Tensor, Tensor)',
+)
 def depthwise3x3_gate_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool, again: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What depthwise3x3_gate gives, worked out again, and its gradients, for an autograd function that embraces it.
 
     Args:
         grad: (B, F, H, W), that of the output.
         x, weight, bias, dual: what depthwise3x3_gate was called with.
+        again: whether the output is wanted.
 
     Returns:
-        The output: (B, F, H, W), and the gradients of x, of weight, and of a bias (also where there is none).
-
-    Raises:
-        ValueError: as of depthwise3x3_gate.
+        The output: (B, F, H, W), empty where it is not wanted, and the gradients of x, of weight, and of a bias (also
+        where there is none).
     """
-    _check_halves('depthwise3x3_gate_backward', x, weight, bias)
-    return _gate_backward(grad, x, weight, bias, dual, True)
+    _check('depthwise3x3_gate_backward', x, weight, bias, halves=True)
+    x, taps = _packed(x), _taps(x, weight)
+    grad_ab, gated = _triton().gate_backward(_packed(grad), x, taps, bias, dual, again)
+    grad_x, sums = _triton().convolve_backward(grad_ab, x, taps)
+    return gated, grad_x, *_parameter_gradients(sums, weight)
 
 
-def _check(name: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+def _check(
+    name: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, halves: bool = False
+) -> None:
     if not _suits(x):
         raise ValueError(
             f'{name}: no Triton kernel takes x, which is {tuple(x.shape)} of {x.dtype} on {x.device}. Ask usable(x) '
@@ -228,12 +233,8 @@ def _check(name: str, x: Tensor, weight: Tensor | None = None, bias: Tensor | No
         raise ValueError(f'{name}: weight is {tuple(weight.shape)}; it must be {(channels, 1, 3, 3)}.')
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f'{name}: bias is {tuple(bias.shape)}; it must be {(channels,)}.')
-
-
-def _check_halves(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    _check(name, x, weight, bias)
-    if x.shape[1] % 2:
-        raise ValueError(f'{name}: x has {x.shape[1]} channels; it must have an even number, for two halves.')
+    if halves and channels % 2:
+        raise ValueError(f'{name}: x has {channels} channels; it must have an even number, for two halves.')
 
 
 def _triton() -> Any:
@@ -243,51 +244,10 @@ def _triton() -> Any:
     return triton_kernels
 
 
-@torch.library.custom_op('promptir_basicsr::normalize_channels', mutates_args=())
-def _normalize(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    return _triton().normalize(_packed(x), subtract_mean, eps)
-
-
-@torch.library.custom_op('promptir_basicsr::normalize_channels_backward', mutates_args=())
-def _normalize_backward(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    return _triton().normalize_backward(_packed(grad), _packed(x), subtract_mean, eps)
-
-
-@torch.library.custom_op(
-    'promptir_basicsr::depthwise3x3', mutates_args=(), schema='(Tensor x, Tensor weight, Tensor? bias) -> Tensor'
-)
-def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _triton().convolve(_packed(x), _taps(x, weight), bias)
-
-
 @torch.library.custom_op('promptir_basicsr::depthwise3x3_backward', mutates_args=())
 def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_x, sums = _triton().convolve_backward(_packed(grad), _packed(x), _taps(x, weight))
     return grad_x, *_parameter_gradients(sums, weight)
-
-
-@torch.library.custom_op(
-    'promptir_basicsr::depthwise3x3_gate',
-    mutates_args=(),
-    schema='(Tensor x, Tensor weight, Tensor? bias, bool dual) -> Tensor',
-)
-def _gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
-    return _triton().gate(_packed(x), _taps(x, weight), bias, dual)
-
-
-@torch.library.custom_op(
-    'promptir_basicsr::depthwise3x3_gate_backward',
-    mutates_args=(),
-    schema='(Tensor grad, Tensor x, Tensor weight, Tensor? bias, bool dual, bool again) '
-    '-> (Tensor, Tensor, Tensor, Tensor)',
-)
-def _gate_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool, again: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, taps = _packed(x), _taps(x, weight)
-    grad_ab, gated = _triton().gate_backward(_packed(grad), x, taps, bias, dual, again)
-    grad_x, sums = _triton().convolve_backward(grad_ab, x, taps)
-    return gated, grad_x, *_parameter_gradients(sums, weight)
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -296,11 +256,7 @@ def _packed(x: Tensor) -> Tensor:
 
 def _taps(x: Tensor, weight: Tensor) -> Tensor:
     """(C, 1, 3, 3) -> (9, C), in what sums over x are taken in."""
-    return weight.reshape(len(weight), 9).t().to(_wide(x.dtype)).contiguous()
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return weight.reshape(len(weight), 9).t().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
 def _parameter_gradients(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,9 +265,9 @@ def _parameter_gradients(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return of_weight.reshape(weight.shape), sums[9].to(weight.dtype, copy=True)
 
 
-@_normalize.register_fake
-@_normalize_backward.register_fake
-@_depthwise.register_fake
+@normalize_channels.register_fake
+@normalize_channels_backward.register_fake
+@depthwise3x3.register_fake
 def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
@@ -321,15 +277,15 @@ def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_gradients(x, weight)
 
 
-@_gate.register_fake
+@depthwise3x3_gate.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
     batch, channels, height, width = x.shape
     return x.new_empty(batch, channels // 2, height, width).contiguous(memory_format=torch.channels_last)
 
 
-@_gate_backward.register_fake
+@depthwise3x3_gate_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool, again: bool
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool, again: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gated = torch.empty_like(grad, memory_format=torch.channels_last) if again else grad.new_empty(0)
     return gated, *_fake_gradients(x, weight)
@@ -347,31 +303,26 @@ def _keep_normalize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_normalize(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (x,) = ctx.saved_tensors
-    return _normalize_backward(grad, x, ctx.subtract_mean, ctx.eps), None, None
+    return normalize_channels_backward(grad, x, ctx.subtract_mean, ctx.eps), None, None
 
 
-def _keep_depthwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias = inputs
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, weight)
+def _keep_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, *ctx.dual = inputs
+    ctx.save_for_backward(x, weight, bias)
 
 
 def _differentiate_depthwise(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    grad_x, grad_weight, grad_bias = _depthwise_backward(grad, *ctx.saved_tensors)
-    return grad_x, grad_weight, grad_bias if ctx.has_bias else None
-
-
-def _keep_gate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.dual = inputs
-    ctx.save_for_backward(x, weight, bias)
+    x, weight, bias = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias = _depthwise_backward(grad, x, weight)
+    return grad_x, grad_weight, grad_bias if bias is not None else None
 
 
 def _differentiate_gate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, bias = ctx.saved_tensors
-    _, grad_x, grad_weight, grad_bias = _gate_backward(grad, x, weight, bias, ctx.dual, False)
+    _, grad_x, grad_weight, grad_bias = depthwise3x3_gate_backward(grad, x, weight, bias, *ctx.dual, again=False)
     return grad_x, grad_weight, grad_bias if bias is not None else None, None
 
 
-_normalize.register_autograd(_differentiate_normalize, setup_context=_keep_normalize)
-_depthwise.register_autograd(_differentiate_depthwise, setup_context=_keep_depthwise)
-_gate.register_autograd(_differentiate_gate, setup_context=_keep_gate)
+normalize_channels.register_autograd(_differentiate_normalize, setup_context=_keep_normalize)
+depthwise3x3.register_autograd(_differentiate_depthwise, setup_context=_keep_convolution)
+depthwise3x3_gate.register_autograd(_differentiate_gate, setup_context=_keep_convolution)

@@ -26,14 +26,10 @@ Fill = Callable[[int, int, Tensor], None]
 
 
 def widen(ffn: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
-    """The weights of a feed-forward network with zeros for hidden channels, up to a multiple of LANES.
+    """The weights of a `GDFN` with zeros for hidden channels, up to a multiple of LANES.
 
-    Args:
-        ffn: a `GDFN`.
-        weight, bias: (2F, C) and (2F,) of its first convolution.
-
-    Returns:
-        These two, weight and bias of its depthwise convolution, and the weight (C, F) of its last one.
+    Weight (2F, C) and bias (2F,) of its first convolution, which are given, of its depthwise one, and the weight (C, F)
+    of its last one.
     """
     conv, last = ffn.dwconv, ffn.project_out.weight.flatten(1)
     more = -last.shape[1] % LANES
@@ -90,17 +86,12 @@ def feed_forward(rows: Tensor, norm: Any, ffn: Any) -> Tensor:
 
 
 def attend(image: Tensor, values: Tensor, norm: Any, attn: Any, number: int = 0) -> Tensor:
-    """The first half of a transposed attention.
+    """The first half of an `MDTA` and of the normalisation in front: (C, C), what attention and `project_out` do to v.
 
     Args:
         image: (H, W, C).
         values: (H, W, C), where v is written.
-        norm: the normalisation in front.
-        attn: an `MDTA`.
         number: of the image in its batch.
-
-    Returns:
-        (C, C): what attention and `project_out` do to v.
     """
     channels, heads = image.shape[-1], len(attn.temperature)
     weight, bias = attn.qkv.weight.view(3 * channels, channels).t(), attn.qkv.bias
@@ -132,13 +123,7 @@ def attend(image: Tensor, values: Tensor, norm: Any, attn: Any, number: int = 0)
 
 
 class FeedForward:
-    """rows + ffn(normalised rows) for picture after picture of one size.
-
-    Args:
-        norm: the normalisation in front.
-        ffn: a `GDFN`.
-        images: (B, H, W, C), for sizes and type.
-    """
+    """rows + ffn(normalised rows), for a `GDFN` and picture after picture of the size of images: (B, H, W, C)."""
 
     def __init__(self, norm: Any, ffn: Any, images: Tensor) -> None:
         weight = ffn.project_in.weight.flatten(1)
@@ -154,10 +139,7 @@ class FeedForward:
         for start, stop in self.hidden.strips():
             rows = self.rows.slide(start, stop, fill)
             d = depthwise(self.hidden.slide(start, stop, self._project), self.conv_weight, self.conv_bias)
-            a, b = d.chunk(2, dim=-1)
-            gated = F.gelu(a).mul_(b)
-            if self.dual:
-                gated.add_(F.gelu(b).mul_(a))
+            gated = gate(d, self.dual)
             inside = rows[0, 1:-1].view(-1, self.channels)
             result = out[start:stop].view(-1, self.channels)
             torch.addmm(inside, gated.view(len(inside), -1), self.out_weight, out=result)
@@ -206,6 +188,13 @@ class Window:
     def between(self, first: int, last: int) -> Tensor:
         """(last - first, W, C): rows of the picture that the window holds."""
         return self.memory[0, first - self.start + 1 : last - self.start + 1]
+
+
+def gate(d: Tensor, dual: bool) -> Tensor:
+    """gelu(a) b of the halves a and b of d: (..., 2F), and gelu(b) a on top where `dual`. Returns (..., F)."""
+    a, b = d.chunk(2, dim=-1)
+    gated = F.gelu(a).mul_(b)
+    return gated.add_(F.gelu(b).mul_(a)) if dual else gated
 
 
 def depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

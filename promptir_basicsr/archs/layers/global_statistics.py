@@ -329,15 +329,12 @@ def _with_quantities(net: nn.Module) -> Iterator[nn.Module]:
     """The modules that look at all pixels, but for those with prompts alone as input, which all tiles share."""
     if getattr(net, 'sees_prompts_alone', False):
         return
-    if isinstance(net, SeesWhole) or _is_global_pooling(net):
+    pools = isinstance(net, nn.AdaptiveAvgPool2d) and net.output_size in (1, (1, 1))
+    if pools or isinstance(net, SeesWhole):
         yield net
     for name, part in net.named_children():
         if name != 'sensor':  # it is asked once, for the whole image
             yield from _with_quantities(part)
-
-
-def _is_global_pooling(module: nn.Module) -> bool:
-    return isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
 
 
 def _pooled(quantity: Quantity, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

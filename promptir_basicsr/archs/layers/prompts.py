@@ -1,21 +1,16 @@
 """The prompt modules of PromptIR and PIP, for any backbone.
 
-The prompt generation module of PromptIR (arXiv 2306.13090, section 3.1, figure 2).
+Sources: of `PromptGenBlock` PromptIR (arXiv 2306.13090, section 3.1, figure 2); of everything else Li, Lei, Ma, Zhang,
+Shan, "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038), as the released program has it. An
+independent implementation; parameter names are the released ones. What stands here is the plain formulation; the fast
+one of whole blocks is in `blocks`.
 
-Shapes: B batch, C feature channels, H W feature size, N prompts in the bank, D prompt channels, S prompt size.
-
-The prompt modules of PIP, for any backbone: prompts in prompts, and how features take them up.
-
-Source: Li, Lei, Ma, Zhang, Shan, "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038), as
-the released program has it. An independent implementation; parameter names are the released ones. What stands here is
-the plain formulation; the fast one of whole blocks is in `blocks`.
-
-A level of a network is modulated in two steps, `prompt = PromptInPrompt(...)(x, weights)` and
+With PIP a level of a network is modulated in two steps, `prompt = PromptInPrompt(...)(x, weights)` and
 `x = PromptToFeature(...)(x, prompt)`. The weights say how much of each degradation an image has; they are the same for
 all levels and worked out once (see `conditioning`).
 
-Shapes: B batch, C feature channels, H W feature size, T degradations, D prompt channels, S prompt size, h heads,
-c = D / h channels a head.
+Shapes: B batch, C feature channels, H W feature size, N prompts in the bank, T degradations, D prompt channels,
+S prompt size, h heads, c = D / h channels a head.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,13 +22,7 @@ from torch import Tensor, nn
 from promptir_basicsr.archs.fast import blocks
 from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.archs.layers.global_statistics import SeesWhole
-from promptir_basicsr.archs.layers.restormer import (
-    GDFN,
-    LayerNorm2d,
-    TransformerBlock,
-    channel_similarity,
-    mix_channels,
-)
+from promptir_basicsr.archs.layers.restormer import GDFN, LayerNorm2d, TransformerBlock, TransposedAttention
 from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.messages import unknown_name
 
@@ -113,9 +102,7 @@ class PromptInPrompt(SeesWhole, PromptBankModule):
         num_degradations: T.
         prompt_size: S, at least 2: the height and width at which the prompts are kept.
         num_heads: h of the attention between the prompts.
-        ffn_expansion_factor: hidden width of its feed-forward network over D.
-        bias: whether its convolutions have biases.
-        layer_norm_type: 'WithBias' or 'BiasFree'.
+        ffn_expansion_factor, bias, layer_norm_type: of that attention's block, see `PromptToPrompt`.
     """
 
     # A network that tells more degradations apart can start from the weights of one with fewer.
@@ -277,7 +264,8 @@ class PromptToFeature(nn.Module):
 
 
 class PromptCrossBlock(Formulated, nn.Module):
-    """Features attend to a prompt: a = LN x + CA(LN x, LN prompt), then a + DualGatedFFN(LN a).
+    """Features attend to a prompt: a = LN x + CA(LN x, LN prompt), then a + GDFN(LN a), whose halves gate each
+    other.
 
     The attention runs at the width of the prompt. Narrower features are filled up with zeros and reduced afterwards;
     of wider ones the channels behind the prompt's width go round the attention.
@@ -285,12 +273,8 @@ class PromptCrossBlock(Formulated, nn.Module):
     The features themselves are not carried on, only their normalised form: x and 10 x give the same.
 
     Args:
-        feature_dim: C.
-        prompt_dim: D.
         attention: called with (B, D, H, W) features and prompt; returns the same shape.
-        ffn_expansion_factor: hidden width of the feed-forward network over C.
-        bias: whether the convolutions have biases.
-        layer_norm_type: 'WithBias' or 'BiasFree'.
+        feature_dim, prompt_dim, ffn_expansion_factor, bias, layer_norm_type: as for `PromptToFeature`.
     """
 
     def __init__(
@@ -309,7 +293,7 @@ class PromptCrossBlock(Formulated, nn.Module):
         if feature_dim < prompt_dim:
             self.reduce_channel = nn.Conv2d(prompt_dim, feature_dim, 1, bias=bias)
         self.norm2 = LayerNorm2d(feature_dim, layer_norm_type)
-        self.ffn = DualGatedFFN(feature_dim, ffn_expansion_factor, bias)
+        self.ffn = GDFN(feature_dim, ffn_expansion_factor, bias, dual=True)
 
     def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
         """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
@@ -326,7 +310,7 @@ class PromptCrossBlock(Formulated, nn.Module):
         return y + self.ffn(self.norm2(y))
 
 
-class CrossAttention(SeesWhole, nn.Module):
+class CrossAttention(TransposedAttention):
     """Transposed attention with queries from one input, keys and values from another: channels attend to channels.
 
     Args:
@@ -336,9 +320,7 @@ class CrossAttention(SeesWhole, nn.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
-        super().__init__()
-        assert dim % num_heads == 0, f'{num_heads} heads do not divide {dim} channels'
-        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        super().__init__(dim, num_heads)
         self.kv = nn.Conv2d(dim, 2 * dim, 1, bias=bias)
         self.kv_dwconv = nn.Conv2d(2 * dim, 2 * dim, 3, padding=1, groups=2 * dim, bias=bias)
         self.q = nn.Conv2d(dim, dim, 1, bias=bias)
@@ -349,12 +331,7 @@ class CrossAttention(SeesWhole, nn.Module):
         """x: (B, D, H, W) or (1, D, H, W) asks, other: (B, D, H, W) answers. Returns (B, D, H, W)."""
         q = self.q_dwconv(self.q(x))
         k, v = self.kv_dwconv(self.kv(other)).chunk(2, dim=1)
-        attention = self.attention(channel_similarity(q, k, self.temperature, self.whole))
-        return self.project_out(mix_channels(attention, v))
-
-    def attention(self, similarity: Tensor) -> Tensor:
-        """How much of each channel of v goes into each channel: (B, h, c, c) of similarity. Returns the same shape."""
-        return similarity.softmax(dim=-1)
+        return self.project_out(self.mixed(q, k, v))
 
 
 class TopMCrossAttention(CrossAttention):
@@ -365,8 +342,7 @@ class TopMCrossAttention(CrossAttention):
 
     Args:
         dim: D, a multiple of num_heads and at least three times as large, so that a selection has a choice.
-        num_heads: h.
-        bias: whether the convolutions have biases.
+        num_heads, bias: as for `CrossAttention`.
     """
 
     def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
@@ -381,15 +357,9 @@ class TopMCrossAttention(CrossAttention):
 
 
 def top_m_attention(similarity: Tensor, counts: Sequence[int], factors: Sequence[Tensor]) -> Tensor:
-    """The sum of factor * softmax over the m largest entries of each row, for each m of `counts`.
+    """The sum of factor * softmax over the m largest entries of each row, for each m of `counts` and its factor.
 
-    Args:
-        similarity: (..., c).
-        counts: the m, at least 1 and at most c.
-        factors: one for each m.
-
-    Returns:
-        (..., c); 0 where an entry is among none of the largest.
+    similarity: (..., c). Returns (..., c); 0 where an entry is among none of the largest.
     """
     largest, places = similarity.topk(max(counts), dim=-1)
     chosen = [
@@ -403,17 +373,6 @@ def top_m_attention(similarity: Tensor, counts: Sequence[int], factors: Sequence
 def top_counts(channels: int) -> list[int]:
     """How many of the channels of a head each of the four selections keeps."""
     return [channels * part // whole for part, whole in TOP_RATIOS]
-
-
-class DualGatedFFN(GDFN):
-    """A feed-forward network whose two halves gate each other: gelu(a) * b + gelu(b) * a."""
-
-    dual = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W). Returns (B, C, H, W)."""
-        a, b = self.dwconv(self.project_in(x)).chunk(2, dim=1)
-        return self.project_out(F.gelu(a) * b + F.gelu(b) * a)
 
 
 class ConvGate(nn.Module):

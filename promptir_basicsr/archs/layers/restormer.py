@@ -8,7 +8,6 @@ Source: Zamir et al., "Restormer: Efficient Transformer for High-Resolution Imag
 Shapes: B batch, C channels, H W height and width, h heads, c = C / h channels a head, P = H W pixels.
 """
 
-import difflib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from promptir_basicsr.archs.fast import blocks
 from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.archs.layers.global_statistics import Quantity, SeesWhole
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.problems import problem
+from promptir_basicsr.core.messages import unknown
 
 
 class TransformerBlock(Formulated, nn.Module):
@@ -51,16 +50,32 @@ class TransformerBlock(Formulated, nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-class MDTA(SeesWhole, nn.Module):
+class TransposedAttention(SeesWhole, nn.Module):
+    """What attentions over channels share; queries, keys and values are made in the subclasses."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        assert dim % num_heads == 0, f'{num_heads} heads do not divide {dim} channels'
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The channels of v, mixed as those of q and k are alike; all (B, C, H, W)."""
+        attention = self.attention(channel_similarity(q, k, self.temperature, self.whole))
+        return mix_channels(attention, v)
+
+    def attention(self, similarity: Tensor) -> Tensor:
+        """How much of each channel of v goes into each channel: (B, h, c, c) of similarity. Returns the same shape."""
+        return similarity.softmax(dim=-1)
+
+
+class MDTA(TransposedAttention):
     """Multi-Dconv head transposed attention (Restormer, section 3.1, equation 1).
 
     Channels attend to channels, so the cost grows linearly with the number of pixels.
     """
 
     def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
-        super().__init__()
-        assert dim % num_heads == 0, f'{num_heads} heads do not divide {dim} channels'
-        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        super().__init__(dim, num_heads)
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=bias)
         self.qkv_dwconv = nn.Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim, bias=bias)
         self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
@@ -68,12 +83,7 @@ class MDTA(SeesWhole, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, C, H, W)."""
         q, k, v = self.qkv_dwconv(self.qkv(x)).chunk(3, dim=1)
-        attention = self.attention(channel_similarity(q, k, self.temperature, self.whole))
-        return self.project_out(mix_channels(attention, v))
-
-    def attention(self, similarity: Tensor) -> Tensor:
-        """How much of each channel of v goes into each channel: (B, h, c, c) of similarity. Returns the same shape."""
-        return similarity.softmax(dim=-1)
+        return self.project_out(self.mixed(q, k, v))
 
 
 def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor, whole: Quantity | None = None) -> Tensor:
@@ -104,12 +114,14 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class GDFN(nn.Module):
-    """Gated-Dconv feed-forward network (Restormer, section 3.2, equation 2); the gate is the exact (erf) GELU."""
+    """Gated-Dconv feed-forward network (Restormer, section 3.2, equation 2); the gate is the exact (erf) GELU.
 
-    dual = False  # whether the halves gate each other
+    With `dual` the halves a and b gate each other, as in PIP: gelu(a) b + gelu(b) a.
+    """
 
-    def __init__(self, dim: int, ffn_expansion_factor: float, bias: bool) -> None:
+    def __init__(self, dim: int, ffn_expansion_factor: float, bias: bool, dual: bool = False) -> None:
         super().__init__()
+        self.dual = dual
         hidden = int(ffn_expansion_factor * dim)
         self.project_in = nn.Conv2d(dim, 2 * hidden, 1, bias=bias)
         self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
@@ -117,8 +129,9 @@ class GDFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, C, H, W)."""
-        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
-        return self.project_out(F.gelu(gate) * value)
+        a, b = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        gated = F.gelu(a) * b
+        return self.project_out(gated + F.gelu(b) * a if self.dual else gated)
 
 
 class LayerNorm2d(nn.Module):
@@ -134,7 +147,10 @@ class LayerNorm2d(nn.Module):
 
     def __init__(self, dim: int, layer_norm_type: str = 'WithBias') -> None:
         super().__init__()
-        self.body = _norm_class(layer_norm_type)(dim)
+        norms: dict[str, type[nn.Module]] = {'WithBias': WithBiasNorm, 'BiasFree': BiasFreeNorm}
+        if layer_norm_type not in norms:
+            raise OptionError(unknown('', 'layer_norm_type', layer_norm_type, norms, ('layer_norm_type',)))
+        self.body = norms[layer_norm_type](dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, C, H, W) of the same dtype."""
@@ -178,18 +194,6 @@ class BiasFreeNorm(nn.Module):
 def _at_least_float32(x: Tensor) -> Tensor:
     """The statistics of half-precision features lose too many digits in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _norm_class(layer_norm_type: str) -> type[nn.Module]:
-    classes: dict[str, type[nn.Module]] = {'WithBias': WithBiasNorm, 'BiasFree': BiasFreeNorm}
-    if layer_norm_type in classes:
-        return classes[layer_norm_type]
-    by_lower = {name.lower(): name for name in classes}
-    near = difflib.get_close_matches(str(layer_norm_type).lower(), by_lower, n=1)
-    hint = f" Did you mean '{by_lower[near[0]]}'?" if near else ''
-    allowed = ' or '.join(f"'{name}'" for name in classes)
-    message = f'unknown layer_norm_type {layer_norm_type!r}.{hint} It must be {allowed}.'
-    raise OptionError(problem('', message, ('layer_norm_type',)))
 
 
 class OverlapPatchEmbed(nn.Module):
@@ -239,9 +243,9 @@ class Backbone(nn.Module):
     levels: tuple[str, ...] = ('level3', 'level2', 'level1')
 
     def add_encoder(
-        self, inp_channels: int, dim: int, num_blocks: Sequence[int], heads: Sequence[int], **settings: Any
+        self, inp_channels: int, dim: int, num_blocks: Sequence[int], heads: Sequence[int], *settings: Any
     ) -> None:
-        """Add the layers before the prompts; `settings` are those of `TransformerBlock`."""
+        """Add the layers before the prompts; `settings` are the last three of `TransformerBlock`."""
         self.dim, self.inp_channels = dim, inp_channels
         self.patch_embed = OverlapPatchEmbed(inp_channels, dim)
         self.encoder_level1 = _stage(dim, heads[0], num_blocks[0], settings)
@@ -258,10 +262,10 @@ class Backbone(nn.Module):
         num_blocks: Sequence[int],
         num_refinement_blocks: int,
         heads: Sequence[int],
-        **settings: Any,
+        *settings: Any,
     ) -> None:
-        """Add the layers after the prompts; `settings` are those of `TransformerBlock`."""
-        self.out_channels, dim, bias = out_channels, self.dim, settings['bias']
+        """Add the layers after the prompts; `settings` are the last three of `TransformerBlock`."""
+        self.out_channels, dim, (_, bias, _) = out_channels, self.dim, settings
         # An upsampling leaves half the channels of what it is given, and the skip connection adds its own.
         self.up4_3 = Upsample(4 * dim)
         self.reduce_chan_level3 = nn.Conv2d(6 * dim, 4 * dim, 1, bias=bias)
@@ -285,6 +289,11 @@ class Backbone(nn.Module):
     def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
         """Names and shapes of the tensors of a released checkpoint that nothing uses."""
 
+    def with_unused(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights and, as zeros, the tensors that nothing uses."""
+        zeros = self.output.weight.new_zeros
+        return {**weights, **{name: zeros(shape) for name, shape in self.unused_shapes().items()}}
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load released checkpoints, too: leave out the tensors that they hold and nothing uses, and no other."""
         for name in self.unused_shapes():
@@ -292,5 +301,5 @@ class Backbone(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _stage(dim: int, num_heads: int, count: int, settings: Mapping[str, Any]) -> nn.Sequential:
-    return nn.Sequential(*(TransformerBlock(dim, num_heads, **settings) for _ in range(count)))
+def _stage(dim: int, num_heads: int, count: int, settings: tuple[Any, ...]) -> nn.Sequential:
+    return nn.Sequential(*(TransformerBlock(dim, num_heads, *settings) for _ in range(count)))

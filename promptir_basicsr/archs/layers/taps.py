@@ -6,16 +6,17 @@ Shapes: B batch, C feature channels, H W feature size, N = H W tokens, T degrada
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from promptir_basicsr.archs.layers.arguments import is_whole
+from promptir_basicsr.archs.layers.arguments import check_whole_numbers, is_whole
 from promptir_basicsr.archs.layers.prompts import INTERACTIONS, PromptGenBlock, PromptInPrompt, PromptToFeature
 from promptir_basicsr.archs.layers.restormer import TransformerBlock
+from promptir_basicsr.core.errors import raise_problems
 from promptir_basicsr.core.messages import did_you_mean, first_few, unknown
 from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 
@@ -289,6 +290,24 @@ def check_prompt(
         )
         problems.append(problem((*where, 'prompt_dim'), message))
     return problems
+
+
+def check_prompts(
+    network: str, channels: Sequence[int], prompt_dims: Sequence[int], prompt_sizes: Sequence[int], interaction: str
+) -> None:
+    """Raise OptionError unless features of these channels, level by level, can have these prompts."""
+    check_whole_numbers(network, 'prompt_dims', prompt_dims, len(channels))
+    check_whole_numbers(network, 'prompt_sizes', prompt_sizes, len(channels))
+    problems = []
+    for level, (width, dim, size) in enumerate(zip(channels, prompt_dims, prompt_sizes, strict=True)):
+        arguments: dict[str | int, Keys] = {
+            'prompt_dim': ('prompt_dims', level),
+            'prompt_size': ('prompt_sizes', level),
+            'interaction': ('interaction',),
+        }
+        for found in check_prompt(f'level{level + 1}', width, dim, size, interaction):
+            problems.append(replace(found, path=arguments[found.path[-1]], shown=found.place))
+    raise_problems(problems, network)
 
 
 def default_width(channels: int, interaction: str) -> int:

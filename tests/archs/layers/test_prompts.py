@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from promptir_basicsr.archs.layers.prompts import (
     INTERACTIONS,
     CrossAttention,
-    DualGatedFFN,
     PromptInPrompt,
     PromptToFeature,
     PromptToPrompt,
@@ -20,6 +19,7 @@ from promptir_basicsr.archs.layers.prompts import (
     top_counts,
     top_m_attention,
 )
+from promptir_basicsr.archs.layers.restormer import GDFN
 from promptir_basicsr.archs.traits import growable_axes
 from tests.golden.seeded import seeded_fill
 
@@ -89,7 +89,7 @@ def attended(attn: CrossAttention, x: Tensor, other: Tensor) -> Tensor:
     return mixed(attn.project_out, out)
 
 
-def dual_gated(ffn: DualGatedFFN, x: Tensor) -> Tensor:
+def dual_gated(ffn: GDFN, x: Tensor) -> Tensor:
     h = depthwise(ffn.dwconv, mixed(ffn.project_in, x))
     a, b = h[:, : h.shape[1] // 2], h[:, h.shape[1] // 2 :]
     return mixed(ffn.project_out, gelu(a) * b + gelu(b) * a)
@@ -129,7 +129,7 @@ def test_new_selections_share_alike() -> None:
 
 
 def test_dual_gate() -> None:
-    ffn = filled(DualGatedFFN(8, 2.66, False))
+    ffn = filled(GDFN(8, 2.66, False, dual=True))
     x = random(2, 8, *PIXELS)
     assert ffn.project_out.weight.shape == (8, 21, 1, 1)  # int(2.66 * 8)
     torch.testing.assert_close(ffn(x), dual_gated(ffn, x), rtol=0, atol=1e-12)
