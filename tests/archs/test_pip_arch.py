@@ -179,6 +179,7 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
         ({'interaction': 'cross', 'prompt_dims': [12, 16, 36]}, (2, 3, 24, 16)),  # wider than, as wide as the skips
         ({'dim': 24, 'heads': [2, 4, 3, 6], 'num_degradations': 2, 'prompt_dims': [12, 60, 12]}, (1, 3, 8, 32)),
         ({'bias': True, 'layer_norm_type': 'BiasFree', 'interaction': 'promptir_gate'}, (1, 3, 16, 16)),
+        ({'interaction': 'gate', 'prompt_dims': [4, 6, 10]}, (1, 3, 16, 16)),  # narrower than 'topm' allows
         ({'inp_channels': 1, 'out_channels': 1, 'num_refinement_blocks': 0, 'interaction': 'gate'}, (2, 1, 16, 16)),
     ],
 )
@@ -388,7 +389,7 @@ def test_trains_in_the_prompt_model_with_mixed_labels(tmp_path: Path) -> None:
         ({'degradations': ['a', 'b']}, 'it must be a list of num_degradations = 5 different names'),
         ({'prompt_dims': [64, 128]}, r'PIPRestormer: prompt_dims is \[64, 128\]; it must be a list of 3 integers'),
         ({'prompt_dims': 64}, 'prompt_dims is 64; it must be a list'),
-        ({'prompt_dims': [64, 126, 256]}, r'PIPRestormer: level2.prompt_dim: 126; .* multiple of 4, such as 96'),
+        ({'prompt_dims': [64, 126, 256]}, r'PIPRestormer: level2.prompt_dim: 126; .* multiple of 4, such as 16'),
         ({'prompt_dims': [8, 16, 32]}, 'level1.prompt_dim: 8; .* at least 12 that is a multiple of 4'),
         ({'prompt_sizes': [64, 32]}, r'PIPRestormer: prompt_sizes is \[64, 32\]; it must be a list of 3 integers'),
         ({'prompt_sizes': [64, 32, 1]}, 'level3.prompt_size: 1 is not a whole number of at least 2'),

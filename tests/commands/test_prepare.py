@@ -28,7 +28,7 @@ from promptir_basicsr.data import AllInOneDataset
 from promptir_basicsr.data.lmdb import writer
 from promptir_basicsr.data.lmdb.plan import estimated_bytes, plan_preparation, readable_name
 from promptir_basicsr.data.lmdb.prepare import verify_databases
-from promptir_basicsr.data.lmdb.reader import HEADER_KEY, LmdbSource, chunks, unpack_columns
+from promptir_basicsr.data.lmdb.reader import HEADER_KEY, LmdbSource, chunks, unpack_records
 from promptir_basicsr.data.sources import resolve
 
 CAT, PERSON, COFFEE = (
@@ -548,7 +548,7 @@ PART = Path('out/train/clean.lmdb.part/data.mdb')
 def indexed(path: Path) -> set[str]:
     """Names in the index of a database, complete or not."""
     with lmdb.open(str(path.parent), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        return {name for _, chunk in chunks(transaction) for name in unpack_columns(chunk)['name']}
+        return {record.name for _, chunk in chunks(transaction) for record in unpack_records(chunk)}
 
 
 def test_kills_at_random_moments_leave_what_is_written(many) -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import threading
 import zlib
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,10 +96,10 @@ def pack_records(records: Iterable[Record]) -> bytes:
     return zlib.compress(json.dumps(columns, separators=(',', ':')).encode('ascii'))
 
 
-def unpack_columns(chunk: bytes | memoryview) -> Mapping[str, list[Any]]:
-    """The columns of a chunk of the index."""
+def unpack_records(chunk: bytes) -> list[Record]:
+    """The records of a chunk of the index."""
     columns: dict[str, list[Any]] = json.loads(zlib.decompress(chunk))
-    return {field: columns[field] for field in Record._fields}
+    return [Record(*row) for row in zip(*(columns[field] for field in Record._fields), strict=True)]
 
 
 def chunks(transaction: lmdb.Transaction) -> Iterator[tuple[bytes, bytes]]:
@@ -157,11 +156,11 @@ class LmdbSource:
         row = self._index.row(name)
         if row is None:
             raise ImageError(f'{self.where(name)}: is not in the database.')
-        value = self._value(name, row)
+        key, height, width, bits, size = row
+        value = self._value(name, key, size)
         if self.storage != 'raw':
             return EncodedImage(bytes(value), self.where(name))
-        height, width = self._index.height[row], self._index.width[row]
-        kind = np.dtype('<u2' if self._index.bits[row] == 16 else np.uint8)
+        kind = np.dtype('<u2' if bits == 16 else np.uint8)
         expected = height * width * 3 * kind.itemsize
         if len(value) != expected:
             raise self._damaged(name, f'{len(value):,} bytes, {expected:,} are {width}x{height} pixels')
@@ -169,21 +168,20 @@ class LmdbSource:
         # LMDB aligns what is larger than half a page, which all but the tiniest images are.
         return PixelImage(pixels if pixels.flags.aligned else pixels.copy())
 
-    def _value(self, name: str, row: int) -> memoryview:
-        """The record of an image."""
+    def _value(self, name: str, key: int, size: int) -> memoryview:
+        """The record of an image; its size is 0 where that is not known."""
         try:
             if self._reader is None:
                 self._reader = _reader(self.root)
             if self._reader.identity != self._identity:
                 raise ImageError(f'{self.root}: was replaced since its index was read. Start again.')
-            value = self._reader.get(key_of(name, self._index.key[row]))
+            value = self._reader.get(key_of(name, key))
         except (lmdb.Error, ValueError) as error:
             raise self._damaged(name, str(error)) from error
         if value is None:
             raise self._damaged(name, 'the record is missing')
-        expected = self._index.bytes[row]
-        if expected and len(value) != expected:
-            raise self._damaged(name, f'{len(value):,} bytes instead of {expected:,}')
+        if size and len(value) != size:
+            raise self._damaged(name, f'{len(value):,} bytes instead of {size:,}')
         return value
 
     def _damaged(self, name: str, reason: str) -> ImageError:
@@ -193,20 +191,20 @@ class LmdbSource:
 _AGAIN = 'Write the database again with `basicsr prepare ... --overwrite`.'
 
 
+_ROW = np.dtype([('key', 'u1'), ('height', 'u4'), ('width', 'u4'), ('bits', 'u1'), ('bytes', 'u8')])
+"""What reading takes of a `Record`, its fields after the name."""
+
+
 class _Index(NamedTuple):
-    """The columns that reading takes, sorted by name."""
+    """What reading takes, sorted by name; rows: of _ROW."""
 
     header: Mapping[str, Any]
     names: list[str]
-    key: array
-    height: array
-    width: array
-    bits: array
-    bytes: array
+    rows: np.ndarray
 
-    def row(self, name: str) -> int | None:
+    def row(self, name: str) -> tuple[int, ...] | None:
         place = bisect.bisect_left(self.names, name)
-        return place if place < len(self.names) and self.names[place] == name else None
+        return self.rows[place].item() if place < len(self.names) and self.names[place] == name else None
 
     @classmethod
     def of(cls, path: Path, reader: 'Reader') -> '_Index':
@@ -216,21 +214,18 @@ class _Index(NamedTuple):
                 return cls._of_basicsr(path, reader)
             if not header['complete']:
                 raise ValueError(f"the LMDB '{path}' was not written to its end. {_AGAIN}")
-            columns: dict[str, Any] = {'names': [], **{field: array(kind) for field, kind in _COLUMNS.items()}}
+            names: list[str] = []
+            parts = [np.empty(0, _ROW)]
             for _, chunk in chunks(transaction):
-                found = unpack_columns(chunk)
-                columns['names'] += found['name']
-                for field in _COLUMNS:
-                    columns[field].extend(found[field])
-        if len(columns['names']) != header['images']:
+                records = unpack_records(chunk)
+                names += [record.name for record in records]
+                parts.append(np.array([record[1:6] for record in records], _ROW))
+        if len(names) != header['images']:
             raise ValueError(
-                f"the LMDB '{path}' is damaged: {len(columns['names']):,} of {header['images']:,} images in its index. "
-                + _AGAIN
+                f"the LMDB '{path}' is damaged: {len(names):,} of {header['images']:,} images in its index. {_AGAIN}"
             )
-        order = sorted(range(len(columns['names'])), key=columns['names'].__getitem__)
-        names = [columns['names'][row] for row in order]
-        kept = {field: array(kind, [columns[field][row] for row in order]) for field, kind in _COLUMNS.items()}
-        return cls(header, names, **kept)
+        order = sorted(range(len(names)), key=names.__getitem__)
+        return cls(header, [names[row] for row in order], np.concatenate(parts)[order])
 
     @classmethod
     def _of_basicsr(cls, path: Path, reader: 'Reader') -> '_Index':
@@ -253,12 +248,9 @@ class _Index(NamedTuple):
         stored = reader.environment.stat()['entries']
         if stored < len(names):
             raise ValueError(f"the LMDB '{path}' holds {stored:,} of the {len(names):,} images in its {META_INFO}.")
-        columns = {field: array(kind, bytes(array(kind).itemsize * len(names))) for field, kind in _COLUMNS.items()}
-        columns['key'] = array('B', [CUT_AT_DOT] * len(names))
-        return cls({'storage': 'original'}, names, **columns)
-
-
-_COLUMNS = {'key': 'B', 'height': 'I', 'width': 'I', 'bits': 'B', 'bytes': 'Q'}
+        rows = np.zeros(len(names), _ROW)
+        rows['key'] = CUT_AT_DOT
+        return cls({'storage': 'original'}, names, rows)
 
 
 def read_header(path: Path, transaction: lmdb.Transaction) -> dict[str, Any] | None:

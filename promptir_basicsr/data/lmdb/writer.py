@@ -36,7 +36,7 @@ from promptir_basicsr.data.lmdb.reader import (
     key_of,
     pack_records,
     read_header,
-    unpack_columns,
+    unpack_records,
 )
 from promptir_basicsr.data.sources import Source
 
@@ -377,7 +377,7 @@ class DatabaseWriter:
             for record in stale:
                 transaction.delete(key_of(record.name, record.key))
             for key, chunk in list(chunks(transaction)):
-                kept = [record for record in _unpack(chunk) if record.name in self.records]
+                kept = [record for record in unpack_records(chunk) if record.name in self.records]
                 transaction.put(key, pack_records(kept)) if kept else transaction.delete(key)
 
         if stale:
@@ -453,10 +453,6 @@ def _read_records(transaction: lmdb.Transaction) -> tuple[dict[str, Record], int
     records: dict[str, Record] = {}
     last = -1
     for key, chunk in chunks(transaction):
-        records.update((record.name, record) for record in _unpack(chunk))
+        records.update((record.name, record) for record in unpack_records(chunk))
         last = int(key[len(INDEX_PREFIX) :])
     return records, last + 1
-
-
-def _unpack(chunk: bytes) -> list[Record]:
-    return [Record(*row) for row in zip(*unpack_columns(chunk).values(), strict=True)]
