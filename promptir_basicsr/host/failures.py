@@ -8,6 +8,7 @@ import shutil
 import traceback
 
 import torch
+from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
 
 from promptir_basicsr.core.errors import ImageError, OptionError, OutOfMemory, RunError, SaveError, WorkerDied
 from promptir_basicsr.core.files import in_units
@@ -31,7 +32,7 @@ def explained(error: Exception, doing: str) -> Exception:
     """
     if isinstance(error, KNOWN):
         return error
-    for cause in _causes(error):
+    for cause in (*_causes(error), *_dead_workers()):
         found = _worker(cause) or _memory(cause, doing) or _disk(cause) or (cause if isinstance(cause, KNOWN) else None)
         if found is not None:
             return found
@@ -47,6 +48,15 @@ def _causes(error: BaseException) -> list[BaseException]:
         found.append(cause)
         cause = cause.__cause__ or cause.__context__
     return found
+
+
+def _dead_workers() -> list[BaseException]:
+    """torch's error about workers that were killed, which may have shown as an error of a pipe first."""
+    try:
+        _error_if_any_worker_fails()
+    except RuntimeError as error:
+        return [error]
+    return []
 
 
 def _worker(error: BaseException) -> Exception | None:

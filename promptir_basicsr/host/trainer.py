@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -113,6 +114,8 @@ class Trainer:
 
     def init_tb_loggers(self, opt: dict[str, Any]) -> Any:
         """BasicSR's; the model writes to it as well."""
+        for handler in logger.handlers:  # logging would write a traceback for every line of a log on a full disk
+            handler.handleError = functools.partial(_warn_of_log, handler)  # type: ignore[method-assign]
         tb_logger = self._tb_loggers(opt)
         self.run.tb_logger = tb_logger and QuietLogger(tb_logger)
         return self.run.tb_logger
@@ -193,6 +196,8 @@ class Trainer:
 
         Of several processes only this one knows of the error, and a state needs all of them.
         """
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD'):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises of further workers, here as well
         model = self.model
         doing = 'validation' if model is not None and model.is_measuring else 'training'
         told = explained(error, doing)
@@ -315,6 +320,12 @@ class QuietLogger:
                 return None
 
         return quiet if callable(method) else method
+
+
+def _warn_of_log(handler: logging.Handler, _: logging.LogRecord) -> None:
+    """The log cannot be written: say so once, and go on without it."""
+    logger.removeHandler(handler)
+    logger.warning(f'The log is not written any more: {sys.exc_info()[1]}')
 
 
 def _forget_log() -> None:
