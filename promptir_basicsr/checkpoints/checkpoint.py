@@ -31,13 +31,15 @@ from promptir_basicsr.checkpoints.reading import (
 from promptir_basicsr.checkpoints.recognition import RECOGNIZED, recognize
 from promptir_basicsr.core.errors import OptionError, SaveError, raise_problems
 from promptir_basicsr.core.files import atomic_write
-from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.messages import first_few, shown
 from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.options.file import read_options
 
 LIGHTNING = '2.0.0'
 """The version of Lightning whose layout official checkpoints of PromptIR have; Lightning asks for one."""
+
+_LARGEST_ARGUMENT = 65_536
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def read_checkpoint(
         found, how = _told(file, key)
     others = {}
     for other in file.sets:
-        if other != key:
+        if other != key and len(file.sets[other]) >= len(found.weights):
             try:
                 others[other] = fit(file.sets[other], found.network).weights
             except OptionError:  # of another network, such as a discriminator
@@ -260,17 +262,18 @@ def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
         OptionError: it cannot be told.
     """
     problems: list[Problem] = []
-    seen = [recognize(shapes_of(weights)) for _, weights, _ in readings(file.sets[key])]
-    candidates = [(file.metadata.get('network_g'), 'as the file says')]
-    candidates += [(options, 'recognised from names and shapes') for options in seen]
-    for options, how in candidates:
+    weights = file.sets[key]
+    candidates = [(file.metadata.get('network_g'), len(weights), 'as the file says')]
+    for _, own, _ in readings(weights):
+        candidates.append((recognize(shapes_of(own)), len(own), 'recognised from names and shapes'))
+    for options, tensors, how in candidates:
         if isinstance(options, Mapping):
             try:
-                return fit(file.sets[key], options), how
+                _check_told(options)
+                return fit(weights, options, tensors), how
             except OptionError as error:
                 problems += error.problems
-    *most, last = RECOGNIZED
-    reason = f'they look like none of {", ".join(most)} and {last}.'
+    reason = f'they look like none of {_ours("and")}.'
     if problems:
         reason = f'{problems[0]}'
     elif any('taps.' in name for name in file.sets[key]):
@@ -279,6 +282,29 @@ def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
         f"'{file.path}': the network cannot be told from its weights: {reason} "
         'Give `-opt FILE` with the network_g that they are of.'
     )
+
+
+def _check_told(options: Mapping[str, Any]) -> None:
+    """Of what a file alone says, only networks of this package are built, and none of absurd sizes.
+
+    Raises:
+        OptionError: a network in the options, or inside that network, is another one, or a number is too large.
+    """
+    parts: list[Any] = [options]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Mapping):
+            if part.get('type', RECOGNIZED[0]) not in RECOGNIZED:
+                raise OptionError(f'the file names {part["type"]}; a file alone has only {_ours("and")} built.')
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+        elif isinstance(part, int | float) and not -_LARGEST_ARGUMENT <= part <= _LARGEST_ARGUMENT:
+            raise OptionError(f'the file gives its network the number {shown(part)}, which is too large.')
+
+
+def _ours(last: str) -> str:
+    return f'{", ".join(RECOGNIZED[:-1])} {last} {RECOGNIZED[-1]}'
 
 
 def _notes(file: WeightFile, key: str, found: Fit, how: str, others: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptir_basicsr.checkpoints.unpickling import open_archive
 from promptir_basicsr.core.errors import SaveError
 from promptir_basicsr.core.files import atomic_write, is_unfinished
 
@@ -38,7 +39,7 @@ def damage(path: str) -> str:
     torch itself notices where a file was cut off, but not where it has changed.
     """
     try:
-        with zipfile.ZipFile(path) as file:
+        with open_archive(path) as file:
             torn = file.testzip()
     except FileNotFoundError:
         return 'it does not exist'

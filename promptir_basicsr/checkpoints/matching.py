@@ -1,19 +1,22 @@
 """Whether weights are those of a network: names, shapes, what wrappers have put before the names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.reading import readings
 from promptir_basicsr.core.errors import OptionError, problems_of, raise_problems
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.problems import Problem
-from promptir_basicsr.core.registry import arguments_of, build, check_call
+from promptir_basicsr.core.registry import arguments_of, build, check_call, find_registered
 
 _MOST_SHOWN = 4  # names in a message
 
@@ -37,7 +40,7 @@ class Fit:
     outside: list[str] = field(default_factory=list)
 
 
-def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> Fit:
+def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any], most: int | None = None) -> Fit:
     """The weights by the names of a network, all of its own and no others.
 
     Of what is in a released checkpoint and takes no part in the computation, exactly that is dropped.
@@ -45,11 +48,12 @@ def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> Fit:
     Args:
         weights: as they are in a file.
         options: `type` and arguments of the network.
+        most: see `new_network`.
 
     Raises:
         OptionError: the network cannot be built, or the weights are those of another one; says how they differ.
     """
-    net = new_network(options, 'meta')
+    net = new_network(options, 'meta', most)
     wanted = shapes_of(net.state_dict())
     unused = unused_shapes(net)
     misfits = []
@@ -58,26 +62,60 @@ def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> Fit:
         dropped = [name for name, shape in unused.items() if shapes.get(name) == shape]
         own = {name: shape for name, shape in shapes.items() if name not in dropped}
         if own == wanted:
+            _check_kinds(named, net, options)
             return Fit(dict(options), {name: named[name] for name in wanted}, prefix, dropped, outside)
         misfits.append(own)
     nearest = max(misfits, key=lambda own: len(own.keys() & wanted.keys()))
     raise OptionError(f'the weights are not those of {shown_network(options)}: {_difference(nearest, wanted)}.')
 
 
-def new_network(options: Mapping[str, Any], device: str = 'cpu') -> nn.Module:
+def _check_kinds(weights: Mapping[str, Tensor], net: nn.Module, options: Mapping[str, Any]) -> None:
+    """Whole numbers, truth values or complex numbers are no weights; of a byte a network would make four."""
+    for name, value in net.state_dict().items():
+        if value.is_floating_point() != weights[name].is_floating_point():
+            found = str(weights[name].dtype).removeprefix('torch.')
+            raise OptionError(f'the weights are not those of {shown_network(options)}: {name} is of type {found}.')
+
+
+def new_network(options: Mapping[str, Any], device: str = 'cpu', most: int | None = None) -> nn.Module:
     """A network of `type` and arguments, on `meta` without memory if its constructor can do that.
+
+    Args:
+        most: how many parameters it may have: its constructor ends soon after. Default: any number.
 
     Raises:
         OptionError: there is no such network, or an argument is not allowed.
     """
     raise_problems(network_problems(options))
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _at_most(most):
             return build(ARCH_REGISTRY, options, device)
     except Exception as error:  # whatever it is, the network of these options does not exist
-        if device == 'meta' and isinstance(error, RuntimeError):  # or it does, and cannot do without memory
+        declared = traits_of(find_registered(ARCH_REGISTRY, options['type'])).declared
+        if device == 'meta' and isinstance(error, RuntimeError) and not declared:  # or it needs memory
             return new_network(options)
         raise OptionError(problems_of('network_g', error)) from error
+
+
+@contextmanager
+def _at_most(parameters: int | None) -> Iterator[None]:
+    """Raise OptionError out of the constructor of a network that makes more parameters, some of them twice."""
+    if parameters is None:
+        yield
+        return
+    left, thread = 2 * parameters + 100, get_ident()
+
+    def count(*_: Any) -> None:
+        nonlocal left
+        left -= get_ident() == thread
+        if left < 0:
+            raise OptionError(f'is of a network with more parameters than the {parameters:,} tensors of the file.')
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def network_problems(options: Mapping[str, Any]) -> list[Problem]:

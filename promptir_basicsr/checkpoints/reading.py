@@ -1,28 +1,21 @@
-"""What a file of weights holds, whoever wrote it; nothing that is in it is run.
+"""What a file of weights or a training state holds, whoever wrote it; nothing that is in it is run.
 
-`.pth` and `.ckpt` files are pickles, and a pickle can name any function to be called. PyTorch's own safe reader allows
-tensors and plain containers and refuses a file with anything else. Checkpoints of Lightning have other things beside
-the weights (options, callbacks), so what it refuses is read a second time here, by an unpickler that knows a handful of
-names, those that tensors are made of; every other name becomes a `Foreign` class, which takes whatever it is given and
-does nothing. Modules of other packages are neither imported nor looked up.
+Every verb reads through this module: it says what a file is that holds neither, and which of the things in a file are
+the weights of a network. `unpickling` reads the files of PyTorch, the safetensors library its own.
 """
 
 import json
 import os
 import pickle
-import types
-import warnings
 import zipfile
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from promptir_basicsr.checkpoints.folder import damage
+from promptir_basicsr.checkpoints.unpickling import Foreign, load_inert
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import megabytes
 from promptir_basicsr.core.messages import did_you_mean, first_few
@@ -62,6 +55,9 @@ _WRONG_FILES = (
 _HEAD = 1024
 _MOST_WRAPPERS, _MOST_READINGS = 8, 32  # names in a file may be anything, in any number
 _LONGEST_HEADER = 100_000_000  # of safetensors
+_MOST_SETS = 100
+_MOST_LETTERS = 10_000_000  # of all names in a network that was pickled whole
+_LARGEST_METADATA = 1_000_000
 
 METADATA = 'metadata'
 """The key under which it stands beside `params`."""
@@ -162,20 +158,52 @@ def named_as(weights: Mapping[str, Tensor], known: Collection[str]) -> dict[str,
 
 
 def _read(path: str) -> WeightFile:
+    head, size = _head(path), os.path.getsize(path)
+    if _is_safetensors(head):
+        return _read_safetensors(path, size)
+    return _understood(path, *_load(path, head, 'weights'))
+
+
+def read_state(path: str) -> dict[str, Any]:
+    """A training state, as BasicSR or this package saves them; nothing in it is run.
+
+    Raises:
+        OptionError: the file does not exist, is not a training state, is cut off or damaged; says which.
+    """
+    path = os.path.expanduser(path)
+    state, foreign = _load(path, _head(path), 'training state')
+    if foreign:
+        raise OptionError(f"'{path}' is not a training state of BasicSR: it holds {first_few(foreign)}.")
+    is_state = isinstance(state, dict) and all(_whole(state.get(key)) is not None for key in ('epoch', 'iter'))
+    if not is_state or not all(isinstance(state.get(key), list) for key in ('optimizers', 'schedulers')):
+        raise OptionError(f"'{path}' is no training state. Take one of `training_states`.")
+    return state
+
+
+def _head(path: str) -> bytes:
     _check_there(path)
     try:
         with open(path, 'rb') as file:
-            head = file.read(_HEAD)
+            return file.read(_HEAD)
     except OSError as error:
         raise OptionError(f"'{path}' cannot be read: {error.strerror}.") from error
+
+
+def _load(path: str, head: bytes, kind: str) -> tuple[Any, tuple[str, ...]]:
+    """The content of a file of PyTorch, and the classes of others in it; `kind` is what it should hold."""
     size = os.path.getsize(path)
-    if _is_safetensors(head):
-        return _read_safetensors(path, size)
-    _check_head(path, head)
+    _check_head(path, head, kind)
     if head.startswith(b'PK'):
-        _check_archive(path, size)
-    content, foreign = _load(path, size)
-    return _understood(path, content, foreign)
+        _check_archive(path, size, kind)
+    try:
+        return load_inert(path)
+    except zipfile.BadZipFile as error:
+        raise OptionError(f"'{path}' is damaged: {error}. Copy or download it again.") from error
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+    except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
+        reason = type(error).__name__
+    raise OptionError(f"'{path}' ({megabytes(size)}) cannot be read: cut off, damaged or no file of {kind} ({reason}).")
 
 
 def are_weights(value: object) -> bool:
@@ -199,129 +227,46 @@ def _check_there(path: str) -> None:
     raise OptionError(f"'{path}' does not exist.{did_you_mean(os.path.basename(path), there)}")
 
 
-def _check_head(path: str, head: bytes) -> None:
-    """What is certainly no file of weights, by its first bytes."""
+def _check_head(path: str, head: bytes, kind: str) -> None:
+    """What is certainly no file of PyTorch, by its first bytes."""
     if not head:
         raise OptionError(f"'{path}' is empty. Copy or download it again.")
     for start, what in _WRONG_FILES:
         if head.startswith(start):
-            raise OptionError(f"'{path}' holds no weights: it {what}")
+            raise OptionError(f"'{path}' holds no {kind}: it {what}")
     if head.lstrip()[:9].lower().startswith((b'<!doctype', b'<html', b'<?xml')):
         raise OptionError(
-            f"'{path}' holds no weights: it is a web page, as servers send where a file needs a click or a login. "
+            f"'{path}' holds no {kind}: it is a web page, as servers send where a file needs a click or a login. "
             'Download it with a browser.'
         )
     if not head.startswith((b'PK', b'\x80')):
-        raise OptionError(f"'{path}' holds no weights: it is no file of PyTorch (.pth, .pt, .ckpt) or safetensors.")
+        formats = ' (.pth, .pt, .ckpt) or safetensors' if kind == 'weights' else ''
+        text = 'text, and ' * _is_text(head)
+        raise OptionError(f"'{path}' holds no {kind}: it is {text}no file of PyTorch{formats}.")
 
 
-def _check_archive(path: str, size: int) -> None:
+def _is_text(head: bytes) -> bool:
+    return head.decode('utf-8', 'ignore').replace('\n', ' ').replace('\r', ' ').replace('\t', ' ').isprintable()
+
+
+def _check_archive(path: str, size: int, kind: str) -> None:
     """A file of PyTorch since 1.6 is a zip archive with its index at the end."""
     try:
         names = []
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
+    except Exception as error:
         raise OptionError(f"'{path}' is damaged: {error}. Copy or download it again.") from error
     if not names:
         raise OptionError(f"'{path}' is cut off: {megabytes(size)} without the end. Copy or download it again.")
     inside = {name.partition('/')[2] or name for name in names}
     if 'data.pkl' not in inside:
-        raise OptionError(f"'{path}' holds no weights: it is a zip archive with {first_few(names)}.")
+        raise OptionError(f"'{path}' holds no {kind}: it is a zip archive with {first_few(names)}.")
     if 'constants.pkl' in inside:
         raise OptionError(
             f"'{path}' is a TorchScript program, which would have to be run. Take the file it was made from."
         )
-    wrong = damage(path)
-    if wrong:
-        raise OptionError(f"'{path}' is damaged: {wrong}. Copy or download it again.")
-
-
-def _load(path: str, size: int) -> tuple[Any, tuple[str, ...]]:
-    """The content of a file of PyTorch, and the classes of others in it."""
-    try:
-        with open(path, 'rb') as file, warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            try:
-                return torch.load(file, map_location='cpu', weights_only=True), ()
-            except pickle.UnpicklingError:
-                if not zipfile.is_zipfile(path):  # older files can make torch look for sources of their classes
-                    raise
-                file.seek(0)
-                return load_inert(file)
-    except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
-        reason = (str(error) or type(error).__name__).partition('\n')[0]
-        raise OptionError(
-            f"'{path}' ({megabytes(size)}) cannot be read: cut off, damaged or no file of weights ({reason})."
-        ) from error
-
-
-def load_inert(file: BinaryIO) -> tuple[Any, tuple[str, ...]]:
-    """The content of a zip archive of `torch.save`; objects of unknown classes are `Foreign`.
-
-    Returns:
-        The content, and the full names of unknown classes and functions, sorted.
-    """
-    found: set[str] = set()
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            known = _KNOWN.get((module, name))
-            if isinstance(known, types.FunctionType):
-                return lambda *args: known(*args)  # a pickle can set attributes of what it is given
-            if known is not None:
-                return known
-            dtype = getattr(torch, name, None) if module == 'torch' else None
-            if isinstance(dtype, torch.dtype):
-                return dtype
-            found.add(f'{module}.{name}')
-            return type(name.rpartition('.')[2], (Foreign,), {'__module__': module})
-
-    module = types.ModuleType('inert_pickle')
-    vars(module).update(Unpickler=Unpickler, load=lambda file, **_: Unpickler(file).load())
-    content = torch.load(file, map_location='cpu', pickle_module=module, weights_only=False)
-    return content, tuple(sorted(found))
-
-
-class Foreign:
-    """An object of a class that is not known here: takes everything a pickle can do to it, and does nothing.
-
-    Attributes:
-        state: what the pickle set its attributes to, if it did.
-    """
-
-    state: Any = None
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> 'Foreign':
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        object.__setattr__(self, 'state', state)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        """Nothing."""
-
-    extend = add = update = append
-
-
-_KNOWN: dict[tuple[str, str], Any] = {
-    ('builtins', 'set'): set,
-    ('__builtin__', 'set'): set,  # as torch.save writes it
-    ('collections', 'OrderedDict'): OrderedDict,
-    ('torch', 'Size'): torch.Size,
-    ('torch', 'device'): torch.device,
-    ('torch._utils', '_rebuild_parameter'): torch._utils._rebuild_parameter,
-    ('torch._utils', '_rebuild_tensor'): torch._utils._rebuild_tensor,
-    ('torch._utils', '_rebuild_tensor_v2'): torch._utils._rebuild_tensor_v2,
-    ('torch.storage', 'UntypedStorage'): torch.UntypedStorage,
-}
 
 
 def _understood(path: str, content: Any, foreign: tuple[str, ...]) -> WeightFile:
@@ -329,7 +274,7 @@ def _understood(path: str, content: Any, foreign: tuple[str, ...]) -> WeightFile
     if isinstance(content, Foreign):
         weights = module_weights(content)
         if not weights:
-            kind = f'{type(content).__module__}.{type(content).__name__}'
+            kind = content.full_name()
             raise OptionError(f"'{path}' holds no weights but an object of another program, {kind}.")
         return WeightFile(path, 'module', {'': weights}, foreign=foreign)
     if not isinstance(content, Mapping):
@@ -338,47 +283,82 @@ def _understood(path: str, content: Any, foreign: tuple[str, ...]) -> WeightFile
         return WeightFile(path, 'bare', {'': dict(content)}, foreign=foreign)
     if {'optimizers', 'schedulers', 'iter'} <= content.keys():
         raise OptionError(
-            f"'{path}' is a training state, without the weights. They stand in models/net_g_{content['iter']}.pth "
-            'of the same run.'
+            f"'{path}' is a training state, without the weights. They stand in "
+            f'models/net_g_{_whole(content["iter"])}.pth of the same run.'
         )
-    sets = {str(key): dict(value) for key, value in content.items() if are_weights(value)}
-    sets |= {
-        str(key): module_weights(value)
-        for key, value in content.items()
-        if isinstance(value, Foreign) and module_weights(value)
-    }
+    found = [(str(key), value) for key, value in content.items() if isinstance(value, Mapping | Foreign)][:_MOST_SETS]
+    sets = {key: dict(value) for key, value in found if are_weights(value)}
+    modules = {key: module_weights(value) for key, value in found if isinstance(value, Foreign)}
+    sets |= {key: weights for key, weights in modules.items() if weights}
+    strange = [name for name in foreign if name.startswith('torch._utils._rebuild')]
+    if not sets and strange:
+        raise OptionError(
+            f"'{path}' holds no plain tensors of a network: sparse, quantised and meta ones are not read here "
+            f'({first_few(strange)}). Save them as dense tensors of floats.'
+        )
     if not sets:
         keys = first_few(map(str, content), most=8)
         raise OptionError(f"'{path}' holds no weights of a network. It has: {keys or 'nothing'}.")
     lightning = 'state_dict' in sets and not {'params', 'params_ema'} & sets.keys()
-    metadata = content.get(METADATA)
+    metadata = _plain_metadata(content.get(METADATA))
     return WeightFile(
         path,
         'official' if lightning else 'basicsr',
         sets,
-        dict(metadata) if isinstance(metadata, Mapping) and 'format' in metadata else {},
+        metadata if 'format' in metadata else {},
         foreign,
         _whole(content.get('epoch')),
         _whole(content.get('global_step', content.get('iter'))),
     )
 
 
+def _plain_metadata(value: Any) -> dict[str, Any]:
+    """Metadata as mappings, lists, numbers and texts; empty where it is anything else, contains itself or is huge."""
+    text, room = [], _LARGEST_METADATA
+    try:
+        for part in json.JSONEncoder().iterencode(value):
+            room -= len(part)
+            if room < 0:
+                return {}
+            text.append(part)
+        return _parsed_metadata(''.join(text))
+    except (TypeError, ValueError, RecursionError):
+        return {}
+
+
+def _parsed_metadata(text: str) -> dict[str, Any]:
+    try:
+        metadata = json.loads(text) if len(text) <= _LARGEST_METADATA else {}
+    except (ValueError, RecursionError):
+        metadata = {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def module_weights(module: Foreign) -> dict[str, Tensor]:
-    """Parameters and buffers of a network that was pickled whole, by name; none where it is no network."""
+    """Parameters and buffers of a network that was pickled whole, by name; none where it is no network, or its modules
+    contain themselves."""
     weights: dict[str, Tensor] = {}
-
-    def collect(part: Any, prefix: str) -> None:
-        state = part.state if isinstance(part, Foreign) and isinstance(part.state, Mapping) else {}
-        left_out = state.get('_non_persistent_buffers_set')
+    parts, room = [('', module)], _MOST_LETTERS
+    while parts:
+        prefix, part = parts.pop()
+        kept = _mapping(part.state)
+        left_out = kept.get('_non_persistent_buffers_set')
         for kind in ('_parameters', '_buffers'):
-            for name, value in (state.get(kind) or {}).items():
-                if isinstance(value, Tensor) and not (isinstance(left_out, set) and name in left_out):
-                    weights[f'{prefix}{name}'] = value.detach()
-        for name, inner in (state.get('_modules') or {}).items():
-            collect(inner, f'{prefix}{name}.')
-
-    collect(module, '')
+            for name, value in _mapping(kept.get(kind)).items():
+                room -= len(prefix) + len(name)
+                if isinstance(value, Tensor) and not (isinstance(left_out, list) and name in left_out):
+                    weights[f'{prefix}{name}'] = value
+        inner = [(name, each) for name, each in _mapping(kept.get('_modules')).items() if isinstance(each, Foreign)]
+        room -= sum(len(prefix) + len(name) + 1 for name, _ in inner)
+        if room < 0:
+            return {}
+        parts += [(f'{prefix}{name}.', each) for name, each in reversed(inner)]
     return weights
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """What is a mapping with names as keys; else an empty one."""
+    return value if isinstance(value, Mapping) and all(isinstance(key, str) for key in value) else {}
 
 
 def _whole(value: object) -> int | None:
@@ -395,17 +375,13 @@ def _read_safetensors(path: str, size: int) -> WeightFile:
         with safe_open(path, framework='pt', device='cpu') as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             header = file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise OptionError(
             f"'{path}' ({megabytes(size)}) is cut off or damaged ({error}). Copy or download it again."
         ) from error
     if not weights:
         raise OptionError(f"'{path}' holds no weights: it is safetensors without any tensor.")
-    try:
-        metadata = json.loads(header.get(HEADER_KEY, '{}'))
-    except ValueError:
-        metadata = {}
-    return WeightFile(path, 'safetensors', {'': weights}, metadata if isinstance(metadata, dict) else {})
+    return WeightFile(path, 'safetensors', {'': weights}, _parsed_metadata(header.get(HEADER_KEY, '{}')))
 
 
 def plain(value: Any) -> Any:

@@ -1,17 +1,15 @@
 """Resume without a GPU, from where the run writes, and from what is whole."""
 
 import os
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from basicsr.utils import check_resume
 from torch import distributed
 
 from promptir_basicsr.checkpoints.checkpoint import digest
 from promptir_basicsr.checkpoints.folder import damage, remove_unfinished, saved_iterations
-from promptir_basicsr.checkpoints.reading import read_weight_file
+from promptir_basicsr.checkpoints.reading import read_state, read_weight_file
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few
 
@@ -118,10 +116,6 @@ def _other_weights(state: Mapping[str, Any], path: str) -> str:
 
 def _read_state(path: str) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        first_line = str(error).partition('\n')[0]
-        raise OptionError(f"path.resume_state: '{path}' cannot be read ({first_line}).") from error
-    if not isinstance(state, dict) or not {'epoch', 'iter', 'optimizers', 'schedulers'} <= state.keys():
-        raise OptionError(f"path.resume_state: '{path}' is no training state. Take one of `training_states`.")
-    return state
+        return read_state(path)
+    except OptionError as error:
+        raise OptionError(problem.below(('path', 'resume_state')) for problem in error.problems) from error

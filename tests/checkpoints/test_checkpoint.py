@@ -13,12 +13,16 @@ import pytest
 import safetensors
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import promptir_basicsr
 from promptir_basicsr import cli
 from promptir_basicsr.archs import DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
 from promptir_basicsr.checkpoints.checkpoint import build, digest, read_checkpoint, write_checkpoint
+from promptir_basicsr.checkpoints.pretrained import load_sensor, read_weights
+from promptir_basicsr.checkpoints.reading import PREFIXES
 from promptir_basicsr.core.errors import OptionError
 from tests.golden.seeded import seeded_array, seeded_fill, seeded_image
 
@@ -248,8 +252,8 @@ def test_half_precision_is_half_the_size_and_computes_in_float32(tmp_path: Path)
     assert not (tmp_path / 'b.pth').exists()
 
 
-def test_networks_of_others_by_options_and_then_by_metadata(tmp_path: Path) -> None:
-    """A PromptedNetwork, whose backbone no name tells, and one of BasicSR's own."""
+def test_networks_of_others_by_options_alone(tmp_path: Path) -> None:
+    """A PromptedNetwork, whose backbone may be anything, and one of BasicSR's own. What metadata names is not built."""
     prompted = {'type': 'PromptedNetwork', 'network': LAYERS, 'taps': ['body.0'], 'residual': False}
     net = PromptedNetwork(**{name: value for name, value in prompted.items() if name != 'type'})
     path = saved(tmp_path / 'net.pth', {'params': seeded_fill(net).state_dict()})
@@ -257,7 +261,9 @@ def test_networks_of_others_by_options_and_then_by_metadata(tmp_path: Path) -> N
         read_checkpoint(path)
     (tmp_path / 'run.yml').write_text(yaml.safe_dump({'name': 'run', 'network_g': prompted}))
     assert convert(path, tmp_path / 'known.safetensors', '-opt', tmp_path / 'run.yml') == 0
-    checkpoint = read_checkpoint(tmp_path / 'known.safetensors')
+    with pytest.raises(OptionError, match=r'the file names PromptedNetwork; .* Give `-opt FILE`'):
+        read_checkpoint(tmp_path / 'known.safetensors')
+    checkpoint = read_checkpoint(tmp_path / 'known.safetensors', tmp_path / 'run.yml')
     assert checkpoint.network == prompted
     x = seeded_image((1, 3, 16, 16))
     with torch.no_grad():
@@ -279,13 +285,34 @@ def test_metadata_that_is_wrong_does_not_mislead(tmp_path: Path) -> None:
         assert 'recognised from names and shapes' in ' '.join(checkpoint.notes)
     alone = {'layer.weight': torch.ones(1)}
     for network, message in (
-        ({'type': 'Gone'}, "network_g.type: unknown network 'Gone'"),
-        ({**LAYERS, 'num_block': 'many'}, 'network_g: '),
-        ({**LAYERS, 'num_block': 2}, 'not those of EDSR'),
+        ({'type': 'Gone'}, 'the file names Gone; a file alone has only PIPRestormer, .* built. Give `-opt FILE`'),
+        (LAYERS, 'the file names EDSR; '),
+        ({'type': 'PromptIR', 'dim': 'wide'}, 'dim'),
     ):
         path = saved(tmp_path / 'net.pth', {'params': alone, 'metadata': {'format': 1, 'network_g': network}})
         with pytest.raises(OptionError, match=message):
             read_checkpoint(path)
+
+
+PIP_WITH_SENSOR = small('PIP with sensor')
+
+
+@given(wrappers=st.lists(st.sampled_from(PREFIXES), max_size=6).map(''.join))
+@settings(deadline=None, max_examples=40)
+def test_wrappers_in_any_combination(wrappers: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As the commands read weights, and as a training does: of the network, and of the sensor in it."""
+    folder, net = tmp_path_factory.mktemp('wrapped'), PIP_WITH_SENSOR
+    state, again = net.state_dict(), small('PIP with sensor', seed=1)
+    path = saved(folder / 'net.pth', {'params': {wrappers + name: value for name, value in state.items()}})
+    assert same(read_checkpoint(path).weights, state)
+    assert same(read_weights(str(path), ('params',), again)[0], state)
+    sensor = {name: value for name, value in state.items() if name.startswith('sensor.')}
+    own = {wrappers + name.removeprefix('sensor.'): value for name, value in sensor.items()}
+    for file in (path, saved(folder / 'sensor.pth', {'params': own})):
+        small_again = small('PIP with sensor', seed=1)
+        load_sensor([small_again], {'pretrain_network_sensor': str(file)})
+        assert all(torch.equal(small_again.state_dict()[name], value) for name, value in sensor.items())
+    load_sensor([again], {'pretrain_network_g': str(path)})  # which has come with it
 
 
 def test_basicsr_loads_what_is_written(tmp_path: Path) -> None:

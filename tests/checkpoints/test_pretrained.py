@@ -256,7 +256,7 @@ def test_a_loose_load_keeps_what_fits_and_grows_where_asked(tmp_path: Path, old:
         ({'epoch': 3, 'iter': 4}, 'holds no weights of a network. It has: epoch, iter'),
         ([torch.zeros(1)], 'holds no weights by name but a list'),
         (b'PK\x03\x04 torn', 'is cut off: 0.0 MB without the end.'),
-        (b'words', 'holds no weights: it is no file of PyTorch (.pth, .pt, .ckpt) or safetensors.'),
+        (b'words', 'holds no weights: it is text, and no file of PyTorch (.pth, .pt, .ckpt) or safetensors.'),
         (b'version https://git-lfs.github.com/spec/v1', 'is a pointer of git LFS'),
         (b'<!doctype html>', 'is a web page'),
         (b'', 'is empty.'),

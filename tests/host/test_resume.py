@@ -284,13 +284,19 @@ def write(path: Path, content: Any) -> None:
     [
         ({'params': {}}, 'is no training state. Take one of `training_states`.'),
         ([1, 2], 'is no training state'),
-        (b'', 'cannot be read ('),
-        (b'PK\x03\x04 torn', 'cannot be read ('),
-        (b'words', 'cannot be read ('),
-        ({'epoch': 0, 'iter': 3, 'optimizers': [Touch()], 'schedulers': []}, 'cannot be read ('),
+        (b'', 'is empty.'),
+        (b'PK\x03\x04 torn', 'is cut off'),
+        (b'words', 'holds no training state: it is text, and no file of PyTorch.'),
+        (b'version https://git-lfs.github.com/spec/v1', 'is a pointer of git LFS'),
+        (b'<!doctype html>', 'is a web page'),
+        (b'\x80\x02]q\x00.', 'it is a pickle, but not of torch.save'),
+        (
+            {'epoch': 0, 'iter': 3, 'optimizers': [Touch()], 'schedulers': []},
+            'is not a training state of BasicSR: it holds ',
+        ),
         ({'epoch': 0, 'iter': 99, 'optimizers': [], 'schedulers': []}, "net_g_99.pth', which do not exist."),
     ],
-    ids=['weights', 'list', 'empty', 'torn', 'text', 'code', 'no weights'],
+    ids=['weights', 'list', 'empty', 'torn', 'text', 'lfs', 'page', 'pickle', 'code', 'no weights'],
 )
 def test_a_file_that_is_no_state_of_the_run_is_refused(
     content: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
