@@ -19,6 +19,7 @@ from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.core.registry import arguments_of, build, check_call, find_registered
 
 _MOST_SHOWN = 4  # names in a message
+_MOST_PARAMETERS = 10_000  # of a network that only a file tells; the largest here have 1,000
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,17 @@ def new_network(options: Mapping[str, Any], device: str = 'cpu', most: int | Non
 
 @contextmanager
 def _at_most(parameters: int | None) -> Iterator[None]:
-    """Raise OptionError out of the constructor of a network that makes more parameters, some of them twice."""
+    """Raise OptionError out of the constructor of a network that makes more parameters, at most each of them twice."""
     if parameters is None:
         yield
         return
-    left, thread = 2 * parameters + 100, get_ident()
+    left, thread = min(2 * parameters, _MOST_PARAMETERS), get_ident()
 
     def count(*_: Any) -> None:
         nonlocal left
         left -= get_ident() == thread
         if left < 0:
-            raise OptionError(f'is of a network with more parameters than the {parameters:,} tensors of the file.')
+            raise OptionError(f'is of a network with many more parameters than the {parameters:,} tensors of the file.')
 
     hook = register_module_parameter_registration_hook(count)
     try:

@@ -111,8 +111,8 @@ def grow(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], found: Sequ
 def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Problem]:
     """Why `path.pretrain_network_g` cannot be the start of `network_g`, found before anything is created.
 
-    A file that is not there is told elsewhere. Networks of others, and those that cannot be built without memory, are
-    checked when they are loaded.
+    A file that is not there is told elsewhere. Of networks of others, which BasicSR may load with a reader of its own,
+    and of those that cannot be built without memory, only the file is read: whether it fits is found when it is loaded.
 
     Args:
         options: the options of a run; `network_g` was found to be right.
@@ -134,13 +134,11 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Pr
             'Give the new run another `name`, or continue the old one with `resume_state`.'
         )
         return [problem(WEIGHTS, message)]
-    if not traits_of(find_registered(ARCH_REGISTRY, network['type'])).declared:
-        return []
     try:
-        net = build(ARCH_REGISTRY, network, 'meta')
-    except RuntimeError:
-        return []
-    try:
+        net = _without_memory(network)
+        if net is None:
+            read_weight_file(path, WEIGHTS)
+            return []
         weights, _ = read_weights(path, (key,), net)
         complete = with_prompts(weights, net)
         if not is_train and complete.keys() != weights.keys():
@@ -153,6 +151,16 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Pr
     except OptionError as error:
         return error.problems
     return []
+
+
+def _without_memory(network: Mapping[str, Any]) -> nn.Module | None:
+    """The network of options on the meta device; None where its constructor is not of this kind."""
+    if not traits_of(find_registered(ARCH_REGISTRY, network['type'])).declared:
+        return None
+    try:
+        return build(ARCH_REGISTRY, network, 'meta')
+    except RuntimeError:
+        return None
 
 
 def state_problems(states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], net: nn.Module) -> list[Problem]:

@@ -269,9 +269,20 @@ def test_files_that_hold_no_weights(content: Any, said: str, tmp_path: Path) -> 
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    problem = problem_of(options(tmp_path, str(path)))
+    opt = options(tmp_path, str(path))
+    problem = problem_of(opt)
     assert problem.startswith(('path.pretrain_network_g: ', 'path.param_key_g: '))
     assert said in problem
+    if isinstance(content, bytes):  # also where BasicSR reads it later
+        opt['network_g'] = {
+            'type': 'EDSR',
+            'num_in_ch': 3,
+            'num_out_ch': 3,
+            'num_feat': 4,
+            'num_block': 1,
+            'upscale': 1,
+        }
+        assert problem_of(opt) == problem
     assert problem.count('\n') == 0
     assert f"'{path}'" in problem
 

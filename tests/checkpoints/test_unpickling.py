@@ -228,6 +228,9 @@ def test_a_network_that_contains_itself(tmp_path: Path) -> None:
         refused(archive(tmp_path / 'net.pth', b'\x80\x02csome\nnet\n)\x81' + kept + b'b.'))
 
 
+KINDS = ('sparse', 'csr', 'quantised', 'meta', 'nested', 'conjugated')
+
+
 def kinds() -> dict[str, Any]:
     return {
         'sparse': torch.eye(3).to_sparse(),
@@ -241,7 +244,7 @@ def kinds() -> dict[str, Any]:
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('zipped', [True, False])
-@pytest.mark.parametrize('kind', kinds())
+@pytest.mark.parametrize('kind', KINDS)
 def test_tensors_of_other_kinds(tmp_path: Path, kind: str, zipped: bool) -> None:
     for content in ({'params': {'a': kinds()[kind]}}, {'a': kinds()[kind], 'b': torch.ones(1)}):
         line = refused(saved(tmp_path / 'net.pth', content, _use_new_zipfile_serialization=zipped))
@@ -253,9 +256,9 @@ def test_tensors_of_other_kinds(tmp_path: Path, kind: str, zipped: bool) -> None
 
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('protocol', [2, 4])
-def test_the_content_is_that_of_torch_load(tmp_path: Path, zipped: bool, protocol: int) -> None:
+def test_what_torch_saves_is_read_as_it_was(tmp_path: Path, zipped: bool, protocol: int) -> None:
     base = torch.arange(24.0)
-    content = {
+    expected: dict[str, Any] = {
         'tensors': [base[3:9], base.reshape(4, 6).t(), torch.zeros(0, 3), torch.tensor(2), torch.ones(2).bool()],
         'types': [torch.ones(3, dtype=kind) for kind in (torch.bfloat16, torch.float8_e4m3fn, torch.uint16)],
         'parameter': torch.nn.Parameter(torch.ones(2)),
@@ -264,9 +267,8 @@ def test_the_content_is_that_of_torch_load(tmp_path: Path, zipped: bool, protoco
         'bytes': [b'\x00\xff', bytearray(b'ab')],
         'texts': ['', 'ä' * 300, 10**30, -1],
     }
-    path = saved(tmp_path / 'x', content, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    path = saved(tmp_path / 'x', expected, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     found, foreign = load_inert(str(path))
-    expected = torch.load(path, weights_only=True) if protocol == 2 else content
     assert foreign == ()
     for key in ('tensors', 'types'):
         for one, other in zip(found.pop(key), expected.pop(key), strict=True):
@@ -323,7 +325,7 @@ def test_shapes_of_no_values_have_no_network_built(tmp_path: Path) -> None:
     """Names and shapes of a network that is recognised, without the values."""
     weights = DegradationSensor(dim=4, num_blocks=1, num_degradations=3).state_dict()
     huge = {**weights, 'classifier.weight': torch.zeros(2**40, 0), 'stem.0.weight': torch.zeros(2**40, 0)}
-    many = {**weights, **{f'stages.0.{number}.x': torch.zeros(0) for number in range(30_000)}}
+    many = {**weights, **{f'stages.0.{number}.x': torch.zeros(0) for number in range(12_000)}}
     for content in (huge, many):
         started = time.process_time()
         refused(saved(tmp_path / 'net.pth', content), read_checkpoint)
