@@ -298,7 +298,7 @@ PIP_WITH_SENSOR = small('PIP with sensor')
 
 
 @given(wrappers=st.lists(st.sampled_from(PREFIXES), max_size=6).map(''.join))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 def test_wrappers_in_any_combination(wrappers: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """As the commands read weights, and as a training does: of the network, and of the sensor in it."""
     folder, net = tmp_path_factory.mktemp('wrapped'), PIP_WITH_SENSOR

@@ -167,7 +167,7 @@ def test_nothing_is_called_or_imported(tmp_path: Path, name: bytes, code: bytes)
     assert set(sys.modules) == modules
 
 
-DEEP = 100_000
+DEEP = 60_000
 STRUCTURES = {
     'deep list': b']' * DEEP + b'a' * (DEEP - 1),
     'deep tuple': b')' + b'\x85' * DEEP,
