@@ -287,7 +287,7 @@ def _understood(path: str, content: Any, foreign: tuple[str, ...]) -> WeightFile
             f'models/net_g_{_whole(content["iter"])}.pth of the same run.'
         )
     found = [(str(key), value) for key, value in content.items() if isinstance(value, Mapping | Foreign)][:_MOST_SETS]
-    sets = {key: dict(value) for key, value in found if are_weights(value)}
+    sets = {key: dict(value) for key, value in found if isinstance(value, Mapping) and are_weights(value)}
     modules = {key: module_weights(value) for key, value in found if isinstance(value, Foreign)}
     sets |= {key: weights for key, weights in modules.items() if weights}
     strange = [name for name in foreign if name.startswith('torch._utils._rebuild')]

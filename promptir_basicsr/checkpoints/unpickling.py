@@ -40,6 +40,7 @@ _REFUSED = (
     pickle.NEXT_BUFFER,
     pickle.READONLY_BUFFER,
 )
+_Standard: Any = pickle._Unpickler
 _STORAGES = {
     'DoubleStorage': torch.float64,
     'FloatStorage': torch.float32,
@@ -243,7 +244,7 @@ class _Makers:
         return Counter(items if isinstance(items, dict) else {})
 
 
-class _Unpickler(pickle._Unpickler):
+class _Unpickler(_Standard):
     """The standard library's in Python. That in C makes a table as long as the largest index in the file says.
 
     Args:
@@ -254,9 +255,7 @@ class _Unpickler(pickle._Unpickler):
         found: full names of unknown classes and functions.
     """
 
-    dispatch: Any = {
-        code: load for code, load in pickle._Unpickler.dispatch.items() if code not in {c[0] for c in _REFUSED}
-    }
+    dispatch = {code: load for code, load in _Standard.dispatch.items() if code not in {c[0] for c in _REFUSED}}
 
     def __init__(self, file: BinaryIO, values: Callable[[str, int], Tensor], size: int) -> None:
         super().__init__(file, encoding='utf-8')
@@ -353,7 +352,7 @@ class _Unpickler(pickle._Unpickler):
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         # Sets hash what is in them, and an empty one takes 200 bytes.
-        pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list,
-        pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
-        pickle.FROZENSET[0]: pickle._Unpickler.load_list,
+        pickle.EMPTY_SET[0]: _Standard.load_empty_list,
+        pickle.ADDITEMS[0]: _Standard.load_appends,
+        pickle.FROZENSET[0]: _Standard.load_list,
     }
