@@ -19,6 +19,7 @@ LATE = {
     ('export/graphs.py', 'onnx_ir'): 'extra export',
     ('export/graphs.py', 'onnxscript'): 'extra export',
     ('export/graphs.py', 'onnxruntime'): 'extra export',
+    ('pictures/decode.py', 'pillow_heif'): 'extra heif',
     ('runtime/compilation.py', 'torch._dynamo'): 'takes seconds, for torch.compile alone',
     ('runtime/compilation.py', 'torch._inductor'): 'takes seconds, for torch.compile alone',
 }

@@ -180,6 +180,7 @@ def extra_findings(ours: Sequence[CheckedDataset]) -> list[Finding]:
     findings = []
     for root in sorted(sources):
         names = sources[root].names()
+        findings += [Finding(NOTE, 'unread', '', line) for line in sources[root].unread]
         extra = [name for name in names if root + name not in used]
         inner = tuple(other for other in sources if other != root and other.startswith(root))
         extra = [name for name in extra if not inner or not (root + name).startswith(inner)]

@@ -10,7 +10,6 @@ of the whole image, so compression and scaling hardly touch them, while another 
 """
 
 import multiprocessing
-import os
 import signal
 import sys
 from collections import deque
@@ -21,12 +20,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import PIL.Image
 from tqdm import tqdm
 
 from promptir_basicsr.core.arrays import to_float
 from promptir_basicsr.core.errors import ImageError
-from promptir_basicsr.data.images import EncodedImage, read_header
+from promptir_basicsr.core.files import open_regular
+from promptir_basicsr.data.images import check_size, measured, read_header
 from promptir_basicsr.data.sources import FolderSource, Source
 
 _CHUNK = 32  # images a request to a worker
@@ -40,6 +39,7 @@ _MARGIN = 1.0  # grey levels; below, a difference is noise of the compression an
 _MOST_BITS = 48  # of 256 that copies may differ in; JPEG at quality 75 flips up to 26, unrelated photographs about 100
 _LEAST_CORRELATION = 0.9  # of thumbnails; copies reach 0.99, neighbouring areas of one photograph 0.5
 _LEAST_DETAIL = 1.0  # grey levels of contrast; below, a thumbnail is as good as flat and tells nothing
+_REDUCED = 32 * THUMBNAIL_SIDE  # pixels of a side; a larger image is first reduced, as integers
 _BLUR = 2  # cells of a thumbnail to each side; what is left of it after blurring is detail
 _ROWS = 4096  # compared at once
 
@@ -157,22 +157,23 @@ def image_size(source: Source, name: str) -> tuple[int, int]:
         return source.open(name).size
     path = source.where(name)
     try:
-        with open(path, 'rb') as file:
+        with open_regular(path) as file:
             header = read_header(file.read(_HEAD))
-            if header is not None:
-                return header.height, header.width
             file.seek(0)
-            if os.fstat(file.fileno()).st_size:
-                with PIL.Image.open(file) as image:  # reads no pixels
-                    return image.height, image.width
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
-        pass  # Pillow knows fewer kinds of files than OpenCV, which has the last word
-    encoded: EncodedImage = source.open(name)
-    return encoded.size
+            size = (header.height, header.width) if header else measured(file)
+    except OSError:  # opening it once more says why
+        size = None
+    if size is None:
+        return source.open(name).size
+    check_size(size, path, source.max_pixels)
+    return size
 
 
 def fingerprint(image: np.ndarray) -> bytes:
     """(H, W, 3) RGB, uint8 or uint16 -> FINGERPRINT_BYTES bytes: the hash, then the thumbnail."""
+    small = [min(side, _REDUCED) for side in (image.shape[1], image.shape[0])]
+    if small != [image.shape[1], image.shape[0]]:
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(to_float(image), cv2.COLOR_RGB2GRAY) * 255
     areas = cv2.resize(grey, (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA)
     bits = np.packbits(np.diff(areas, axis=1) > _MARGIN)

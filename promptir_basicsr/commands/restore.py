@@ -50,7 +50,9 @@ def main(args: argparse.Namespace) -> int:
             reporter.tell_plan()
             return 0
         with reporter:
-            outcome = restore_files(restorer, plan, reporter, labels, args.strength, args.batch, args.overwrite)
+            outcome = restore_files(
+                restorer, plan, reporter, labels, args.strength, args.batch, args.overwrite, args.max_pixels
+            )
     return reporter.tell_outcome(outcome)
 
 

@@ -23,13 +23,13 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(planes)
 
 
-def to_bytes(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float [0, 1] -> uint8, rounded."""
-    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+def to_bytes(image: np.ndarray, bits: int = 8) -> np.ndarray:
+    """(H, W, 3) float [0, 1] -> uint8 or, with 16 bits, uint16; rounded."""
+    return (np.clip(image, 0, 1) * (2**bits - 1)).round().astype(f'uint{bits}')
 
 
 def save_picture(image: np.ndarray, path: str | Path) -> None:
-    """Write an (H, W, 3) RGB uint8 picture as PNG; makes the folder.
+    """Write an (H, W, 3) RGB uint8 or uint16 picture as PNG; makes the folder.
 
     Raises:
         SaveError: the file could not be written.

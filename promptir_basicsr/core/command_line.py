@@ -12,6 +12,7 @@ from promptir_basicsr.core.vocabulary import (
     EXPORT_SIZES,
     KERNELS,
     LAYOUT_ENDINGS,
+    MAX_PIXELS,
     PICTURE_FORMATS,
     PRECISIONS,
     STORAGES,
@@ -70,7 +71,9 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
     what.add_argument('-opt', metavar='FILE', help='option file (YAML)')
     what.add_argument('--protocol', metavar='NAME', help='a published protocol, without an option file')
     parser.add_argument('--dataroot', metavar='DIR', help='where the folders of --protocol start')
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for the databases and their options')
+    parser.add_argument(
+        '--out', type=_output, required=True, metavar='DIR', help='folder for the databases and their options'
+    )
     parser.add_argument(
         '--storage',
         choices=STORAGES,
@@ -91,7 +94,9 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 
 def _restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('input', nargs='+', metavar='INPUT', help='files, folders, patterns in quotes')
-    parser.add_argument('-o', '--out', required=True, metavar='OUT', help='folder; for a single file also a file')
+    parser.add_argument(
+        '-o', '--out', type=_output, required=True, metavar='OUT', help='folder; for a single file also a file'
+    )
     network = parser.add_argument_group('the network')
     network.add_argument('--weights', metavar='FILE', help='weights of a trained network')
     network.add_argument('-opt', metavar='FILE', help='option file with network_g, where weights do not tell theirs')
@@ -119,6 +124,13 @@ def _restore(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         '--format', type=_format, metavar='EXT', help=f'{", ".join(PICTURE_FORMATS)}; default: as the input'
     )
+    files.add_argument(
+        '--max-pixels',
+        type=_count(1),
+        metavar='N',
+        default=MAX_PIXELS,
+        help='pictures with more are not read; default: %(default)s',
+    )
     there = files.add_mutually_exclusive_group()
     there.add_argument('--overwrite', action='store_true', help='replace files that are there (never an input)')
     there.add_argument('--skip-existing', action='store_true', help='leave out what is there, e.g. to go on')
@@ -128,7 +140,7 @@ def _restore(parser: argparse.ArgumentParser) -> None:
 def _convert(parser: argparse.ArgumentParser) -> None:
     endings = ', '.join(f'{layout} {" ".join(endings)}' for layout, endings in LAYOUT_ENDINGS.items())
     parser.add_argument('input', metavar='IN', help='.pth, .pt, .ckpt or .safetensors')
-    parser.add_argument('output', metavar='OUT', nargs='?', help='the file to write')
+    parser.add_argument('output', type=_output, metavar='OUT', nargs='?', help='the file to write')
     parser.add_argument('--to', choices=LAYOUT_ENDINGS, help=f'layout; default: by the ending of OUT ({endings})')
     parser.add_argument('--key', metavar='NAME', help='which weights of IN, and these alone; default: params_ema first')
     parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from IN')
@@ -139,7 +151,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 def _export(parser: argparse.ArgumentParser) -> None:
     endings = ', '.join(f'{ending} {kind}' for kind, ending in EXPORT_FORMATS.items())
     parser.add_argument('weights', metavar='WEIGHTS', help='.pth, .pt, .ckpt or .safetensors')
-    parser.add_argument('output', metavar='OUT', help='the file to write')
+    parser.add_argument('output', type=_output, metavar='OUT', help='the file to write')
     parser.add_argument('--to', choices=EXPORT_FORMATS, help=f'format; default: by the ending of OUT ({endings})')
     parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where it is not told from WEIGHTS')
     parser.add_argument('--key', metavar='NAME', help='which weights of WEIGHTS; default: params_ema first')
@@ -161,7 +173,7 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--weights', metavar='FILE', help='weights of the network; default: path.pretrain_network_g of the option file'
     )
-    parser.add_argument('--out', metavar='DIR', help='folder for the files; default: explain/NAME')
+    parser.add_argument('--out', type=_output, metavar='DIR', help='folder for the files; default: explain/NAME')
     parser.add_argument('--overwrite', action='store_true', help='replace what this command has written there before')
     for name, what in (
         ('images', 'images of each task, at most'),
@@ -210,6 +222,13 @@ def _count(least: int) -> Callable[[str], int]:
         return int(text)
 
     return count
+
+
+def _output(path: str) -> str:
+    """Where results go; joined to a name, an empty path would be the current folder."""
+    if not path:
+        raise argparse.ArgumentTypeError('is empty; the current folder is .')
+    return path
 
 
 def _tile(text: str) -> int | str | None:

@@ -1,4 +1,4 @@
-"""Write files: the only place where this package creates, replaces or renames a file.
+"""Write files: the only place where this package creates, replaces or renames a file; and open them safely.
 
 A file is written under a temporary name in the folder of its target and replaces the target when it is complete, so
 that under its own name there is the file before or the file after, never a part of one. A process that is killed leaves
@@ -29,6 +29,28 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0) | 
 def is_unfinished(name: str) -> bool:
     """Whether a file name is one of those that files have here while they are written."""
     return _UNFINISHED.fullmatch(name) is not None
+
+
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """Whether a file can be read to its end: no FIFO, socket or device. True for what is not there, too."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return True
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading; of a FIFO, which would wait for a writer, a socket or a device that is an error.
+
+    Raises:
+        OSError: the file cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, 'rb')
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, 'Is a directory' if stat.S_ISDIR(mode) else 'Not a regular file')
 
 
 def atomic_write(

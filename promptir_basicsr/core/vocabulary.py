@@ -53,5 +53,8 @@ PICTURE_FORMATS = {
 }
 """Formats that are written, by the extension of a file."""
 
+MAX_PIXELS = 178_956_970
+"""Of an image that is read, unless more are allowed; Pillow's own limit."""
+
 EXPLAIN_DEFAULTS = {'images': 8, 'size': 256, 'untrained': 19, 'permutations': 999, 'seed': 0}
 """How much `basicsr explain` looks at, see `explain.Settings`."""

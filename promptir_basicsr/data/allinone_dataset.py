@@ -19,6 +19,7 @@ from promptir_basicsr.core.errors import ImageError, OptionError, raise_problems
 from promptir_basicsr.core.messages import first_few, unknown_keys
 from promptir_basicsr.core.problems import Keys
 from promptir_basicsr.core.registry import register
+from promptir_basicsr.core.vocabulary import MAX_PIXELS
 from promptir_basicsr.data.images import centre_area, centre_crop, flip_rotate, reflect_to
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampler import EpochIndex
@@ -92,6 +93,7 @@ class AllInOneDataset(Dataset):
         use_rot: random vertical flips and 90 degree rotations. Default: False.
         augment_identity: whether the untouched crop is among the flips and rotations. The released programs never
             draw it. Default: True.
+        max_pixels: images with more are refused. Default: 178,956,970.
         seed: of all random draws. For training `basicsr train` sets it to `manual_seed`. Default: 0.
 
     A sample is a dict:
@@ -99,6 +101,7 @@ class AllInOneDataset(Dataset):
         lq_path, gt_path: files they come from.
         task: name of the task.
         degradation: its label, an int.
+        bits: of a value of the input's file, 8 or 16; not in training.
         name: the image's name within the task, without extension and with `/` as `_`; unique within the task.
 
     Raises:
@@ -161,10 +164,11 @@ class AllInOneDataset(Dataset):
                 rng = TrainingGenerator([self.seed, epoch, index])
                 lq, gt = self._training_images(number, lq_name, gt_name, rng)
             else:
-                lq, gt = self._whole_images(task, lq_name, gt_name, self._image_names[number][position])
+                lq, gt, bits = self._whole_images(task, lq_name, gt_name, self._image_names[number][position])
         except ImageError as error:
             raise ImageError(f"task '{task.name}': {error}") from error
         return {
+            **({} if self.training else {'bits': bits}),
             'lq': to_tensor(lq),
             'gt': to_tensor(gt),
             'lq_path': task.lq.where(lq_name),
@@ -194,10 +198,11 @@ class AllInOneDataset(Dataset):
         mode = self._flip_modes[rng.integers(len(self._flip_modes))]
         return self._degraded(task, [flip_rotate(image, mode) for image in images], rng)
 
-    def _whole_images(self, task: Task, lq_name: str, gt_name: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _whole_images(self, task: Task, lq_name: str, gt_name: str, name: str) -> tuple[np.ndarray, np.ndarray, int]:
+        """Degraded and clear image, and the bits of a value of the file of the first."""
         images = [centre_crop(image.pixels(), self.crop_multiple) for image in self._open(task, lq_name, gt_name)]
         rng = np.random.default_rng(stable_seed(self.seed, name, task.degrade.key if task.degrade else ''))
-        return self._degraded(task, images, rng)
+        return (*self._degraded(task, images, rng), 8 * images[0].itemsize)
 
     def _open(self, task: Task, lq_name: str, gt_name: str) -> list[StoredImage]:
         """[clean] or [degraded, clear]."""
@@ -263,6 +268,8 @@ def check_dataset(
         tasks = build_tasks(opt, where, surveys)
     except OptionError as error:
         problems += error.problems
+    for source in (source for task in tasks for source in (task.lq, task.gt)):
+        source.max_pixels = opt.get('max_pixels', MAX_PIXELS)
     if not problems:
         problems += check_shares(tasks, opt, where)
     raise_problems(problems)
@@ -305,7 +312,8 @@ def describe_tasks(
                 f'fit its pairing rule: {first_few(task.left_out)}.'
             )
         lines += [f'  Note: {note}' for note in _count_notes(task)]
-    return lines
+    unread = dict.fromkeys(line for task in tasks for source in (task.lq, task.gt) for line in source.unread)
+    return lines + [f'  Note: {line}' for line in unread]
 
 
 def _count_notes(task: Task) -> list[str]:

@@ -7,19 +7,24 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 import PIL.Image
 
 from promptir_basicsr.core.errors import ImageError
-
-IMAGE_EXTENSIONS = ('png', 'jpg', 'jpeg', 'bmp', 'tif', 'tiff', 'webp', 'ppm', 'pgm')
+from promptir_basicsr.core.vocabulary import MAX_PIXELS
+from promptir_basicsr.pictures.decode import check_pixels, open_image
+from promptir_basicsr.pictures.io import decode_picture, measure_stream
+from promptir_basicsr.pictures.picture import PictureError
+from promptir_basicsr.pictures.tiff import TIFF_MAGIC
 
 _READ = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 _MARGIN = 16  # rows below a crop that colour upsampling of a JPEG may look at
 _WORTHWHILE = 0.85  # of the rows; above, OpenCV's whole decoding is as fast
 _LARGE = 1 << 25  # pixels; Pillow warns about larger images
+_STRIP = 1024  # rows
 _MOST_A_BYTE = (1024, 8256)  # pixels of a JPEG and of a PNG; deflate makes a byte of at most 1032
 
 
@@ -49,12 +54,18 @@ class EncodedImage:
     Args:
         content: the file.
         where: its name in messages.
+        max_pixels: of an image that is decoded.
+
+    Raises:
+        ImageError: the image has more pixels.
     """
 
-    def __init__(self, content: bytes, where: str) -> None:
-        self._content, self._where = content, where
+    def __init__(self, content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> None:
+        self._content, self._where, self._max_pixels = content, where, max_pixels
         self._array: np.ndarray | None = None
         self._header = read_header(content)
+        if self._header is not None:
+            check_size((self._header.height, self._header.width), where, max_pixels)
 
     @property
     def content(self) -> bytes:
@@ -71,7 +82,7 @@ class EncodedImage:
     def pixels(self) -> np.ndarray:
         """The whole image, see `decode`."""
         if self._array is None:
-            self._array = decode(self._content, self._where)
+            self._array = decode(self._content, self._where, self._max_pixels)
         return self._array
 
     def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -146,19 +157,36 @@ def _decode_rows(content: bytes, header: Header, rows: int, box: tuple[int, int,
     return decode(content, where)[top:bottom, left:right]
 
 
-def decode(content: bytes, where: str) -> np.ndarray:
+def check_size(size: tuple[int, int], where: str, max_pixels: int) -> None:
+    """Refuse an image (height, width) of more pixels than are read.
+
+    Raises:
+        ImageError: it has more.
+    """
+    try:
+        check_pixels(*size, f'{where}:', max_pixels)
+    except PictureError as error:
+        raise ImageError(str(error)) from error
+
+
+def decode(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Image file -> (H, W, 3) RGB, uint8 [0, 255] or uint16 [0, 65535].
 
     Grey becomes three equal channels, a palette its colours, an alpha channel is dropped, EXIF orientation is ignored
     (both images of a pair are taken as stored, as the published pipelines do). TIFF is the exception: OpenCV turns it
-    by its own orientation tag and multiplies the colours by a separate (unassociated) 8-bit alpha channel.
+    by its own orientation tag and multiplies the colours by a separate (unassociated) 8-bit alpha channel. HEIC, AVIF
+    and GIF are read as by `read_picture`: upright, and no animations.
 
     Raises:
-        ImageError: not an image, or one beyond OpenCV's limits; names `where`.
+        ImageError: not an image, one of more than `max_pixels`, or beyond OpenCV's limits; names `where`.
     """
+    if content[4:8] == b'ftyp' or content[:4] == b'GIF8':
+        return _by_pictures(content, where, max_pixels)
     header = read_header(content)
     if header is not None and header.exceeds(len(content)):
         raise _unreadable(content, where)
+    if size := (header.height, header.width) if header else measured(io.BytesIO(content)):
+        check_size(size, where, max_pixels)
     whole = _still(content) if header is not None and header.png else content
     try:
         image = cv2.imdecode(np.frombuffer(whole, np.uint8), _READ) if whole else None
@@ -168,7 +196,32 @@ def decode(content: bytes, where: str) -> np.ndarray:
         raise _unreadable(content, where)
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f'{where}: pixels of type {image.dtype}; 8-bit and 16-bit integers can be read.')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    for top in range(0, len(image), _STRIP):  # in place: a second whole image may be more than there is memory for
+        strip = image[top : top + _STRIP]
+        cv2.cvtColor(strip, cv2.COLOR_BGR2RGB, dst=strip)
+    return image
+
+
+def _by_pictures(content: bytes, where: str, max_pixels: int) -> np.ndarray:
+    try:
+        image = decode_picture(content, f'{where}:', max_pixels).image
+    except PictureError as error:
+        raise ImageError(str(error)) from error
+    channels = image.reshape(*image.shape[:2], -1)
+    return channels[..., [0, 0, 0] if channels.shape[2] < 3 else [0, 1, 2]]
+
+
+def measured(stream: BinaryIO) -> tuple[int, int] | None:
+    """Height and width as `decode` has them, from the beginning of a file of a kind that Pillow knows."""
+    try:
+        start = stream.read(8)
+        stream.seek(0)
+        if start[:4] in TIFF_MAGIC or start[4:] == b'ftyp':
+            return measure_stream(stream)
+        with open_image(stream) as image:
+            return image.height, image.width
+    except Exception:  # OpenCV knows more kinds of files, and has the last word
+        return None
 
 
 def _still(content: bytes) -> bytes:

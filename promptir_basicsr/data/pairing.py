@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from promptir_basicsr.core.messages import did_you_mean, first_few, unknown_keys, unknown_name
 from promptir_basicsr.core.problems import Keys, Problem, keys, problem
-from promptir_basicsr.data.images import IMAGE_EXTENSIONS
+from promptir_basicsr.pictures.picture import EXTENSIONS
 
 _FIELD = re.compile(r'\{([^\W\d]\w*)\}')
 
@@ -83,7 +83,7 @@ def compile_template(template: str) -> re.Pattern[str]:
         if name in seen:
             pattern += f'(?P={name})'
         elif name == 'ext':
-            pattern += f'(?P<ext>(?i:{"|".join(IMAGE_EXTENSIONS)}))'
+            pattern += f'(?P<ext>(?i:{"|".join(EXTENSIONS)}))'
         else:
             pattern += f'(?P<{name}>{".+?" if name == "path" else "[^/]+?"})'
         seen.add(name)
@@ -114,7 +114,7 @@ class PairFinder:
         expected = fill_template(self.rule.gt, {'ext': own or '*', **fields})
         if '{ext}' not in self.rule.gt:
             return (expected if expected in self._gt_names else None), expected
-        for extension in dict.fromkeys((own, *IMAGE_EXTENSIONS, *(e.upper() for e in IMAGE_EXTENSIONS))):
+        for extension in dict.fromkeys((own, *EXTENSIONS, *(e.upper() for e in EXTENSIONS))):
             name = fill_template(self.rule.gt, {**fields, 'ext': extension})
             if name in self._gt_names:
                 return name, expected

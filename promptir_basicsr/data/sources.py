@@ -8,8 +8,11 @@ from typing import Protocol
 import numpy as np
 
 from promptir_basicsr.core.errors import ImageError
-from promptir_basicsr.data.images import IMAGE_EXTENSIONS, EncodedImage
+from promptir_basicsr.core.files import open_regular
+from promptir_basicsr.core.vocabulary import MAX_PIXELS
+from promptir_basicsr.data.images import EncodedImage
 from promptir_basicsr.data.lmdb.reader import LmdbSource
+from promptir_basicsr.pictures.picture import EXTENSIONS, extension_of, unread_pictures
 
 SKIMAGE = 'skimage://'
 
@@ -32,9 +35,16 @@ class Source(Protocol):
     """A place that holds images: a folder or an LMDB. Names are relative paths with forward slashes.
 
     A source travels to worker processes, by fork or by pickle; it opens files there, not before.
+
+    Attributes:
+        root: the folder, also of an LMDB.
+        max_pixels: images with more are refused.
+        unread: sentences about pictures of kinds that are not read, once `names` has listed the folder.
     """
 
     root: Path
+    max_pixels: int
+    unread: list[str]
 
     def names(self) -> list[str]:
         """All images, sorted."""
@@ -81,21 +91,21 @@ class FolderSource:
     """Image files below a folder. Names are relative paths with forward slashes."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.root, self.max_pixels = Path(root), MAX_PIXELS
+        self.unread: list[str] = []
         self._prefix = os.path.join(self.root, '')
 
     def names(self) -> list[str]:
         """All image files below the folder, sorted; hidden files and folders are left out."""
-        found = []
+        found, others = [], []
         for folder, subfolders, files in os.walk(self.root, followlinks=True):
             subfolders[:] = [name for name in subfolders if not name.startswith('.') and not _leads_back(folder, name)]
             prefix = os.path.relpath(folder, self.root).replace(os.sep, '/')
             prefix = '' if prefix == '.' else prefix + '/'
-            found += [
-                prefix + name
-                for name in files
-                if not name.startswith('.') and os.path.splitext(name)[1][1:].lower() in IMAGE_EXTENSIONS
-            ]
+            for name in files:
+                if not name.startswith('.'):
+                    (found if extension_of(name) in EXTENSIONS else others).append(prefix + name)
+        self.unread = [f"'{self.root}': {line}" for line in unread_pictures(others)]
         return sorted(found)
 
     def where(self, name: str) -> str:
@@ -106,8 +116,8 @@ class FolderSource:
         """The image called `name`; its file is read, not yet decoded."""
         path = self.where(name)
         try:
-            with open(path, 'rb') as file:
-                return EncodedImage(file.read(), path)
+            with open_regular(path) as file:
+                return EncodedImage(file.read(), path, self.max_pixels)
         except OSError as error:
             raise ImageError(f'{path}: cannot be read ({error.strerror}).') from error
 

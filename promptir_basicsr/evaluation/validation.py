@@ -285,14 +285,15 @@ class Measurement:
         return math.inf if most is None else most
 
     def _save_pictures(self, images: Mapping[str, np.ndarray], data: Mapping[str, Any], task: str) -> None:
-        """In training one comparison an iteration; in a test the restored image as well."""
+        """In training one comparison an iteration; in a test the restored image as well, as deep as its input."""
         val, opt = self.report.val, self.report.opt
         folder = os.path.join(opt['path']['visualization'], self.dataset, task)
         name = data['name'][0] if 'name' in data else os.path.splitext(os.path.basename(data['lq_path'][0]))[0]
         ending = str(self.iteration)
         if not opt['is_train']:
             ending = val.get('suffix') or 'restored'
-            self.report.save_picture(to_bytes(images['result']), os.path.join(folder, f'{name}_{ending}.png'))
+            bits = int(data['bits'][0]) if 'bits' in data else 8
+            self.report.save_picture(to_bytes(images['result'], bits), os.path.join(folder, f'{name}_{ending}.png'))
             folder = os.path.join(folder, 'comparison')
         if self._counts[task] <= self._most():
             shown = [images[key] for key in ('lq', 'result', 'gt') if key in images]

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from promptir_basicsr.core.console import plain_console
 from promptir_basicsr.core.errors import SaveError
 from promptir_basicsr.core.messages import printable
+from promptir_basicsr.core.vocabulary import MAX_PIXELS
 from promptir_basicsr.inference.plan import Job, Plan, Size
 from promptir_basicsr.inference.restorer import Restorer
 from promptir_basicsr.pictures.io import measure_picture, read_picture, write_picture
@@ -79,7 +80,8 @@ class Reporter:
         """What would be done."""
         for job in self._plan.jobs:
             self.say(f'{_arrow(job)}  {_shown(job.size) if job.size else "its size cannot be read"}')
-        self.say(f'{self._count:,} to be restored{_left_out(self._plan)}. Nothing was done.')
+        self._tell_left_out()
+        self.say(f'{self._count:,} to be restored{_others(self._plan)}. Nothing was done.')
 
     def started(self, jobs: Sequence[Job]) -> None:
         self._bar.update(self._task, description=printable(os.path.basename(jobs[0].source)))
@@ -104,10 +106,11 @@ class Reporter:
         """The last lines; the exit status."""
         speed = outcome.pixels / 1e6 / outcome.seconds if outcome.seconds else 0.0
         failed = f', {len(outcome.failed):,} failed' if outcome.failed else ''
-        if outcome.failed:
+        if outcome.failed and self._above:  # elsewhere their lines are still there
             self._console.print('\n'.join(['Not restored:', *(f'  {printable(line)}' for line in outcome.failed)]))
+        self._tell_left_out()
         self.say(
-            f'{outcome.restored:,} restored{failed}{_left_out(self._plan)}, {outcome.seconds:.1f} s, '
+            f'{outcome.restored:,} restored{failed}{_others(self._plan)}, {outcome.seconds:.1f} s, '
             f'{speed:.3g} megapixels/s'
         )
         if outcome.interrupted:
@@ -118,6 +121,17 @@ class Reporter:
             return INTERRUPTED
         return 1 if outcome.failed else 0
 
+    def failed(self, message: str) -> None:
+        """A file could not be restored: above the bar, or once on standard error."""
+        if self._above:
+            self.say(f'failed: {message}')
+        else:
+            self._console.print(printable(f'failed: {message}'))
+
+    def _tell_left_out(self) -> None:
+        for line in self._plan.left_out:
+            self._console.print(printable(line))
+
 
 def restore_files(
     restorer: 'Restorer',
@@ -127,6 +141,7 @@ def restore_files(
     strength: float = 1.0,
     batch: int = 1,
     overwrite: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Outcome:
     """Restore all files; what goes wrong with one of them does not stop the others.
 
@@ -134,8 +149,9 @@ def restore_files(
 
     Args:
         batch: at most so many of equal size go through the network together.
+        max_pixels: pictures with more are not read.
     """
-    run = _Run(restorer, reporter, degradation, strength, overwrite)
+    run = _Run(restorer, reporter, degradation, strength, overwrite, max_pixels)
     begun = time.perf_counter()
     pool = ThreadPoolExecutor(2, thread_name_prefix='pictures')
     try:
@@ -164,19 +180,26 @@ def _batches(jobs: Iterable[Job], batch: int) -> list[list[Job]]:
 
 class _Run:
     def __init__(
-        self, restorer: 'Restorer', reporter: Reporter, degradation: Any, strength: float, overwrite: bool
+        self,
+        restorer: 'Restorer',
+        reporter: Reporter,
+        degradation: Any,
+        strength: float,
+        overwrite: bool,
+        max_pixels: int,
     ) -> None:
         self.outcome = Outcome()
+        self._max_pixels = max_pixels
         self._restorer, self._reporter, self._overwrite = restorer, reporter, overwrite
         self._told = (degradation, strength)
         self._written: deque[tuple[Job, Picture, float, Future[None]]] = deque()
 
     def all(self, batches: Sequence[Sequence[Job]], pool: ThreadPoolExecutor) -> None:
-        coming = deque(pool.submit(_read, jobs) for jobs in batches[:1])
+        coming = deque(pool.submit(_read, jobs, self._max_pixels) for jobs in batches[:1])
         for number, jobs in enumerate(batches):
             self._reporter.started(jobs)
             read = coming.popleft().result()
-            coming += [pool.submit(_read, after) for after in batches[number + 1 : number + 2]]
+            coming += [pool.submit(_read, after, self._max_pixels) for after in batches[number + 1 : number + 2]]
             for together in self._equal(read):
                 self._restore(together, pool)
             self.collect()
@@ -230,14 +253,14 @@ class _Run:
 
     def _fail(self, message: str) -> None:
         self.outcome.failed.append(message)
-        self._reporter.say(f'failed: {message}')
+        self._reporter.failed(message)
 
 
-def _read(jobs: Sequence[Job]) -> list[tuple[Job, 'Picture | PictureError']]:
+def _read(jobs: Sequence[Job], max_pixels: int) -> list[tuple[Job, 'Picture | PictureError']]:
     read: list[tuple[Job, Picture | PictureError]] = []
     for job in jobs:
         try:
-            read.append((job, read_picture(job.source)))
+            read.append((job, read_picture(job.source, max_pixels)))
         except PictureError as error:
             read.append((job, error))
     return read
@@ -266,7 +289,7 @@ def _shown(size: Size) -> str:
     return f'{size[1]}x{size[0]}'
 
 
-def _left_out(plan: Plan) -> str:
+def _others(plan: Plan) -> str:
     present = f', {plan.present:,} there already' if plan.present else ''
     return present + (f', other files: {plan.foreign:,}' if plan.foreign else '')
 

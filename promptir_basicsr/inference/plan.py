@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from promptir_basicsr.core.errors import OptionError, raise_problems
+from promptir_basicsr.core.files import is_regular
 from promptir_basicsr.core.messages import first_few, printable
 from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
-from promptir_basicsr.pictures.picture import EXTENSIONS, extension_of, format_of
+from promptir_basicsr.pictures.picture import EXTENSIONS, UNREAD, extension_of, format_of, unread_pictures
 
 Size = tuple[int, int]
 
@@ -38,12 +39,14 @@ class Plan:
     Attributes:
         jobs: in the order of the inputs, sorted within folders and patterns.
         foreign: how many files of folders and patterns are no pictures by their names.
+        left_out: sentences about pictures that are not read, and about what looks like one and is no regular file.
         present: how many results are there already and left as they are.
     """
 
     jobs: list[Job]
     foreign: int = 0
     present: int = 0
+    left_out: Sequence[str] = ()
 
 
 def plan_restoration(
@@ -76,8 +79,13 @@ def plan_restoration(
     if any(sign in suffix for sign in ('/', os.sep, '\0')):
         message = f"--suffix: '{printable(suffix)}' has a separator of folders. Give a part of a file name."
         problems.append(message)
+    left_out = [
+        *unread_pictures(found.unread),
+        *(f'{_quoted(path)} left out: not a regular file.' for path in found.special),
+    ]
     if not problems and not found.files:
         more = f' {found.foreign:,} files have other extensions.' if found.foreign else ''
+        more += ''.join(f' {line}' for line in left_out)
         problems.append(
             f'no pictures found in {first_few(map(_quoted, inputs))}.{more} Known: {", ".join(EXTENSIONS)}.'
         )
@@ -98,7 +106,7 @@ def plan_restoration(
         )
     raise_problems(problems)
     skipped = {job.target for job in present} if skip_existing else set()
-    return Plan([job for job in jobs if job.target not in skipped], found.foreign, len(skipped))
+    return Plan([job for job in jobs if job.target not in skipped], found.foreign, len(skipped), left_out)
 
 
 @dataclass
@@ -107,6 +115,8 @@ class _Found:
 
     files: list[tuple[str, str]] = field(default_factory=list)
     foreign: int = 0
+    unread: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
     single: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -115,7 +125,12 @@ class _Found:
         if os.path.basename(source).startswith('.'):
             return
         if extension_of(source) in EXTENSIONS:
-            self.files.append((source, relative))
+            if is_regular(source):
+                self.files.append((source, relative))
+            else:
+                self.special.append(source)
+        elif extension_of(source) in UNREAD:
+            self.unread.append(source)
         else:
             self.foreign += 1
 
@@ -159,7 +174,7 @@ def _match(pattern: str, given: str, out: str, found: _Found) -> None:
     root = Path(pattern)
     while glob.has_magic(str(root)):
         root = root.parent
-    files = sorted(path for path in set(glob.glob(pattern, recursive=True)) if os.path.isfile(path))
+    files = sorted(path for path in set(glob.glob(pattern, recursive=True)) if not os.path.isdir(path))
     if not files:
         found.problems.append(f"'{printable(given)}' matches no files.")
     results = os.path.realpath(out)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, StrictInt, StrictStr
 
+from promptir_basicsr.core.vocabulary import MAX_PIXELS
 from promptir_basicsr.options.registered import Registered
 from promptir_basicsr.options.section import (
     CheckedElsewhere,
@@ -177,6 +178,7 @@ class AllInOneOptions(Section, extra='ignore'):
     augment_identity: Flag = option(
         True, description='whether the untouched crop is among the flips and turns; the released programs never draw it'
     )
+    max_pixels: Count = option(MAX_PIXELS, description='images with more are refused, by name, before they are decoded')
     seed: CountFromZero | None = option(
         None, description='of every random draw; left out, `manual_seed` in training and 0 in validation and test'
     )

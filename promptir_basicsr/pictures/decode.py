@@ -2,8 +2,11 @@
 
 import io
 import re
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -11,15 +14,17 @@ import PIL.Image
 import PIL.ImageCms
 
 from promptir_basicsr.pictures.exif import orientation_of, turn_upright, turned_block
-from promptir_basicsr.pictures.picture import Picture, PictureError
+from promptir_basicsr.pictures.picture import UNREAD, Picture, PictureError
 
-READABLE = ('PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP', 'PPM', 'GIF')
+READABLE = ('PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP', 'PPM', 'GIF', 'AVIF')
 """Formats as Pillow calls them."""
+
+_ALLOWED = 'Allowed: PNG, JPEG, TIFF, WebP, HEIC, AVIF, BMP, PPM, single GIF.'
 
 _FOREIGN = (
     (0, b'#?', 'a Radiance HDR picture: its values are floating-point numbers'),
     (0, b'v/1\x01', 'an OpenEXR picture: its values are floating-point numbers'),
-    (4, b'ftyp', 'a HEIC, AVIF or video file'),
+    (4, b'ftyp', 'a video, or a HEIC or AVIF file that cannot be read here'),
     (0, b'\0\0\0\x0cjP', 'a JPEG 2000 picture'),
     (0, b'\xff\x0a', 'a JPEG XL picture'),
     (0, b'%PDF', 'a PDF document'),
@@ -31,9 +36,73 @@ _PNG_CHUNKS = (b'cHRM', b'gAMA', b'sRGB', b'cICP', b'mDCV', b'cLLI', b'tEXt', b'
 _PNM = re.compile(rb'(P[56])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s')
 
 
-def read_picture_file(content: bytes, where: str) -> Picture:
+def open_image(stream: BinaryIO, formats: Sequence[str] = READABLE) -> PIL.Image.Image:
+    """As `PIL.Image.open`, without its limit, which holds for a whole process; see `check_pixels`."""
+    PIL.Image.init()
+    start = stream.read(16)
+    for name in formats:
+        factory, accept = PIL.Image.OPEN[name]
+        if accept is None or accept(start) is True:
+            stream.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return factory(stream, '')
+    raise PIL.UnidentifiedImageError('not a picture')
+
+
+def check_pixels(height: int, width: int, where: str, most: int) -> None:
+    """Refuse a picture of more pixels than are read.
+
+    Raises:
+        PictureError: it has more.
+    """
+    if height * width > most:
+        raise PictureError(
+            f'{where} has {width:,}x{height:,} = {height * width:,} pixels; {most:,} are allowed (`--max-pixels` of '
+            '`basicsr restore`, `max_pixels` of a data set).'
+        )
+
+
+def is_heif(content: bytes) -> bool:
+    """Whether a file says that it is a HEIC or another HEIF, but not an AVIF, which is one, too."""
+    brands = content[8 : min(int.from_bytes(content[:4], 'big'), 128)] if content[4:8] == b'ftyp' else b''
+    return b'avi' not in brands and any(brand in brands for brand in (b'hei', b'hev', b'mif1', b'msf1'))
+
+
+def open_heif(content: bytes, where: str) -> Any:
+    """`pillow_heif.HeifFile`, of which nothing is decoded yet.
+
+    Raises:
+        PictureError: pillow-heif is not installed.
+    """
+    if 'heic' in UNREAD:
+        raise PictureError(f'{where} is a HEIC file. {UNREAD["heic"][1].replace("them", "it")}')
+    import pillow_heif
+
+    return pillow_heif.open_heif(io.BytesIO(content), convert_hdr_to_8bit=False)
+
+
+def _read_heif(content: bytes, where: str, most: int) -> Picture:
+    """The decoder turns it upright, whatever its EXIF block says."""
+    file = open_heif(content, where)
+    check_pixels(file.size[1], file.size[0], where, most)
+    image, notes = file[file.primary_index], ('the first of several pictures in the file',) if len(file) > 1 else ()
+    if image.mode.partition(';')[0] not in ('L', 'I', 'LA', 'RGB', 'RGBA'):
+        raise PictureError(f'{where} has pixels of the kind {image.mode}; grey and RGB pictures are restored.')
+    pixels, bits = np.asarray(image), image.info['bit_depth']
+    if pixels.dtype == np.uint16:  # of which the decoder fills the upper bits
+        pixels = _full_range(pixels >> 16 - bits, 2**bits - 1)
+    exif = exif_of(image)
+    return upright(
+        Picture(pixels, 'PNG', image.info.get('icc_profile'), exif, as_bytes(image.info.get('xmp')), notes=notes), 1
+    )
+
+
+def read_picture_file(content: bytes, where: str, most: int) -> Picture:
     """The picture in any file but a TIFF; what Pillow raises is not yet in words for people."""
-    with PIL.Image.open(io.BytesIO(content), formats=READABLE) as file:
+    if is_heif(content):
+        return _read_heif(content, where, most)
+    with open_image(io.BytesIO(content)) as file:
+        check_pixels(file.height, file.width, where, most)
         kind = file.format
         frames = getattr(file, 'n_frames', 1)
         if frames > 1 and kind != 'MPO':
@@ -50,7 +119,7 @@ def read_picture_file(content: bytes, where: str) -> Picture:
         exif, xmp = exif_of(file), file.info.get('xmp')
         dpi = resolution_of(file.info.get('dpi'))
         chunks = _png_chunks(content) if kind == 'PNG' else ()
-    kind = {'MPO': 'JPEG', 'GIF': 'PNG'}.get(str(kind), str(kind))
+    kind = {'MPO': 'JPEG', 'GIF': 'PNG', 'AVIF': 'PNG'}.get(str(kind), str(kind))
     picture = Picture(pixels, kind, profile or None, exif, as_bytes(xmp), dpi, chunks, notes)
     return upright(picture, orientation_of(exif or b''))
 
@@ -95,16 +164,21 @@ def _is_deep(content: bytes) -> bool:
     """Whether the file has more than 8 bits a value, which Pillow rounds off without a word."""
     if content[:8] == b'\x89PNG\r\n\x1a\n':
         return content[24:25] == b'\x10'
+    if content[4:8] == b'ftyp':
+        return _avif_bits(content) > 8
     return content[:2] in (b'P2', b'P3', b'P5', b'P6') and _pnm_most(content) > 255
 
 
 def _deep_pixels(content: bytes, clear: Any, where: str) -> np.ndarray:
-    """16-bit pixels of a PNG or PNM file that Pillow has found to be whole; `clear` is the transparent colour."""
+    """16-bit pixels of a file that Pillow has found to be whole; `clear` is the transparent colour of a PNG."""
     if content[:1] == b'P':
         return _deep_pnm(content, where)
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or pixels.dtype != np.uint16:
-        raise PictureError(f'{where} has 16 bits and cannot be decoded; it may be damaged.')
+        raise PictureError(f'{where} has more than 8 bits and cannot be decoded; it may be damaged.')
+    if content[4:8] == b'ftyp':
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]] if pixels.ndim == 3 else pixels
+        return _full_range(pixels, 2 ** _avif_bits(content) - 1)
     kind = content[25]  # 0 grey, 2 colours, 4 grey and alpha, 6 colours and alpha
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if kind == 4:  # of which OpenCV makes three channels beside alpha
@@ -129,12 +203,26 @@ def _deep_pnm(content: bytes, where: str) -> np.ndarray:
     kind, width, height, most = header[1], int(header[2]), int(header[3]), int(header[4])
     shape = (height, width) if kind == b'P5' else (height, width, 3)
     values = np.frombuffer(content, '>u2', int(np.prod(shape)), header.end()).reshape(shape)
-    if most == 65535:
-        return values.astype(np.uint16)
-    return np.rint(np.minimum(values, most) * (65535 / most)).astype(np.uint16)
+    return _full_range(values.astype(np.uint16), most)
 
 
-def exif_of(file: PIL.Image.Image) -> bytes | None:
+def _full_range(values: np.ndarray, most: int) -> np.ndarray:
+    """Values from 0 to `most` -> 0 to 65535; a table by rows, because a product would take four times the memory."""
+    table = np.rint(np.minimum(np.arange(65536), most) * (65535 / most)).astype(np.uint16)
+    values = np.ascontiguousarray(values)
+    for row in values if most < 65535 else ():
+        row[...] = table[row]
+    return values
+
+
+def _avif_bits(content: bytes) -> int:
+    """Of a value, as the first AV1 configuration of the file says."""
+    place = content.find(b'av1C') + 6
+    return (12 if content[place] & 0x20 else 10) if 6 <= place < len(content) and content[place] & 0x40 else 8
+
+
+def exif_of(file: Any) -> bytes | None:
+    """Of an image of Pillow or pillow-heif."""
     block = file.info.get('exif')
     return bytes(block).removeprefix(b'Exif\0\0') or None if isinstance(block, bytes) else None
 
@@ -181,7 +269,7 @@ def what_it_is(content: bytes) -> str:
     """What a file is that is no picture."""
     for place, magic, words in _FOREIGN:
         if content[place : place + len(magic)] == magic:
-            return f'is {words}. Allowed: PNG, JPEG, TIFF, WebP, BMP, PPM, single GIF.'
+            return f'is {words}. {_ALLOWED}'
     text = not content[:512].translate(None, bytes(range(32, 127)) + b'\t\r\n')
     what = 'text' if text else 'no picture that can be read, or its beginning is damaged'
-    return f'is {what} ({len(content):,} bytes). Allowed: PNG, JPEG, TIFF, WebP, BMP, PPM, single GIF.'
+    return f'is {what} ({len(content):,} bytes). {_ALLOWED}'

@@ -4,13 +4,14 @@ What of a file is kept, what is changed and what is refused is listed in `docs/r
 """
 
 import os
-from pathlib import Path
+from typing import BinaryIO
 
-import PIL.Image
+import PIL
 
-from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.core.files import atomic_write, open_regular
 from promptir_basicsr.core.messages import printable
-from promptir_basicsr.pictures.decode import READABLE, exif_of, read_picture_file, what_it_is
+from promptir_basicsr.core.vocabulary import MAX_PIXELS
+from promptir_basicsr.pictures.decode import exif_of, is_heif, open_heif, open_image, read_picture_file, what_it_is
 from promptir_basicsr.pictures.encode import encode_picture
 from promptir_basicsr.pictures.exif import orientation_of
 from promptir_basicsr.pictures.picture import EXTENSIONS, Picture, PictureError, format_of
@@ -28,21 +29,26 @@ __all__ = [
 ]
 
 
-def read_picture(path: str | os.PathLike[str]) -> Picture:
+def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
     """Read a file; its content counts, not its name.
 
+    Args:
+        max_pixels: a picture of more pixels is refused before it is decoded.
+
     Raises:
-        PictureError: it cannot be read, is damaged, no picture, several pictures, or of a kind that is refused.
+        PictureError: it cannot be read, is damaged, too large, no picture, several pictures, or of a kind that is
+            refused.
     """
     where = f"'{printable(os.fspath(path))}'"
     try:
-        content = Path(path).read_bytes()
+        with open_regular(path) as stream:
+            content = stream.read()
     except OSError as error:
         raise PictureError(f'{where} cannot be read: {error.strerror or error}.') from error
-    return decode_picture(content, where)
+    return decode_picture(content, where, max_pixels)
 
 
-def decode_picture(content: bytes, where: str = 'the picture') -> Picture:
+def decode_picture(content: bytes, where: str = 'the picture', max_pixels: int = MAX_PIXELS) -> Picture:
     """The picture in the bytes of a file; `where` is its name in messages.
 
     Raises:
@@ -51,14 +57,12 @@ def decode_picture(content: bytes, where: str = 'the picture') -> Picture:
     if not content:
         raise PictureError(f'{where} is empty (0 bytes).')
     try:
-        return read_tiff(content, where) if content[:4] in TIFF_MAGIC else read_picture_file(content, where)
+        read = read_tiff if content[:4] in TIFF_MAGIC else read_picture_file
+        return read(content, where, max_pixels)
     except PictureError:
         raise
     except PIL.UnidentifiedImageError as error:
         raise PictureError(f'{where} {what_it_is(content)}') from error
-    except PIL.Image.DecompressionBombError as error:
-        most = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)
-        raise PictureError(f'{where} claims more pixels than the {most:,} that are allowed; not read.') from error
     except MemoryError as error:
         raise PictureError(f'{where} needs more memory than there is.') from error
     except Exception as error:  # decoders meet damage in many ways
@@ -69,15 +73,24 @@ def decode_picture(content: bytes, where: str = 'the picture') -> Picture:
 def measure_picture(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Height and width of the upright picture, from the beginning of its file; None where that does not tell."""
     try:
-        with open(path, 'rb') as stream:
-            if stream.read(4) in TIFF_MAGIC:
-                return measure_tiff(stream)
-            stream.seek(0)
-            with PIL.Image.open(stream, formats=READABLE) as file:
-                width, height = file.size
-                return (width, height) if orientation_of(exif_of(file) or b'') >= 5 else (height, width)
+        with open_regular(path) as stream:
+            return measure_stream(stream)
     except Exception:  # reading it will tell
         return None
+
+
+def measure_stream(stream: BinaryIO) -> tuple[int, int]:
+    """Height and width of the upright picture; many exceptions mean that its beginning does not tell."""
+    start = stream.read(128)
+    stream.seek(0)
+    if start[:4] in TIFF_MAGIC:
+        return measure_tiff(stream)
+    if is_heif(start):
+        width, height = open_heif(stream.read(), '').size
+        return height, width
+    with open_image(stream) as file:
+        width, height = file.size
+        return (width, height) if orientation_of(exif_of(file) or b'') >= 5 else (height, width)
 
 
 def write_picture(path: str | os.PathLike[str], picture: Picture, kind: str | None = None) -> None:

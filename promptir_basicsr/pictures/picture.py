@@ -4,16 +4,48 @@ H height, W width. An image is (H, W) grey, (H, W, 2) grey and alpha, (H, W, 3) 
 uint16, upright.
 """
 
+import importlib.util
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import PIL.features
 
 from promptir_basicsr.core.messages import did_you_mean
 from promptir_basicsr.core.vocabulary import PICTURE_FORMATS
 
-EXTENSIONS = (*PICTURE_FORMATS, 'gif', 'jpe', 'jfif', 'mpo', 'apng', 'pbm', 'dib')
-"""Of files that are taken for pictures in a folder."""
+_CONVERT = 'Convert them to PNG or TIFF first.'
+_RAW = '3fr arw cr2 cr3 crw dng erf iiq kdc mef mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f'
+_OPTIONAL = {  # kinds of files, their extensions, whether they can be read here, and how to get there
+    'HEIC': (
+        ('heic', 'heif', 'hif'),
+        importlib.util.find_spec('pillow_heif') is not None,
+        "pip install 'promptir_basicsr[heif]'",
+    ),
+    'AVIF': (('avif',), PIL.features.check('avif'), 'pip install --upgrade pillow'),
+}
+
+EXTENSIONS = (
+    *PICTURE_FORMATS,
+    *('gif', 'jpe', 'jfif', 'mpo', 'apng', 'pbm', 'dib'),
+    *(extension for extensions, here, _ in _OPTIONAL.values() if here for extension in extensions),
+)
+"""Of files that are taken for pictures in a folder, whether they are restored, uploaded or trained with."""
+
+UNREAD = {
+    **dict.fromkeys(_RAW.split(), ('camera RAW', _CONVERT)),
+    **dict.fromkeys(('jp2', 'j2k', 'jpx'), ('JPEG 2000', _CONVERT)),
+    **{'jxl': ('JPEG XL', _CONVERT), 'psd': ('Photoshop', _CONVERT), 'exr': ('OpenEXR', _CONVERT)},
+    **{
+        extension: (kind, f'To read them: {install}')
+        for kind, (extensions, here, install) in _OPTIONAL.items()
+        if not here
+        for extension in extensions
+    },
+}
+"""Extensions of pictures that are not read: their kind, and what to do."""
 
 
 class PictureError(ValueError):
@@ -66,6 +98,14 @@ def format_of(path: str | os.PathLike[str]) -> str | None:
 def extension_of(path: str | os.PathLike[str]) -> str:
     """In small letters and without the dot."""
     return os.path.splitext(os.fspath(path))[1][1:].lower()
+
+
+def unread_pictures(names: Iterable[str]) -> list[str]:
+    """A sentence for each kind of pictures among files that are not read: how many there are, and what to do."""
+    kinds: Counter[tuple[str, str]] = Counter()
+    for name in names:
+        kinds.update([UNREAD[extension]] if (extension := extension_of(name)) in UNREAD else [])
+    return [f'{count:,} {kind} file{"s" * (count > 1)} left out. {advice}' for (kind, advice), count in kinds.items()]
 
 
 def format_problems(where: str, extension: str) -> list[str]:

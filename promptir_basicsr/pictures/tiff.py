@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import tifffile
 
-from promptir_basicsr.pictures.decode import as_bytes, pixels_of, resolution_of, upright
+from promptir_basicsr.pictures.decode import as_bytes, check_pixels, open_image, pixels_of, resolution_of, upright
 from promptir_basicsr.pictures.exif import orientation_of, with_upright_orientation
 from promptir_basicsr.pictures.picture import Picture, PictureError
 
@@ -16,7 +16,7 @@ TIFF_MAGIC = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _WORDS = (270, 271, 272, 305, 306, 315, 33432)  # what it shows, camera, program, date, who made it, whose it is
 
 
-def read_tiff(content: bytes, where: str) -> Picture:
+def read_tiff(content: bytes, where: str, most: int) -> Picture:
     """A TIFF with one picture; further pages may be reduced ones of it."""
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         pages: list[Any] = [page.keyframe for page in file.pages]
@@ -25,6 +25,7 @@ def read_tiff(content: bytes, where: str) -> Picture:
             raise PictureError(f'{where} has {len(pages):,} pages. Give single pictures.')
         if page.subfiletype & 1:  # as cameras' raw files begin
             raise PictureError(f'{where} begins with a preview of another picture. Give the picture itself.')
+        check_pixels(page.imagelength, page.imagewidth, where, most)
         _check_tiff(page, where)
         tags = {tag.code: tag.value for tag in page.tags}
         profile: Any = tags.get(34675)
@@ -33,7 +34,7 @@ def read_tiff(content: bytes, where: str) -> Picture:
         if page.bitspersample == 16:
             pixels = _deep_tiff(page, turnable, where)
         else:
-            with PIL.Image.open(io.BytesIO(turnable), formats=('TIFF',)) as stored:
+            with open_image(io.BytesIO(turnable), ('TIFF',)) as stored:
                 stored.load()
                 pixels, profile, notes = pixels_of(stored, where)
     held = pixels.shape[2] if pixels.ndim == 3 else 1
@@ -82,8 +83,6 @@ def tiff_of(picture: Picture) -> bytes:
 def _check_tiff(page: Any, where: str) -> None:
     """Refuse what cannot be restored as it is."""
     rule = '8-bit and 16-bit grey and RGB pictures are restored.'
-    if page.imagewidth * page.imagelength > 2 * (PIL.Image.MAX_IMAGE_PIXELS or float('inf')):
-        raise PIL.Image.DecompressionBombError
     if page.sampleformat != 1:
         kind = 'floating-point' if page.sampleformat == 3 else 'signed or complex'
         raise PictureError(f'{where} has {kind} values; {rule}')

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 import torch
@@ -797,10 +798,65 @@ def test_a_folder_of_all_sorts(folder: Path, weights: dict[str, str]) -> None:
     assert any(line.endswith('(CMYK converted to RGB plainly, it has no profile)') for line in lines)
     assert lines[-1].startswith('5 restored, 4 failed, other files: 1, ')
     told = done.stderr.splitlines()
-    assert told[0] == 'Not restored:'
-    assert [line.split("'")[1] for line in told[1:]] == ['in/cut.jpg', 'in/empty.bmp', 'in/moving.gif', 'in/text.png']
-    for line, words in zip(told[1:], ('truncated', 'is empty (0 bytes)', '2 frames', 'is text'), strict=True):
+    assert all(line.startswith("failed: 'in/") for line in told)  # once each, and nothing else
+    assert [line.split("'")[1] for line in told] == ['in/cut.jpg', 'in/empty.bmp', 'in/moving.gif', 'in/text.png']
+    for line, words in zip(told, ('truncated', 'is empty (0 bytes)', '2 frames', 'is text'), strict=True):
         assert words in line
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no FIFOs')
+def test_what_is_left_out_is_named(command) -> None:
+    put('in/a.png')
+    for name in ('in/b.CR3', 'in/c.nef', 'in/d.jxl', 'in/e.txt'):
+        put(name, b'x')
+    os.mkfifo('in/pipe.png')
+    status, said, told = command('in', '-o', 'out')
+    assert status == 0
+    assert told.splitlines() == [
+        '2 camera RAW files left out. Convert them to PNG or TIFF first.',
+        '1 JPEG XL file left out. Convert them to PNG or TIFF first.',
+        "'in/pipe.png' left out: not a regular file.",
+    ]
+    assert '1 restored, other files: 1, ' in said
+    assert 'RAW files left out' in command('in', '-o', 'out2', '--dry-run')[2]
+    os.remove('in/a.png')
+    status, _, told = command('in', '-o', 'out')
+    assert status == 2
+    assert '2 camera RAW files left out' in told
+    status, _, told = command('in/pipe.png', '-o', 'out')  # named itself
+    assert status == 1
+    assert told == "failed: 'in/pipe.png' cannot be read: Not a regular file.\n"
+
+
+def test_phones_pictures(command) -> None:
+    image = photograph(40, 60)
+    put('in/a.avif', by_pillow(image, 'AVIF'))
+    pillow_heif.from_bytes('RGB', (60, 40), image.tobytes()).save('in/b.HEIC')
+    assert command('in', '-o', 'out')[0] == 0
+    assert sorted(contents('out')) == ['a.png', 'b.png']
+    for name, result in (('a.avif', 'a.png'), ('b.HEIC', 'b.png')):
+        np.testing.assert_array_equal(read_picture(f'out/{result}').image, read_picture(f'in/{name}').image)
+
+
+def test_the_limit_of_pixels(command) -> None:
+    put('in/a.png')
+    status, _, told = command('in', '-o', 'out', '--max-pixels', '599')
+    assert status == 1
+    assert "'in/a.png' has 30x20 = 600 pixels; 599 are allowed (`--max-pixels`" in told
+    assert command('in', '-o', 'out', '--max-pixels', '600')[0] == 0
+
+
+@pytest.mark.parametrize(
+    'words',
+    ['restore a.png -o', 'prepare --protocol 3d --out', 'explain -opt a.yml --out', 'convert a.pth', 'export a.pth'],
+)
+def test_results_do_not_go_to_an_empty_path(words: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put('a.png')
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words.split(), ''])
+    assert ended.value.code == 2
+    assert 'is empty; the current folder is .' in capsys.readouterr().err
+    assert list(contents('.')) == ['a.png']
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='sends a signal')

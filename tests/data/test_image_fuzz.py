@@ -1,4 +1,5 @@
-"""Whatever stands in an image file: pixels of the size that it tells, or an ImageError that names it.
+"""Whatever stands in an image file: pixels of the size that it tells, or an error that names it; for data sets and for
+pictures that are restored. Memory stays below twice what the file claims to hold, or 1 GB.
 
 Files are made from photographs and then damaged in every way that disks, networks and people have. 300 of them in the
 ordinary tests, 20,000 with `-m slow`.
@@ -7,16 +8,19 @@ ordinary tests, 20,000 with `-m slow`.
 import functools
 import io
 import os
+import re
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
+import pillow_heif
 import pytest
 import skimage.data
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +30,8 @@ from promptir_basicsr.checks.images import ImageFacts, Wanted, image_size, inspe
 from promptir_basicsr.core.errors import ImageError
 from promptir_basicsr.data.images import EncodedImage, decode, read_header
 from promptir_basicsr.data.sources import FolderSource
+from promptir_basicsr.pictures.io import decode_picture, measure_picture
+from promptir_basicsr.pictures.picture import PictureError
 
 LONGEST = 20.0  # seconds of the processor for one file; the largest that OpenCV decodes at all takes some
 SIZES = (0, 1, 2, 7, 8, 255, 256, 4095, 4096, 16384, 23170, 30000, 32767, 32768, 65500, 65535, 65536, 2**24, 2**31 - 1)
@@ -34,6 +40,13 @@ SIZES = (0, 1, 2, 7, 8, 255, 256, 4095, 4096, 16384, 23170, 30000, 32767, 32768,
 def saved(image: np.ndarray, kind: str, mode: str = 'RGB', **options: Any) -> bytes:
     content = io.BytesIO()
     PIL.Image.fromarray(image).convert(mode).save(content, kind, **options)
+    return content.getvalue()
+
+
+def heic(image: np.ndarray, **options: Any) -> bytes:
+    content = io.BytesIO()
+    kind = 'RGB;16' if image.dtype == np.uint16 else 'RGB'
+    pillow_heif.from_bytes(kind, image.shape[1::-1], image.tobytes()).save(content, **options)
     return content.getvalue()
 
 
@@ -73,6 +86,13 @@ def files() -> dict[str, bytes]:
         'lossless.webp': saved(small, 'WEBP', lossless=True),
         'alpha.webp': saved(small, 'WEBP', 'RGBA', quality=60),
         'colour.ppm': saved(small, 'PPM'),
+        'single.gif': saved(small, 'GIF'),
+        'rgb.heic': heic(cat, quality=80),
+        'deep.heic': heic(deep, quality=90),
+        'turned.heic': heic(cat[:64, :96], quality=50, exif=exif.tobytes()),
+        'rgb.avif': saved(cat, 'AVIF', quality=80),
+        'deep.avif': cv_saved(deep >> 6, '.avif', cv2.IMWRITE_AVIF_DEPTH, 10, cv2.IMWRITE_AVIF_SPEED, 10),
+        'grey.avif': saved(small, 'AVIF', 'L', exif=exif, speed=10),
     }
 
 
@@ -203,7 +223,10 @@ def hold(source: FolderSource, name: str, content: bytes, box: tuple[float, ...]
     header = read_header(content)
 
     size = attempt(lambda: source.open(name).size, where)
-    whole = attempt(lambda: source.open(name).pixels(), where)
+    with memory(content):
+        whole = attempt(lambda: source.open(name).pixels(), where)
+    with memory(content):
+        hold_picture(path, content)
     if whole is not None:
         assert whole.dtype in (np.uint8, np.uint16)
         assert whole.shape == (*size, 3)
@@ -232,6 +255,46 @@ def hold(source: FolderSource, name: str, content: bytes, box: tuple[float, ...]
     assert bool(quick.problem) == (told is None)
     os.remove(path)
     assert time.process_time() - began < LONGEST
+
+
+def hold_picture(path: Path, content: bytes) -> None:
+    """The promise to those who restore pictures."""
+    size = measure_picture(path)
+    try:
+        picture = decode_picture(content, f"'{path}'")
+    except PictureError as error:
+        told = str(error)
+    else:
+        assert picture.image.dtype in (np.uint8, np.uint16)
+        assert size in (picture.size, None)
+        return
+    assert told.startswith(f"'{path}' ")
+    assert told.isprintable()
+
+
+@contextmanager
+def memory(content: bytes) -> Iterator[None]:
+    """Reading takes less than twice what the file claims to hold, or 1 GB."""
+    clear = Path('/proc/self/clear_refs')
+    if not clear.exists():  # Linux alone tells
+        yield
+        return
+    clear.write_text('5')
+    before = resident('VmRSS')
+    yield
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            claim = image.width * image.height * 3
+    except Exception:
+        claim = 0
+    assert resident('VmHWM') - before < max(2 * claim, 10**9)
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: now (VmRSS), and at most (VmHWM) since that was last set back."""
+    found = re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    assert found is not None
+    return 1024 * int(found[1])
 
 
 def examples(number: int) -> Callable[..., Any]:

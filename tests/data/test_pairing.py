@@ -5,7 +5,6 @@ import random
 import pytest
 
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.data.images import IMAGE_EXTENSIONS
 from promptir_basicsr.data.pairing import (
     PAIRING_RULES,
     PairFinder,
@@ -16,6 +15,7 @@ from promptir_basicsr.data.pairing import (
     rule_from_option,
 )
 from promptir_basicsr.data.tasks import build_tasks
+from promptir_basicsr.pictures.picture import EXTENSIONS
 
 # rule -> (degraded -> its clear image, other files of the corpus), as they lie under `root`
 LAYOUTS = {
@@ -333,7 +333,7 @@ def test_matching_is_the_inverse_of_filling(name) -> None:
     for _ in range(200):
         fields = {key: ''.join(draw.choices(CHARACTERS, k=draw.randint(1, 6))) for key in pattern.groupindex}
         if 'ext' in fields:
-            fields['ext'] = draw.choice(IMAGE_EXTENSIONS)
+            fields['ext'] = draw.choice(EXTENSIONS)
             fields['ext'] = draw.choice((fields['ext'], fields['ext'].upper()))
         if 'path' in fields:
             fields['path'] = '/'.join(''.join(draw.choices(CHARACTERS, k=3)) for _ in range(draw.randint(1, 4)))
@@ -353,7 +353,7 @@ def test_matching_is_the_inverse_of_filling(name) -> None:
         'x/synthetic/part1/0025_0.8_0.04.jpg',
         'synthetic/part1/0025_0.8.jpg',
         'synthetic/part1/0025_0.8_0.04.jpg.txt',
-        'synthetic/part1/0025_0.8_0.04.gif',
+        'synthetic/part1/0025_0.8_0.04.svg',
     ],
 )
 def test_a_template_matches_whole_paths_only(name) -> None:

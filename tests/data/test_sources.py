@@ -2,18 +2,23 @@
 
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 import skimage.data
 from PIL import Image
 
+from promptir_basicsr.checks.images import Wanted, fingerprint, image_size, inspect_image
 from promptir_basicsr.core.arrays import to_float
 from promptir_basicsr.core.errors import ImageError
-from promptir_basicsr.data.images import IMAGE_EXTENSIONS, decode
+from promptir_basicsr.data.allinone_dataset import AllInOneDataset
+from promptir_basicsr.data.images import decode
 from promptir_basicsr.data.sources import FolderSource, resolve
+from promptir_basicsr.pictures.picture import EXTENSIONS
 
 
 @pytest.fixture(scope='module')
@@ -145,9 +150,9 @@ def test_exif_orientation_is_ignored(kind, orientation, rgb) -> None:
     [
         (b'', 'not a readable image (empty file)'),
         (b'<html>404</html>', 'not a readable image (16 bytes)'),
-        (b'P6\n40000 40000\n255\n' + bytes(99), 'OpenCV refuses the image (pixels <= CV_IO_MAX_IMAGE_PIXELS)'),
+        (b'P6\n40000 40000\n255\n' + bytes(99), 'has 40,000x40,000 = 1,600,000,000 pixels; 178,956,970 are'),
     ],
-    ids=['empty', 'a web page', 'larger than OpenCV allows'],
+    ids=['empty', 'a web page', 'larger than is allowed'],
 )
 def test_no_image(content, expected, tmp_path) -> None:
     path = tmp_path / 'broken.png'
@@ -155,6 +160,66 @@ def test_no_image(content, expected, tmp_path) -> None:
     with pytest.raises(ImageError) as raised:
         FolderSource(tmp_path).open('broken.png').pixels()
     assert str(raised.value).startswith(f'{path}: {expected}')
+
+
+@pytest.mark.parametrize('name', ['a.png', 'a.jpg', 'a.bmp', 'a.tif', 'a.webp', 'a.heic', 'a.avif', 'a.gif'])
+def test_one_limit_of_pixels_for_every_kind(name, rgb, tmp_path) -> None:
+    height, width = rgb.shape[:2]
+    if name == 'a.heic':
+        pillow_heif.from_bytes('RGB', (width, height), rgb.tobytes()).save(tmp_path / name)
+    else:
+        Image.fromarray(rgb).save(tmp_path / name)
+    source = FolderSource(tmp_path)
+    assert source.names() == [name]
+    source.max_pixels = height * width
+    assert source.open(name).pixels().shape == rgb.shape
+    source.max_pixels -= 1
+    with pytest.raises(ImageError, match=rf'^{tmp_path}/{name}: has .* pixels; .* allowed .*max_pixels. of a data set'):
+        source.open(name).pixels()
+    with pytest.raises(ImageError, match='allowed'):
+        image_size(source, name)
+
+
+def test_the_limit_is_an_option_of_the_data_set(rgb, tmp_path) -> None:
+    Image.fromarray(rgb).save(tmp_path / 'a.png')
+    task = {'type': 'denoise', 'clean': str(tmp_path), 'degrade': {'type': 'gaussian_noise', 'sigma': 15}}
+    with pytest.raises(ImageError, match=r'a\.png: has .* 10 are allowed'):
+        AllInOneDataset({'phase': 'val', 'tasks': [task], 'max_pixels': 10})[0]
+    assert AllInOneDataset({'phase': 'val', 'tasks': [task]})[0]['bits'] == 8
+
+
+def test_what_is_not_read_is_named(rgb, tmp_path, log) -> None:
+    Image.fromarray(rgb).save(tmp_path / 'a.png')
+    for name in ('b.CR3', 'c.nef', 'd.jxl', 'e.txt', '.f.cr3'):
+        (tmp_path / name).touch()
+    task = {'type': 'denoise', 'clean': str(tmp_path), 'degrade': {'type': 'gaussian_noise', 'sigma': 15}}
+    AllInOneDataset({'phase': 'val', 'tasks': [task]})
+    notes = [record.getMessage() for record in log if 'left out' in record.getMessage()]
+    assert notes == [
+        f"  Note: '{tmp_path}': 2 camera RAW files left out. Convert them to PNG or TIFF first.",
+        f"  Note: '{tmp_path}': 1 JPEG XL file left out. Convert them to PNG or TIFF first.",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no FIFOs')
+def test_a_fifo_is_an_error_and_not_waited_for(tmp_path) -> None:
+    os.mkfifo(tmp_path / 'a.png')
+    for read in (FolderSource(tmp_path).open, lambda name: image_size(FolderSource(tmp_path), name)):
+        with pytest.raises(ImageError, match=r'a\.png: cannot be read \(Not a regular file\)'):
+            read('a.png')
+
+
+def test_a_large_image_is_decoded_and_known_without_a_second_one(tmp_path) -> None:
+    image = np.zeros((5000, 5000, 3), np.uint8)
+    image[:2500] = 200
+    content = cv2.imencode('.png', image)[1].tobytes()
+    Path(tmp_path / 'a.png').write_bytes(content)
+    tracemalloc.start()
+    fact = inspect_image(FolderSource(tmp_path), Wanted(0, 'a.png', True))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fact.fingerprint == fingerprint(cv2.resize(image, (500, 500), interpolation=cv2.INTER_AREA))
+    assert most < 1.5 * image.nbytes
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP'])
@@ -185,7 +250,7 @@ def test_pixels_that_are_no_8_or_16_bit_integers(kind, rgb) -> None:
 
 
 def test_every_extension_is_listed_in_any_case(tmp_path) -> None:
-    names = [f'a.{extension}' for extension in IMAGE_EXTENSIONS] + [f'b.{e.upper()}' for e in IMAGE_EXTENSIONS]
+    names = [f'a.{extension}' for extension in EXTENSIONS] + [f'b.{e.upper()}' for e in EXTENSIONS]
     for name in [*names, 'a.gif', 'a.txt', 'png', 'a.png~']:
         (tmp_path / name).touch()
     assert FolderSource(tmp_path).names() == sorted(names)

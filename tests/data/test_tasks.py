@@ -10,10 +10,10 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.allinone_dataset import DATASET_KEYS, HOST_KEYS, check_dataset
-from promptir_basicsr.data.images import IMAGE_EXTENSIONS
 from promptir_basicsr.data.pairing import PAIRING_RULES
 from promptir_basicsr.data.tasks import build_tasks
 from promptir_basicsr.options.data import TaskOptions
+from promptir_basicsr.pictures.picture import EXTENSIONS
 
 DOCS = Path(__file__).parents[2] / 'docs' / 'data.md'
 TEXT = DOCS.read_text(encoding='utf-8')
@@ -253,7 +253,7 @@ def test_every_pairing_rule_is_documented_with_its_templates(name) -> None:
 def test_vocabulary_and_extensions_are_documented() -> None:
     for label, kind in enumerate(DEGRADATION_TYPES):
         assert re.search(rf'\| `{kind}` \| {label} \|', TEXT)
-    assert f'`{"`, `".join(IMAGE_EXTENSIONS)}`' in TEXT.replace('\n', ' ')
+    assert f'`{"`, `".join(EXTENSIONS)}`' in TEXT.replace('\n', ' ')
 
 
 def test_option_examples_hold_nothing_but_missing_folders(tmp_path) -> None:

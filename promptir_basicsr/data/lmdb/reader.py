@@ -22,6 +22,7 @@ import lmdb
 import numpy as np
 
 from promptir_basicsr.core.errors import ImageError
+from promptir_basicsr.core.vocabulary import MAX_PIXELS
 from promptir_basicsr.data.images import EncodedImage, PixelImage
 
 FORMAT = 1
@@ -125,11 +126,13 @@ class LmdbSource:
 
     Attributes:
         root: the folder.
+        max_pixels: images of files with more are refused.
         storage: `original`, `lossless` or `raw`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.root = Path(path)
+        self.root, self.max_pixels = Path(path), MAX_PIXELS
+        self.unread: list[str] = []
         self._prefix = f'{self.root}/'
         self._reader: Reader | None = None
         try:
@@ -159,7 +162,7 @@ class LmdbSource:
         key, height, width, bits, size = row
         value = self._value(name, key, size)
         if self.storage != 'raw':
-            return EncodedImage(bytes(value), self.where(name))
+            return EncodedImage(bytes(value), self.where(name), self.max_pixels)
         kind = np.dtype('<u2' if bits == 16 else np.uint8)
         expected = height * width * 3 * kind.itemsize
         if len(value) != expected:
