@@ -97,7 +97,8 @@ class FolderSource:
 
     def names(self) -> list[str]:
         """All image files below the folder, sorted; hidden files and folders are left out."""
-        found, others = [], []
+        found: list[str] = []
+        others: list[str] = []
         for folder, subfolders, files in os.walk(self.root, followlinks=True):
             subfolders[:] = [name for name in subfolders if not name.startswith('.') and not _leads_back(folder, name)]
             prefix = os.path.relpath(folder, self.root).replace(os.sep, '/')
