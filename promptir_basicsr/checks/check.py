@@ -14,12 +14,12 @@ from promptir_basicsr.checks.data import (
 )
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
 from promptir_basicsr.checks.run import check_options
-from promptir_basicsr.core.messages import check_count, is_number
 from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.data.sampler import plan_epochs
 from promptir_basicsr.data.tasks import TaskSurvey
 from promptir_basicsr.optim.rates import rate_curve
 from promptir_basicsr.options.file import Places, read_option_file
+from promptir_basicsr.options.run import run_schema
 
 
 def check_file(
@@ -52,9 +52,10 @@ def check_file(
     surveys: dict[Keys, list[TaskSurvey]] = {}
     problems = check_options(options, training, processes, surveys)
 
+    sound = run_schema(options.get('model_type'), training).sound(options)[0]
     ours = [
-        CheckedDataset.of(str(key), sets[key], surveys[found])
-        for key in sets
+        CheckedDataset.of(str(key), given, surveys[found])
+        for key, given in sound.get('datasets', {}).items()
         if (found := ('datasets', str(key))) in surveys
     ]
     images = Images()
@@ -77,8 +78,8 @@ def check_file(
         report.duplicates = duplicates_of(ours, images)
         report.findings += duplicate_findings(report.duplicates, ours)
     if training:
-        report.epoch = _epoch(options, ours, processes)
-        _add_rates(report, options, problems)
+        report.epoch = _epoch(sound, ours, processes)
+        _add_rates(report, sound, problems)
     return report
 
 
@@ -104,17 +105,13 @@ def _foreign(where: str, options: object, report: Report) -> DatasetReport:
 def _epoch(options: Mapping[str, Any], ours: Sequence[CheckedDataset], processes: int) -> EpochReport | None:
     """The length of an epoch and of the run, where the options tell."""
     dataset = next((dataset for dataset in ours if dataset.training), None)
-    train = options.get('train')
-    if dataset is None or not isinstance(train, Mapping):
+    samples = dataset.report().samples if dataset else 0
+    if dataset is None or not samples or 'batch_size_per_gpu' not in dataset.opt or 'train' not in options:
         return None
-    ratio = dataset.opt.get('dataset_enlarge_ratio', 1)
-    samples = dataset.report().samples
-    sound = not check_count('', dataset.opt.get('batch_size_per_gpu')) and is_number(ratio) and ratio > 0
-    complete = {**options, 'datasets': {'train': dataset.opt}}
-    plan = plan_epochs(complete, samples, processes) if sound and samples else None
+    plan = plan_epochs({**options, 'datasets': {'train': dataset.opt}}, samples, processes)
     if plan is None or not plan.iterations:
         return None
-    total = train['total_iter']
+    total = options['train']['total_iter']
     return EpochReport(
         plan.samples, plan.batch, plan.iterations, total, total / plan.iterations, total * plan.batch, processes
     )
@@ -125,10 +122,8 @@ _RATE_OPTIONS = ('total_iter', 'warmup_iter', 'optim_g', 'scheduler')
 
 def _add_rates(report: Report, options: Mapping[str, Any], problems: Sequence[Problem]) -> None:
     """The learning rate, where the options of the schedule are sound."""
-    train = options.get('train')
-    if not isinstance(train, Mapping) or any(map(_is_of_rate, problems)):
-        return
-    if all(isinstance(train.get(key), Mapping) for key in ('optim_g', 'scheduler')) and 'total_iter' in train:
+    train = options.get('train', {})
+    if {'optim_g', 'scheduler', 'total_iter'} <= train.keys() and not any(map(_is_of_rate, problems)):
         report.schedule, report.learning_rate = train['scheduler']['type'], rate_curve(train)
 
 

@@ -7,18 +7,19 @@ from typing import Any
 
 from promptir_basicsr.checks.images import ImageFacts, Wanted, find_duplicates, inspect_images
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, Duplicates, Finding, TaskReport
-from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.problems import Keys, place
 from promptir_basicsr.data.images import centre_area
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampling import check_sampling, epoch_shares
 from promptir_basicsr.data.sources import Source
 from promptir_basicsr.data.tasks import Task, TaskSurvey, known_count
+from promptir_basicsr.options.data import AllInOneOptions
 
 
 @dataclass
 class CheckedDataset:
-    """One of our data sets: its key in `datasets`, its options and what its tasks came to."""
+    """One of our data sets: its key in `datasets`, those of its options that are right by themselves, and what its
+    tasks came to."""
 
     key: str
     opt: Mapping[str, Any]
@@ -27,7 +28,8 @@ class CheckedDataset:
     @classmethod
     def of(cls, key: str, opt: Mapping[str, Any], surveys: list[TaskSurvey]) -> 'CheckedDataset':
         phase = key.split('_')[0]
-        return cls(key, expand_protocol({**opt, 'phase': phase}, ('datasets', key)), surveys)
+        expanded = expand_protocol({**opt, 'phase': phase}, ('datasets', key))
+        return cls(key, AllInOneOptions.sound(expanded)[0], surveys)
 
     @property
     def path(self) -> Keys:
@@ -51,10 +53,9 @@ class CheckedDataset:
         shares = [] if check_sampling(self.opt, self.where) else epoch_shares(tasks, self.opt)
         share_of = {id(task): share for task, share in zip(tasks, shares, strict=False)}
         rows = []
-        asked = [options for options in self.opt['tasks'] if isinstance(options, Mapping)] if self.surveys else []
-        for survey, options in zip(self.surveys, asked, strict=True):
-            task, expected = survey.task, options.get('expected_images')
-            row = TaskReport(survey.where, survey.name, expected_images=None if check_count('', expected) else expected)
+        for survey in self.surveys:
+            task = survey.task
+            row = TaskReport(survey.where, survey.name, expected_images=survey.options.expected_images)
             if task is not None:
                 row.type, row.label, row.images = task.type, task.label, len(task)
                 row.made_by = task.degrade.describe() if task.degrade else 'pairs'
@@ -135,9 +136,8 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
         return []
     unreadable: dict[str, str] = {}
     differing, small, distinct = [], [], set()
-    patch: Any = dataset.opt.get('gt_size')
-    multiple: Any = dataset.opt.get('crop_multiple', 1)
-    measured = dataset.training and not check_count('', patch) and not check_count('', multiple)
+    patch: int | None = dataset.opt.get('gt_size') if dataset.training else None
+    multiple: int = dataset.opt.get('crop_multiple', 1)
     for lq_name, gt_name in task.names:
         facts = [images.facts(task.lq, lq_name), images.facts(task.gt, gt_name)]
         for fact, path in zip(facts, (task.lq.where(lq_name), task.gt.where(gt_name)), strict=True):
@@ -147,7 +147,7 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
         lq, gt = facts[0].size, facts[1].size
         if lq is not None and gt is not None and lq != gt:
             differing.append((task.lq.where(lq_name), f'{_size(lq)}, clear {_size(gt)}'))
-        elif gt is not None and measured and min(centre_area(gt, multiple)[2:]) < patch:
+        elif gt is not None and patch and min(centre_area(gt, multiple)[2:]) < patch:
             small.append((task.lq.where(lq_name), _size(gt)))
 
     def finding(severity: str, kind: str, items: list[tuple[str, str]], sentence: str) -> list[Finding]:

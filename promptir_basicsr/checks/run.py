@@ -3,7 +3,7 @@
 Options of networks, datasets, losses and models that are not ours are held only to their constructors' signatures.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ from promptir_basicsr.checkpoints.pretrained import sensor_problems, start_probl
 from promptir_basicsr.checks.speed import check_speed
 from promptir_basicsr.checks.train import check_train
 from promptir_basicsr.core.errors import OptionError, problems_of
-from promptir_basicsr.core.messages import check_count, first_few, missing, shown, unknown, unknown_name
+from promptir_basicsr.core.messages import check_count, first_few, missing, unknown
 from promptir_basicsr.core.problems import Keys, Kind, Problem, place, problem
 from promptir_basicsr.core.registry import (
     arguments_of,
@@ -34,13 +34,11 @@ from promptir_basicsr.data.sampler import plan_epochs
 from promptir_basicsr.data.sampling import epoch_shares
 from promptir_basicsr.data.tasks import Task, TaskSurvey
 from promptir_basicsr.inference.restoring import Settings
-from promptir_basicsr.options.data import LoadedDataset, LoadedTraining
 from promptir_basicsr.options.registered import type_problems
-from promptir_basicsr.options.run import OWN_RUNS, PathOptions, run_schema
+from promptir_basicsr.options.run import OwnRun, run_schema
 
 _MOST_MODULES = 20_000  # PromptIR has 660
 _IMPOSSIBLE = ('negative dimension', 'overflow')  # said by torch of tensors of such sizes
-SECTIONS = ('datasets', 'network_g', 'path', 'train', 'val', 'logger')
 
 
 def check_options(
@@ -57,49 +55,41 @@ def check_options(
         processes: how many processes share an iteration.
         surveys: filled with what the tasks of each of our data sets came to, by the place of the data set.
     """
-    model = options.get('model_type')
-    ours = (model, is_train) in OWN_RUNS if isinstance(model, str) else False
-    problems = run_schema(model, is_train).problems(options)
+    given, model = options, options.get('model_type')
+    schema = run_schema(model, is_train)
+    ours, sensor = issubclass(schema, OwnRun), model == 'SensorModel'
+    options, problems = schema.sound(options)
     told = {(each.place, each.path) for each in problems}
-    sections = {key: options[key] for key in SECTIONS if isinstance(options.get(key), Mapping)}
-    # What follows needs more than an option by itself. It leaves alone what is no option at all.
+    # What follows needs more than an option by itself. What is wrong by itself is no longer there.
+    network = options.get('network_g')
     found: list[Problem] = []
     if 'model_type' in options:
         found += check_registered('model_type', 'model', model, MODEL_REGISTRY)
     found += _check_gpus(options.get('num_gpu'))
-    if 'path' in sections:
-        found += _check_path(sections['path'])
-    network = sections.get('network_g')
     if network is not None:
-        wrong = check_network(network) or (_check_kind(network, str(model)) if ours else [])
-        found += wrong or (_check_start(options, sections, is_train) if ours else [])
+        wrong = check_network(network) or (_check_kind(network, sensor) if ours else [])
+        # A file that is not there is still one that was meant.
+        complete = {**options, 'name': given.get('name'), 'path': given['path'] if 'path' in options else {}}
+        found += wrong or (_check_start(complete, is_train) if ours else [])
         network = None if wrong else network
-    if 'datasets' in sections:
-        found += _check_datasets({**options, 'train': sections.get('train', {})}, is_train, processes, surveys)
-    if is_train and 'train' in sections:
-        found += check_train(sections['train'], ours, network, sensor=model == 'SensorModel')
-    if 'val' in sections and model != 'SensorModel':
-        found += _check_val(sections['val'])
+    if 'datasets' in options:
+        found += _check_datasets({'train': {}, **options}, processes, surveys)
+    if is_train and 'train' in options:
+        found += check_train(options['train'], ours, network, sensor)
+    if 'val' in options and not sensor:
+        names = given['val'].get('metrics')
+        found += _check_val(options['val'], names if isinstance(names, Mapping) else {})
     if ours:
-        found += check_speed(options, sections, is_train, processes, network)
+        found += check_speed(options, is_train, processes, network)
     return problems + [each for each in found if (each.place, each.path) not in told]
 
 
 def _check_gpus(number: object) -> list[Problem]:
     there = torch.cuda.device_count()
-    if isinstance(number, bool) or not isinstance(number, int) or number <= there:
+    if not isinstance(number, int) or number <= there:
         return []
     advice = 'Write `num_gpu: auto` (all there are) or `num_gpu: 0` (CPU).'
     return [Problem(('num_gpu',), f'{number} asked for, this machine shows {there}. {advice}', 'machine')]
-
-
-def _check_path(paths: Mapping[str, Any]) -> list[Problem]:
-    """BasicSR makes a folder of every key that it does not know."""
-    return [
-        problem(('path', str(key)), f'{shown(value)} is not text.')
-        for key, value in paths.items()
-        if key not in PathOptions.model_fields and not isinstance(value, str | None)
-    ]
 
 
 def check_network(options: Mapping[str, Any], where: str | Keys = 'network_g') -> list[Problem]:
@@ -155,10 +145,10 @@ def _limited_modules() -> Iterator[None]:
         handle.remove()
 
 
-def _check_kind(network: Mapping[str, Any], model: str) -> list[Problem]:
+def _check_kind(network: Mapping[str, Any], sensor: bool) -> list[Problem]:
     """A sensor goes with SensorModel, everything else with PromptModel."""
     is_sensor = traits_of(find_registered(ARCH_REGISTRY, network['type'])).is_sensor
-    if is_sensor == (model == 'SensorModel'):
+    if is_sensor == sensor:
         return []
     told = 'tells degradations apart and restores nothing. Train it by `model_type: SensorModel`.'
     if not is_sensor:
@@ -167,36 +157,21 @@ def _check_kind(network: Mapping[str, Any], model: str) -> list[Problem]:
     return [problem(('network_g', 'type'), f"'{network['type']}' {told}")]
 
 
-def _check_start(options: Mapping[str, Any], sections: Mapping[str, Any], is_train: bool) -> list[Problem]:
-    complete = {'name': options.get('name'), 'path': {}, **sections}
-    return label_problems(complete) + (start_problems(complete, is_train) or sensor_problems(complete))
+def _check_start(options: Mapping[str, Any], is_train: bool) -> list[Problem]:
+    return label_problems(options) + (start_problems(options, is_train) or sensor_problems(options))
 
 
 def _check_datasets(
-    options: Mapping[str, Any], is_train: bool, processes: int, surveys: 'dict[Keys, list[TaskSurvey]] | None'
+    options: Mapping[str, Any], processes: int, surveys: 'dict[Keys, list[TaskSurvey]] | None'
 ) -> list[Problem]:
     problems: list[Problem] = []
-    datasets = options['datasets']
-    allowed = ('train', 'val') if is_train else ('test', 'val')
-    if is_train and 'train' not in datasets:
-        problems.append(problem(('datasets', 'train'), 'is missing.'))
-    for key, dataset in datasets.items():
+    network = options.get('network_g', {})
+    known = not check_registered('', '', network.get('type'), ARCH_REGISTRY)
+    for key, dataset in options['datasets'].items():
         where, phase = ('datasets', str(key)), str(key).split('_')[0]
-        # BasicSR takes only the exact word for the training set.
-        if phase not in allowed or (phase == 'train' and key != 'train'):
-            found = key if phase == 'train' else phase
-            message = unknown_name('phase', found, allowed) + ' Several sets: val_1, val_2.'
-            problems.append(problem(where, message))
-            continue
-        if not isinstance(dataset, Mapping):
-            problems.append(problem(where, f'give options `key: value`, not {dataset!r}.'))
-            continue
-        loaded = LoadedTraining if phase == 'train' else LoadedDataset
-        loading = loaded.problems(dataset, where)
-        problems += loading
         if 'type' in dataset:
             problems += check_registered((*where, 'type'), 'dataset', dataset['type'], DATASET_REGISTRY)
-        problems += [] if loading else _check_loading(where, dataset, phase)
+        problems += _check_loading(where, dataset, phase)
         if dataset.get('type') == 'AllInOneDataset':
             try:
                 dataset = expand_protocol({**dataset, 'phase': phase}, where)
@@ -204,20 +179,20 @@ def _check_datasets(
             except OptionError as error:
                 problems += error.problems
                 continue
-            problems += _check_labels(where, tasks, options.get('network_g'))
+            problems += _check_labels(where, tasks, network) if known else []
             if phase == 'train':
-                problems += _check_patch(where, dataset['gt_size'], options.get('network_g'))
-                if not loading:
+                problems += _check_patch(where, dataset['gt_size'], network) if known else []
+                if 'batch_size_per_gpu' in dataset:
                     samples = sum(share.samples for share in epoch_shares(tasks, dataset))
                     problems += _check_epochs(options, samples, processes)
-    return problems + _same_names(datasets)
+    return problems + _same_names(options['datasets'])
 
 
 def _same_names(datasets: Mapping[str, Any]) -> list[Problem]:
     """Results and pictures of a data set are kept under its name."""
     names: dict[str, list[Keys]] = {}
     for key, dataset in datasets.items():
-        if key != 'train' and isinstance(dataset, Mapping) and isinstance(dataset.get('name'), str):
+        if key != 'train' and 'name' in dataset:
             names.setdefault(dataset['name'], []).append(('datasets', str(key)))
     return [
         Problem(
@@ -242,13 +217,9 @@ def _check_loading(where: Keys, dataset: Mapping[str, Any], phase: str) -> list[
     return problems
 
 
-def _check_patch(where: Keys, size: int, network: object) -> list[Problem]:
+def _check_patch(where: Keys, size: int, network: Mapping[str, Any]) -> list[Problem]:
     """Training patches go into the network as they are; images of a validation are padded."""
-    if not isinstance(network, Mapping):
-        return []
-    kind = network.get('type')
-    if not isinstance(kind, str) or check_registered('', '', kind, ARCH_REGISTRY):
-        return []
+    kind = network['type']
     multiple = _size_multiple(kind, network)
     if size % multiple == 0:
         return []
@@ -266,12 +237,9 @@ def _size_multiple(kind: str, options: Mapping[str, Any]) -> int:
     return traits.declared_multiple or 1
 
 
-def _check_labels(where: Keys, tasks: 'Sequence[Task]', network: object) -> list[Problem]:
+def _check_labels(where: Keys, tasks: Sequence[Task], network: Mapping[str, Any]) -> list[Problem]:
     """A network that is told degradations, or tells them, knows as many as its `num_degradations`."""
-    kind = network.get('type') if isinstance(network, Mapping) else None
-    if not isinstance(network, Mapping) or check_registered('', '', kind, ARCH_REGISTRY):
-        return []
-    traits = traits_of(find_registered(ARCH_REGISTRY, str(kind)), network)
+    traits = traits_of(find_registered(ARCH_REGISTRY, network['type']), network)
     number = traits.num_degradations
     above = [f'{task.name} {task.label}' for task in tasks if task.label >= number]
     if not (above and number and (traits.takes_degradation or traits.is_sensor)):
@@ -304,29 +272,28 @@ def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> l
     return [problem(('datasets', 'train'), message, *named)]
 
 
-def _check_val(options: Mapping[str, Any]) -> list[Problem]:
-    """What is measured, by what the best weights are known, and in which tiles images are restored."""
-    metrics = options.get('metrics') or {}
+def _check_val(options: Mapping[str, Any], names: Collection[str]) -> list[Problem]:
+    """What is measured, by what the best weights are known, and in which tiles images are restored.
+
+    Args:
+        names: of all metrics, those with mistakes as well.
+    """
     problems: list[Problem] = []
-    if not isinstance(metrics, Mapping):  # told by the schema
-        return []
-    for name, metric in metrics.items():
+    for name, metric in (options.get('metrics') or {}).items():
         problems += check_metric(('val', 'metrics', str(name)), metric)
     best = options.get('best_metric')
-    if best is not None and best not in list(metrics):
-        problems.append(unknown(('val', 'best_metric'), 'metric', best, metrics))
+    if best is not None and best not in names:
+        problems.append(unknown(('val', 'best_metric'), 'metric', best, names))
     tile, overlap = options.get('tile'), options.get('tile_overlap')
     overlap = Settings.overlap if overlap is None else overlap
-    if isinstance(tile, int) and isinstance(overlap, int) and 0 < tile <= overlap:
+    if isinstance(tile, int) and tile <= overlap:
         message = f'{tile} pixels, and tile_overlap is {overlap}. Take larger tiles, or a smaller overlap.'
         problems.append(problem(('val', 'tile'), message))
     return problems
 
 
-def check_metric(where: Keys, options: object) -> list[Problem]:
-    """A metric's type and the names of its options."""
-    if not isinstance(options, Mapping) or 'type' not in options:
-        return [problem(where, f'give options with a type, e.g. {{type: calculate_paper_psnr}}, not {options!r}.')]
+def check_metric(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
+    """A metric's type, which is there, and the names of its options."""
     problems = check_registered((*where, 'type'), 'metric', options['type'], METRIC_REGISTRY)
     if problems:
         return problems

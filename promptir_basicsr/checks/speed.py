@@ -1,7 +1,4 @@
-"""Find what does not go together in the options of precision, memory and speed.
-
-Values that are none at all are the schema's to tell, and left alone here.
-"""
+"""Find what does not go together in the options of precision, memory and speed, each of which is right by itself."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,26 +8,19 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr.archs.fast.kernels import kernel_problems
-from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import build
-from promptir_basicsr.core.vocabulary import CHECKPOINTING, FORMULATIONS, KERNELS, PRECISIONS
 from promptir_basicsr.runtime.precision import device_problems
 from promptir_basicsr.runtime.recompute import set_blocks
 
 
 def check_speed(
-    options: Mapping[str, Any],
-    sections: Mapping[str, Mapping[str, Any]],
-    is_train: bool,
-    processes: int,
-    network: Mapping[str, Any] | None,
+    options: Mapping[str, Any], is_train: bool, processes: int, network: Mapping[str, Any] | None
 ) -> list[Problem]:
     """The problems of these options, wherever they are in a file.
 
     Args:
-        options: the file's content.
-        sections: of it, those that are mappings.
+        options: the file's content, without options that are wrong by themselves.
         is_train: for a training; a test has no step.
         processes: how many processes share an iteration.
         network: `network_g`, where it was found to be right.
@@ -40,29 +30,19 @@ def check_speed(
     if is_train:
         problems += check_device('precision', options.get('precision'), gpus)
         problems += check_compile(options.get('compile'), gpus, processes)
-        data = sections.get('datasets', {}).get('train')
-        batch = data.get('batch_size_per_gpu') if isinstance(data, Mapping) else None
-        problems += check_accumulate(sections.get('train', {}), batch)
-    problems += check_device(('val', 'precision'), sections.get('val', {}).get('precision'), gpus)
-    problems += check_kernels(options.get('kernels'), gpus)
+        batch = options.get('datasets', {}).get('train', {}).get('batch_size_per_gpu')
+        problems += check_accumulate(options.get('train', {}), batch)
+    problems += check_device(('val', 'precision'), options.get('val', {}).get('precision'), gpus)
+    problems += _of_machine(kernel_problems('kernels', options.get('kernels'), _device(gpus)), gpus)
     if network is not None:
         keys = ('formulation', 'activation_checkpointing', 'kernels')
         problems += check_blocks(network, *(options.get(key) for key in keys))
     return problems
 
 
-def check_device(where: str | Keys, precision: object, gpus: object) -> list[Problem]:
+def check_device(where: str | Keys, precision: str | None, gpus: object) -> list[Problem]:
     """Whether the device has a precision; `gpus` is `num_gpu`."""
-    if not isinstance(precision, str) or precision not in PRECISIONS:
-        return []
-    return _of_machine(device_problems(where, precision, _device(gpus)), gpus)
-
-
-def check_kernels(kind: object, gpus: object) -> list[Problem]:
-    """Whether the device runs the kernels; `gpus` is `num_gpu`."""
-    if not isinstance(kind, str) or kind not in KERNELS:
-        return []
-    return _of_machine(kernel_problems('kernels', kind, _device(gpus)), gpus)
+    return [] if precision is None else _of_machine(device_problems(where, precision, _device(gpus)), gpus)
 
 
 def _device(gpus: object) -> torch.device:
@@ -83,19 +63,19 @@ def check_compile(how: object, gpus: object, processes: int) -> list[Problem]:
     return [problem('compile', f'not for {number} GPUs of one process. {advice}')]
 
 
-def check_accumulate(train: Mapping[str, Any], batch: object) -> list[Problem]:
+def check_accumulate(train: Mapping[str, Any], batch: int | None) -> list[Problem]:
     """In how many equal parts a batch passes the network, which only losses that are means allow."""
     where, count = ('train', 'accumulate'), train.get('accumulate')
-    if not isinstance(count, int) or check_count(where, count, least=2):
+    if not count or count == 1:
         return []
     problems: list[Problem] = []
-    if isinstance(batch, int) and batch > 0 and batch % count:
+    if batch and batch % count:
         allowed = ', '.join(str(number) for number in range(1, batch + 1) if batch % number == 0)
         message = f'{count} does not divide datasets.train.batch_size_per_gpu, {batch}, into equal parts.'
         problems.append(problem(where, f'{message} Allowed: {allowed}.'))
     for key in ('pixel_opt', 'frequency_opt', 'perceptual_opt'):
         loss = train.get(key)
-        if isinstance(loss, Mapping) and (loss.get('reduction') == 'sum' or loss.get('criterion') == 'fro'):
+        if loss and (loss.get('reduction') == 'sum' or loss.get('criterion') == 'fro'):
             wrong = 'reduction' if loss.get('reduction') == 'sum' else 'criterion'
             message = (
                 f"'{loss[wrong]}' gives no mean over images, which `train.accumulate` needs. "
@@ -107,10 +87,6 @@ def check_accumulate(train: Mapping[str, Any], batch: object) -> list[Problem]:
 
 def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: Any, kernels: Any) -> list[Problem]:
     """Whether a network has the blocks that it is asked for. It is built without memory, if that is possible."""
-    if formulation not in (None, *FORMULATIONS) or checkpointing not in (None, *CHECKPOINTING):
-        return []
-    if kernels not in (None, *KERNELS):
-        return []
     if formulation is None and checkpointing in (None, 'none') and kernels is None:
         return []
     try:

@@ -11,7 +11,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
 from promptir_basicsr.archs.traits import no_prompts, prompts_of, traits_of
 from promptir_basicsr.core.errors import OptionError, problems_of
-from promptir_basicsr.core.messages import check_count, first_few, is_number, missing, quotes_hint, shown, unknown
+from promptir_basicsr.core.messages import first_few, is_number, missing, quotes_hint, shown, unknown
 from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import arguments_of, build, check_arguments, check_registered, find_registered
 from promptir_basicsr.losses.loss_scaler import LossScaler
@@ -23,12 +23,12 @@ IMAGE_LOSSES = ('pixel_opt', 'frequency_opt', 'perceptual_opt')
 
 
 def check_train(
-    options: Mapping[str, Any], ours: bool, network: Mapping[str, Any] | None = None, sensor: bool = False
+    options: Mapping[str, Any], ours: bool, network: Mapping[str, Any] | None, sensor: bool
 ) -> list[Problem]:
     """What is wrong with the section `train` beyond the types of its options.
 
     Args:
-        options: the section.
+        options: the section, without options that are wrong by themselves.
         ours: for our own models; of others only what BasicSR reads is checked.
         network: `network_g`, where it was found to be right.
         sensor: for SensorModel, whose loss is not an option.
@@ -39,31 +39,31 @@ def check_train(
         problems += missing('train', given, ['pixel_opt'])
     if ours:
         problems += _check_total(given)
-    if isinstance(given.get('optim_g'), Mapping):
+    if 'optim_g' in given:
         problems += _check_optimizer(given['optim_g'])
-    if isinstance(given.get('scheduler'), Mapping):
+    if 'scheduler' in given:
         problems += _check_scheduler(given['scheduler'], given)
     for key in (*IMAGE_LOSSES, 'prompt_opt') if ours else ('pixel_opt', 'perceptual_opt'):
-        if isinstance(given.get(key), Mapping) and not sensor:
+        if key in given and not sensor:
             problems += _check_loss(('train', key), given[key])
-    if ours and isinstance(given.get('prompt_opt'), Mapping) and network is not None:
+    if ours and 'prompt_opt' in given and network is not None:
         problems += _check_prompts(network)
-    if ours and isinstance(given.get('loss_scaler'), Mapping):
+    if ours and 'loss_scaler' in given:
         problems += _check_scaler(given['loss_scaler'])
     return problems
 
 
 def _check_total(train: Mapping[str, Any]) -> list[Problem]:
     """Iterations that lie behind the end of the run, where they would change nothing."""
-    total, warmup, scheduler = train.get('total_iter'), train.get('warmup_iter', -1), train.get('scheduler')
-    if not isinstance(total, int) or check_count('', total):
+    total, warmup, schedule = train.get('total_iter'), train.get('warmup_iter', -1), train.get('scheduler', {})
+    if total is None:
         return []
     problems: list[Problem] = []
-    if not check_count('', warmup) and warmup >= total:
+    if warmup >= total:
         message = f'{warmup:,} is not below total_iter {total:,}. Shorten the warm-up.'
         problems.append(problem(('train', 'warmup_iter'), message))
     for key in ('milestones', 'restarts'):
-        values = scheduler.get(key) if isinstance(scheduler, Mapping) else None
+        values = schedule.get(key)
         late = [value for value in values if is_number(value) and value > total] if isinstance(values, list) else []
         if late:
             message = f'{first_few(f"{value:,}" for value in late)} lie behind total_iter {total:,}.'
@@ -102,15 +102,14 @@ def _check_optimizer(options: Mapping[str, Any]) -> list[Problem]:
 
 
 def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> list[Problem]:
-    where, kind, total = ('train', 'scheduler'), options.get('type'), train.get('total_iter', 0)
-    known_total = not check_count('', total)
+    where, kind, total = ('train', 'scheduler'), options.get('type'), train.get('total_iter')
     if 'type' not in options:
         return missing(where, options, ['type'])
     if kind not in (*SCHEDULERS, *HOST_SCHEDULERS):
         return [unknown((*where, 'type'), 'schedule', kind, (*SCHEDULERS, *HOST_SCHEDULERS))]
     scheduler: Callable[..., Any]
     if kind in SCHEDULERS:
-        scheduler, arguments = scheduler_arguments(options, total if known_total else sys.maxsize)
+        scheduler, arguments = scheduler_arguments(options, total or sys.maxsize)
     else:
         scheduler, arguments = HOST_SCHEDULERS[kind], arguments_of(options)
     problems = check_arguments(where, scheduler, arguments, given=('optimizer', 'last_epoch'))
@@ -119,11 +118,10 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
         if not isinstance(value, list) or not all(is_number(number) for number in value):
             problems.append(problem((*where, key), f'{shown(value)} is not a list of numbers.'))
     if not problems:
-        optimizer_options = train.get('optim_g')
-        lr = optimizer_options.get('lr') if isinstance(optimizer_options, Mapping) else None
+        lr = train.get('optim_g', {}).get('lr')
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr if is_number(lr) and lr > 0 else 1.0)
         problems += _build(where, scheduler, optimizer, **arguments)
-    if not problems and kind == 'CosineAnnealingRestartLR' and known_total:
+    if not problems and kind == 'CosineAnnealingRestartLR' and total:
         periods = arguments['periods']
         if sum(periods) < total:
             message = (

@@ -15,9 +15,9 @@ from scipy.special import ndtri
 from torch.utils.data import Dataset
 
 from promptir_basicsr.core.arrays import to_float, to_tensor
-from promptir_basicsr.core.errors import ImageError, OptionError, raise_problems
+from promptir_basicsr.core.errors import ImageError, raise_problems
 from promptir_basicsr.core.messages import first_few, unknown_keys
-from promptir_basicsr.core.problems import Keys
+from promptir_basicsr.core.problems import Keys, keys
 from promptir_basicsr.core.registry import register
 from promptir_basicsr.core.vocabulary import MAX_PIXELS
 from promptir_basicsr.data.images import centre_area, centre_crop, flip_rotate, reflect_to
@@ -25,7 +25,7 @@ from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampler import EpochIndex
 from promptir_basicsr.data.sampling import TaskShare, check_sampling, check_shares, epoch_shares
 from promptir_basicsr.data.sources import StoredImage
-from promptir_basicsr.data.tasks import Task, TaskSurvey, build_tasks, known_count
+from promptir_basicsr.data.tasks import Task, TaskSurvey, known_count, survey_tasks
 from promptir_basicsr.options.data import AllInOneOptions, AllInOneTrainingOptions, LoadedDataset
 
 _LEVELS = 1 << 16
@@ -261,13 +261,12 @@ def check_dataset(
     opt = expand_protocol(opt, where)
     problems = unknown_keys(where, opt, (*HOST_KEYS, *DATASET_KEYS))
     training = opt.get('phase', 'train') == 'train'
-    problems += (AllInOneTrainingOptions if training else AllInOneOptions).problems(opt, where)
-    problems += check_sampling(opt, where)
-    tasks: list[Task] = []
-    try:
-        tasks = build_tasks(opt, where, surveys)
-    except OptionError as error:
-        problems += error.problems
+    opt, wrong = (AllInOneTrainingOptions if training else AllInOneOptions).sound(opt, where)
+    found, more = survey_tasks(opt, where)
+    if surveys is not None:
+        surveys[keys(where)] = found
+    tasks = [survey.task for survey in found if survey.task is not None]
+    problems += [*wrong, *check_sampling(opt, where), *more]
     for source in (source for task in tasks for source in (task.lq, task.gt)):
         source.max_pixels = opt.get('max_pixels', MAX_PIXELS)
     if not problems:

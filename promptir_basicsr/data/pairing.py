@@ -1,83 +1,23 @@
-"""Which clear image belongs to a degraded one: pairing rules as pairs of path templates.
+"""Which clear image belongs to a degraded one, by a rule of `options.pairing`.
 
-A template is a path with fields: `rainy/rain-{id}.png`. The template of the degraded image (lq) is matched, the one of
-the clear image (gt) is filled in with the fields found. A field matches the shortest run of characters without `/`.
-`{ext}` is any image extension; in the gt template the lq's own extension is tried first.
+A field of a template matches the shortest run of characters without `/`. `{ext}` is any image extension; in the gt
+template the lq's own extension is tried first.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from promptir_basicsr.core.messages import did_you_mean, first_few, unknown_keys, unknown_name
-from promptir_basicsr.core.problems import Keys, Problem, keys, problem
+from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.problems import Keys, Problem, keys
 from promptir_basicsr.pictures.picture import EXTENSIONS
-
-_FIELD = re.compile(r'\{([^\W\d]\w*)\}')
-
-
-@dataclass(frozen=True)
-class PairingRule:
-    """Templates of a degraded image and of its clear one, relative to the task's folder(s)."""
-
-    lq: str
-    gt: str
-    about: str = ''
-
-    def without_folder(self) -> 'PairingRule':
-        """For tasks that name the lq and gt folders themselves: leave the leading fixed folders out."""
-        lq, gt = (re.sub(r'^([^/{}]+/)+', '', template) for template in (self.lq, self.gt))
-        return PairingRule(lq, gt, self.about)
-
-
-PAIRING_RULES: dict[str, PairingRule] = {
-    'same_name': PairingRule('{path}.{ext}', '{path}.{ext}', 'the same relative path, any image extension'),
-    'rain100l_train': PairingRule('rainy/rain-{id}.{ext}', 'gt/norain-{id}.{ext}', 'Rain100L training set'),
-    'rain100l_test': PairingRule('input/{id}.{ext}', 'target/{id}.{ext}', 'Rain100L test set as released'),
-    'reside_ots': PairingRule(
-        'synthetic/{part}/{id}_{a}_{beta}.{ext}', 'original/{id}.{ext}', 'RESIDE-beta OTS: 35 hazy images, one clear'
-    ),
-    'reside_sots': PairingRule('input/{id}_{rest}.{ext}', 'target/{id}.{ext}', 'RESIDE SOTS: ID_A_BETA, one clear ID'),
-    'gopro_nested': PairingRule('{seq}/blur/{id}.{ext}', '{seq}/sharp/{id}.{ext}', 'GoPro as published, by sequence'),
-    'gopro_flat': PairingRule('blur/{id}.{ext}', 'sharp/{id}.{ext}', 'GoPro copied into two folders'),
-    'lol': PairingRule('low/{id}.{ext}', 'high/{id}.{ext}', 'LOL-v1: our485, eval15'),
-    'cdd11': PairingRule('{kind}/{id}.{ext}', 'clear/{id}.{ext}', 'CDD-11: one folder a degradation, clear beside'),
-}
-
-
-def rule_from_option(where: str | Keys, option: object) -> tuple[PairingRule | None, list[Problem]]:
-    """A rule from its name or from `{lq: template, gt: template}`, and the problems found."""
-    if isinstance(option, str):
-        if option in PAIRING_RULES:
-            return PAIRING_RULES[option], []
-        message = unknown_name('pairing rule', option, PAIRING_RULES) + ' Or give templates {lq: ..., gt: ...}.'
-        return None, [problem(where, message)]
-    if not isinstance(option, Mapping):
-        message = f'give the name of a pairing rule or templates {{lq: ..., gt: ...}}, not {option!r}.'
-        return None, [problem(where, message)]
-    problems = unknown_keys(where, option, ('lq', 'gt'))
-    problems += [
-        problem(where, f"the template '{key}' is missing.", (key,)) for key in ('lq', 'gt') if key not in option
-    ]
-    if problems:
-        return None, problems
-    rule = PairingRule(str(option['lq']), str(option['gt']))
-    known = set(_FIELD.findall(rule.lq)) | {'ext'}
-    for field in _FIELD.findall(rule.gt):
-        if field not in known:
-            message = f"field '{{{field}}}' is not in the lq template '{rule.lq}'.{did_you_mean(field, known)}"
-            problems.append(problem((*keys(where), 'gt'), message))
-    if not _FIELD.search(rule.lq):
-        message = f"'{rule.lq}' has no field such as {{id}}, so it could match one file only."
-        problems.append(problem((*keys(where), 'lq'), message))
-    return (None if problems else rule), problems
+from promptir_basicsr.options.pairing import FIELD, PairingRule
 
 
 def compile_template(template: str) -> re.Pattern[str]:
     """A regular expression that matches whole relative paths; `{path}` may span folders."""
     pattern, end, seen = '', 0, set()
-    for field in _FIELD.finditer(template):
+    for field in FIELD.finditer(template):
         name = field.group(1)
         pattern += re.escape(template[end : field.start()])
         if name in seen:
@@ -93,7 +33,7 @@ def compile_template(template: str) -> re.Pattern[str]:
 
 def fill_template(template: str, fields: Mapping[str, str]) -> str:
     """The path that a template and the values of its fields make."""
-    return _FIELD.sub(lambda field: fields[field.group(1)], template)
+    return FIELD.sub(lambda field: fields[field.group(1)], template)
 
 
 class PairFinder:

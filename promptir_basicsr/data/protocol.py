@@ -7,22 +7,23 @@ the protocol and changes what it likes. `docs/protocols.md` lists the protocols 
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StrictStr
 
 from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import check_count, did_you_mean, unknown_keys, unknown_name
 from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.options.data import AllInOneOptions, TaskOptions
+from promptir_basicsr.options.section import Count, Section, Text, Told, option, told
 
 FOLDER = Path(__file__).with_name('protocols')
 CATALOGUE = Path(__file__).with_name('corpora.yml')
 FILE_ENDINGS = ('.yml', '.yaml')
 
-PROTOCOL_KEYS = ('title', 'about', 'extends', 'sources', 'corpora', 'notes', 'train', 'test')
-CORPUS_KEYS = ('holds', 'images', 'url', 'archive', 'paper', 'license', 'note')
 # Ways to say where the images of a task are; a change to one of them takes the place of the others.
 _SOURCES = {
     'clean': ('lq', 'gt', 'root', 'pairing'),
@@ -34,28 +35,59 @@ _SOURCES = {
 }
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """A published set of images.
+class ImageCounts(Section):
+    """Images of a corpus, by part."""
 
-    Attributes:
-        holds: what it is.
-        images: how many, by part (`train`, `test`).
-        url: where it is published.
-        archive: the download that released programs link.
-        paper: that introduces it.
-        license: as its page says; empty where the page says nothing.
-        note: what to look out for.
-    """
+    example = 'such as {train: 200, test: 100}'
 
-    name: str
-    holds: str
-    images: Mapping[str, int] = field(default_factory=dict)
-    url: str = ''
-    archive: str = ''
-    paper: str = ''
-    license: str = ''
-    note: str = ''
+    train: Count = option(None, description='of the training part')
+    test: Count = option(None, description='of the test part')
+
+
+class Corpus(Section):
+    """A published set of images, as the catalogue and files of protocols describe it."""
+
+    example = 'such as {holds: ..., url: ...}'
+
+    name: Text = option('', description='its key')
+    holds: Text = option('', description='what it is, needed')
+    images: ImageCounts = option(None, description='how many')
+    url: Text = option('', description='where it is published')
+    archive: Text = option('', description='the download that released programs link')
+    paper: Text = option('', description='that introduces it')
+    license: Text = option('', description='as its page says; empty where the page says nothing')
+    note: Text = option('', description='what to look out for')
+
+
+def _by_name(corpora: Any) -> Any:
+    if isinstance(corpora, list):
+        return dict.fromkeys(map(str, corpora))
+    if not isinstance(corpora, Mapping):
+        raise told('give a list of names, or `name: {holds: ...}`.')
+    return corpora
+
+
+_Link = Annotated[dict[Literal['title', 'url'], Any], Field(min_length=2)]
+_DataSet = Annotated[dict[Any, Any], Told('give options of a data set, not {found}.')]
+
+
+class ProtocolFile(Section):
+    """The file of a protocol, see `Protocol`."""
+
+    title: Text = option('', description='of the protocol')
+    about: Text = option('', description='what it is')
+    extends: Any = option(None, description='another protocol, whose keys these replace')
+    sources: Annotated[list[_Link], Told('give a list of {{title: ..., url: ...}}, not {found}.')] = option(
+        (), description='papers and programs'
+    )
+    corpora: Annotated[dict[str, Corpus | None], BeforeValidator(_by_name)] = option(
+        None, description='names of the catalogue, or descriptions by name'
+    )
+    notes: Annotated[list[StrictStr], Told('{found} is not a list of sentences.')] = option(
+        (), description='what to know about its numbers'
+    )
+    train: _DataSet | None = option(None, description='options of a data set, and `samples`')
+    test: _DataSet | None = option(None, description='the same of the test')
 
 
 @dataclass(frozen=True)
@@ -236,10 +268,9 @@ def _load(name: object, where: Keys, asked_by: str, folder: Path, chain: tuple[P
     base = Protocol('', '')
     if content.get('extends') is not None:
         base = _load(content['extends'], where, str(path), path.parent, (*chain, path.resolve()))
-    reader = _Reader(content, base)
-    protocol = reader.read(str(name))
-    if reader.problems:
-        raise OptionError(replace(each.said_by(str(path)), path=where) for each in reader.problems)
+    protocol, problems = _read(str(name), content, base)
+    if problems:
+        raise OptionError(replace(each.said_by(str(path)), path=where) for each in problems)
     return protocol
 
 
@@ -261,113 +292,48 @@ def _find(name: object, folder: Path) -> Path:
     return FOLDER / f'{name}.yml'
 
 
-class _Reader:
-    """Reads a protocol's file and collects its mistakes."""
-
-    def __init__(self, content: Mapping[str, Any], base: Protocol) -> None:
-        self.content, self.base = content, base
-        self.problems = unknown_keys('', content, PROTOCOL_KEYS)
-
-    def _wrong(self, where: str | Keys, message: str) -> None:
-        self.problems.append(problem(where, message))
-
-    def read(self, name: str) -> Protocol:
-        train, test = self._part('train'), self._part('test')
-        if train is None and test is None:
-            self._wrong('', 'has neither a `train` nor a `test` part.')
-        return Protocol(
-            name=name,
-            title=self._text('title', name),
-            about=self._text('about', ''),
-            sources=self._sources(),
-            corpora=self._corpora(),
-            notes=self._notes(),
-            train=train,
-            test=test,
-        )
-
-    def _text(self, key: str, default: str) -> str:
-        value = self.content.get(key, default)
-        if not isinstance(value, str):
-            self._wrong(key, f'{value!r} is not text.')
-        return value
-
-    def _notes(self) -> Sequence[str]:
-        notes = self.content.get('notes', self.base.notes)
-        if isinstance(notes, str) or not isinstance(notes, Sequence) or not all(isinstance(n, str) for n in notes):
-            self._wrong('notes', f'{notes!r} is not a list of sentences.')
-            return ()
-        return notes
-
-    def _sources(self) -> Sequence[Mapping[str, str]]:
-        sources = self.content.get('sources', self.base.sources)
-        sound = isinstance(sources, Sequence) and not isinstance(sources, str)
-        if not sound or not all(isinstance(source, Mapping) and set(source) == {'title', 'url'} for source in sources):
-            self._wrong('sources', f'give a list of {{title: ..., url: ...}}, not {sources!r}.')
-            return ()
-        return sources
-
-    def _corpora(self) -> Sequence[Corpus]:
-        """Names of the catalogue, or a mapping that describes those which are not in it."""
-        if 'corpora' not in self.content:
-            return self.base.corpora
-        corpora = self.content['corpora']
-        if isinstance(corpora, Sequence) and not isinstance(corpora, str):
-            corpora = dict.fromkeys(map(str, corpora))
-        if not isinstance(corpora, Mapping):
-            self._wrong('corpora', 'give a list of names, or `name: {holds: ...}`.')
-            return ()
-        catalogue = load_yaml(str(CATALOGUE))
-        found = []
-        for name, options in corpora.items():
-            options = catalogue.get(name) if options is None else options
-            if options is None:
-                advice = ' Describe one of your own as `name: {holds: ..., url: ...}`.'
-                self._wrong('corpora', unknown_name('corpus', name, catalogue) + advice)
-                continue
-            problems = _corpus_problems(('corpora', str(name)), options)
-            self.problems += problems
-            if not problems:
-                found.append(Corpus(str(name), **options))
-        return found
-
-    def _part(self, key: str) -> Part | None:
-        base: Part | None = getattr(self.base, key)
-        if key not in self.content:
-            return base
-        given, where = self.content[key], (key,)
-        if given is None:
-            return None
-        if not isinstance(given, Mapping):
-            self._wrong(where, f'give options of a data set, not {given!r}.')
-            return None
-        allowed = [*(name for name in tuple(AllInOneOptions.model_fields) if name != 'protocol'), 'samples']
-        self.problems += unknown_keys(where, given, allowed)
-        change = {name: value for name, value in given.items() if name != 'samples'}
-        options, problems = _changed(base.options if base else {}, change, where)
-        self.problems += problems or _task_problems(options['tasks'], (*where, 'tasks'))
-        samples = given.get('samples')
-        if samples is not None and not self.problems:
-            self.problems += _samples_problems((*where, 'samples'), samples, options['tasks'], key == 'train')
-        return Part(options, samples)
+def _read(name: str, content: Mapping[str, Any], base: Protocol) -> tuple[Protocol, list[Problem]]:
+    """The protocol in a file that extends `base`, and the mistakes in it."""
+    written, problems = ProtocolFile.parse(content)
+    given = {key: getattr(written, key) for key in written.model_fields_set if key != 'extends'}
+    if written.corpora is not None:
+        given['corpora'], found = _corpora(written.corpora)
+        problems += found
+    for key in ('train', 'test'):
+        if given.get(key) is not None:
+            given[key], found = _part(key, given[key], getattr(base, key))
+            problems += found
+    protocol = replace(base, **{'name': name, 'title': name, 'about': '', **given})
+    if protocol.train is None and protocol.test is None and not problems:
+        problems.append(problem('', 'has neither a `train` nor a `test` part.'))
+    return protocol, problems
 
 
-def _corpus_problems(where: Keys, options: object) -> list[Problem]:
-    if not isinstance(options, Mapping):
-        return [problem(where, f'give `holds`, `url` and so on, not {options!r}.')]
-    problems = unknown_keys(where, options, CORPUS_KEYS)
-    if 'holds' not in options:
-        problems.append(problem((*where, 'holds'), 'is missing: what the corpus is, in words.'))
-    for key, value in options.items():
-        if key == 'images':
-            if not isinstance(value, Mapping) or not set(value) <= {'train', 'test'}:
-                problems.append(problem((*where, 'images'), f'give {{train: ..., test: ...}}, not {value!r}.'))
-                continue
-            for part, number in value.items():
-                problems += check_count((*where, 'images', part), number)
-        elif not isinstance(value, str):
-            problems.append(problem((*where, str(key)), f'{value!r} is not text.'))
-    return problems
+def _corpora(given: Mapping[str, Corpus | None]) -> tuple[list[Corpus], list[Problem]]:
+    """Those of the catalogue by their names, and those that the file describes."""
+    catalogue, problems = load_yaml(str(CATALOGUE)), []
+    corpora = []
+    for name, own in given.items():
+        corpora.append(own or Corpus(**catalogue.get(name, {})))
+        corpora[-1].name = name
+        if own is None and name not in catalogue:
+            advice = 'Describe one of your own as `name: {holds: ..., url: ...}`.'
+            problems.append(problem('corpora', f'{unknown_name("corpus", name, catalogue)} {advice}'))
+        elif not corpora[-1].holds:
+            problems.append(problem(('corpora', name, 'holds'), 'is missing: what the corpus is, in words.'))
+    return corpora, problems
+
+
+def _part(key: str, given: Mapping[str, Any], base: Part | None) -> tuple[Part, list[Problem]]:
+    allowed = [*(name for name in AllInOneOptions.model_fields if name != 'protocol'), 'samples']
+    problems = unknown_keys(key, given, allowed)
+    change = {name: value for name, value in given.items() if name != 'samples'}
+    options, found = _changed(base.options if base else {}, change, (key,))
+    problems += found or _task_problems(options['tasks'], (key, 'tasks'))
+    samples = given.get('samples')
+    if samples is not None and not problems:
+        problems += _samples_problems((key, 'samples'), samples, options['tasks'], key == 'train')
+    return Part(options, samples), problems
 
 
 def _task_problems(tasks: object, where: Keys) -> list[Problem]:

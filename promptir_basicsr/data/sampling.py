@@ -9,7 +9,6 @@ from typing import Any
 from promptir_basicsr.core.messages import check_count, first_few
 from promptir_basicsr.core.problems import Keys, Problem, keys, place, problem
 from promptir_basicsr.data.tasks import Task
-from promptir_basicsr.options.data import SamplingOptions
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,11 @@ def apportion(total: int, shares: Sequence[Fraction | int]) -> list[int]:
 
 
 def check_sampling(opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
-    """Mistakes in the options of sampling; those that show in the tasks are `check_shares`'."""
+    """Options of sampling that do not go together; those that show in the tasks are `check_shares`'.
+
+    Args:
+        opt: the dataset's options, without those that are wrong by themselves.
+    """
     where = keys(where)
     sampling, training = opt.get('sampling'), _training(opt)
     if not training:
@@ -109,11 +112,6 @@ def check_sampling(opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
     problems = _check_weights(opt, where)
     if sampling is None:
         return problems
-    if not isinstance(sampling, Mapping):
-        message = f'give options such as {{temperature: 2, fixed_shares: true}}, not {sampling!r}.'
-        problems.append(problem((*where, 'sampling'), message))
-        return problems
-    problems += SamplingOptions.problems(sampling, (*where, 'sampling'))
     options = _sampling(opt)
     if 'temperature' in options and _weighted(opt):
         problems.append(
@@ -123,31 +121,23 @@ def check_sampling(opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
                 f'({first_few(map(place, _weighted(opt)))}). Give the one or the other.',
             )
         )
-    if options.get('fixed_shares') is True and check_count('', opt.get('batch_size_per_gpu')):
+    if options.get('fixed_shares') and check_count('', opt.get('batch_size_per_gpu')):
         found_size = opt.get('batch_size_per_gpu')
         message = f'needs `batch_size_per_gpu`, a whole number of at least 1, not {found_size!r}.'
         problems.append(problem((*where, 'sampling', 'fixed_shares'), message))
     return problems
 
 
-def _weights(opt: Mapping[str, Any]) -> list[tuple[Keys, Any]]:
-    """Places of the tasks in the data set, and their weights."""
-    tasks = opt.get('tasks')
-    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
-        return []
-    return [(('tasks', n), task.get('weight')) for n, task in enumerate(tasks) if isinstance(task, Mapping)]
-
-
-def _weighted(opt: Mapping[str, Any]) -> list[Keys]:
-    return [task for task, weight in _weights(opt) if weight is not None]
+def _weighted(opt: Mapping[str, Any], given: bool = True) -> list[Keys]:
+    """Places of the tasks in the data set that have a weight, or that have none."""
+    tasks = [(('tasks', n), task) for n, task in enumerate(opt.get('tasks', ())) if isinstance(task, Mapping)]
+    return [path for path, task in tasks if (task.get('weight') is not None) == given]
 
 
 def _check_weights(opt: Mapping[str, Any], where: Keys) -> list[Problem]:
-    with_weight = _weighted(opt)
-    without = [task for task, weight in _weights(opt) if weight is None]
-    if not with_weight or not without:
+    given, absent = (first_few(map(place, _weighted(opt, which))) for which in (True, False))
+    if not given or not absent:
         return []
-    given, absent = (first_few(map(place, tasks)) for tasks in (with_weight, without))
     message = f'a `weight` stands in {given} and is missing in {absent}. Give every task one, or none.'
     return [problem((*where, 'tasks'), message)]
 

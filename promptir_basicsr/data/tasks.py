@@ -1,19 +1,19 @@
 """A task is one degradation of one corpus: its images, its label, how often it is seen in an epoch."""
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from promptir_basicsr.core.errors import OptionError, raise_problems
+from promptir_basicsr.core.errors import raise_problems
 from promptir_basicsr.core.messages import first_few, unknown_name
 from promptir_basicsr.core.problems import Item, Keys, Problem, keys, place, problem
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
-from promptir_basicsr.data.pairing import PAIRING_RULES, find_pairs, rule_from_option
+from promptir_basicsr.data.pairing import find_pairs
 from promptir_basicsr.data.sources import Source, open_source, resolve
 from promptir_basicsr.degradations.spec import Degrade
-from promptir_basicsr.options.data import TaskOptions
+from promptir_basicsr.options.data import AllInOneOptions, TaskOptions
+from promptir_basicsr.options.pairing import PAIRING_RULES
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class TaskSurvey:
     Attributes:
         path: the task's place in the option file.
         name: the task's name, or its type.
+        options: the task's; wrong ones have their defaults.
         task: what can be used of it; None where the options do not make a task.
         problems: mistakes in the options.
         gaps: what is missing among the images.
@@ -69,6 +70,7 @@ class TaskSurvey:
 
     path: Keys
     name: str
+    options: TaskOptions
     task: Task | None = None
     problems: list[Problem] = field(default_factory=list)
     gaps: list[Problem] = field(default_factory=list)
@@ -96,37 +98,37 @@ def build_tasks(
     Raises:
         OptionError: every mistake found, missing folders and files included.
     """
-    found, problems = survey_tasks(options, where)
+    options, problems = AllInOneOptions.sound(options, where)
+    found, more = survey_tasks(options, where)
     if surveys is not None:
         surveys[keys(where)] = found
-    problems += [problem for survey in found for problem in (*survey.problems, *survey.gaps)]
-    tasks = [survey.task for survey in found if survey.task is not None]
-    problems += _duplicate_names(tasks, where)
-    raise_problems(problems)
-    return tasks
+    raise_problems([*problems, *more])
+    return [survey.task for survey in found if survey.task is not None]
 
 
 def survey_tasks(options: Mapping[str, Any], where: str | Keys) -> tuple[list[TaskSurvey], list[Problem]]:
-    """`build_tasks` that goes on where images are missing: what each task came to, and the problems of the dataset."""
-    where = keys(where)
-    task_options = options.get('tasks')
-    if not isinstance(task_options, Sequence) or isinstance(task_options, str) or not task_options:
-        return [], [problem((*where, 'tasks'), f'give a list with at least one task, not {task_options!r}.')]
-    if not isinstance(options.get('dataroot') or '', (str, os.PathLike)):
-        return [], [problem((*where, 'dataroot'), f'{options["dataroot"]!r} is not a folder.')]
-    vocabulary, problems = _vocabulary(options, where)
-    sources = _Sources()
-    surveys = []
-    for position, task in enumerate(task_options):
+    """`build_tasks` that goes on where images are missing: what each task came to, and all problems.
+
+    Args:
+        options: as for `build_tasks`, without those that are wrong by themselves.
+    """
+    where = (*keys(where), 'tasks')
+    vocabulary, sources = options.get('degradations') or DEGRADATION_TYPES, _Sources()
+    surveys: list[TaskSurvey] = []
+    problems: list[Problem] = []
+    for position, task in enumerate(options.get('tasks', ())):
         if not isinstance(task, Mapping):
             message = f'give options such as {{type: denoise, clean: ...}}, not {task!r}.'
-            problems.append(problem((*where, 'tasks', position), message))
+            problems.append(problem((*where, position), message))
             continue
         name = task.get('name', task.get('type'))
-        item = Item(position, name) if isinstance(name, str) else position
-        survey = TaskSurvey((*where, 'tasks', item), str(name))
+        path = (*where, Item(position, name) if isinstance(name, str) else position)
+        survey = _TaskBuilder(task, path, options.get('dataroot'), vocabulary, sources).build()
         surveys.append(survey)
-        _TaskBuilder(task, survey, options.get('dataroot'), vocabulary, sources).build()
+        problems += [*survey.problems, *survey.gaps]
+    names = [survey.task.name for survey in surveys if survey.task is not None]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(problem(where, f"two tasks are called '{name}'. Give each a `name` of its own."))
     return surveys, problems
 
 
@@ -163,35 +165,20 @@ class _Sources:
         return self._names[source.root]
 
 
-def _vocabulary(options: Mapping[str, Any], where: Keys) -> tuple[Sequence[str], list[Problem]]:
-    words = options.get('degradations') or DEGRADATION_TYPES
-    listed = isinstance(words, Sequence) and not isinstance(words, str) and all(isinstance(word, str) for word in words)
-    if not listed or len(set(words)) != len(words):
-        message = f'give a list of different words, not {words!r}.'
-        return DEGRADATION_TYPES, [problem((*where, 'degradations'), message)]
-    return words, []
-
-
-def _duplicate_names(tasks: Iterable[Task], where: str | Keys) -> list[Problem]:
-    names = [task.name for task in tasks]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    place = (*keys(where), 'tasks')
-    return [problem(place, f"two tasks are called '{name}'. Give each a `name` of its own.") for name in twice]
-
-
 class _TaskBuilder:
-    """Reads the options of one task into its survey."""
+    """Makes a task, and what there is to say of it, of its options."""
 
     def __init__(
         self,
         options: Mapping[str, Any],
-        survey: TaskSurvey,
+        path: Keys,
         dataroot: str | None,
         vocabulary: Sequence[str],
         sources: _Sources,
     ) -> None:
-        self.options, self.survey, self.dataroot, self.vocabulary = options, survey, dataroot, vocabulary
-        self.sources = sources
+        self.given, self.dataroot, self.vocabulary, self.sources = options.keys(), dataroot, vocabulary, sources
+        self.options, problems = TaskOptions.parse(options, path)
+        self.survey = TaskSurvey(path, str(options.get('name', options.get('type'))), self.options, problems=problems)
         self.left_out: Sequence[str] = ()
 
     def _wrong(self, place: str, message: str, *others: Keys) -> None:
@@ -203,72 +190,61 @@ class _TaskBuilder:
         """Note a problem with the task as a whole, whose message names options in this order."""
         self.survey.problems.append(problem(self.survey.path, message, *((key,) for key in options)))
 
-    def build(self) -> None:
-        options = self.options
-        label = self._label()
-        named = {'name': options.get('type', 'unnamed'), **options}
-        self.survey.problems += TaskOptions.problems(named, self.survey.path)
-
-        degrade = None
-        if 'clean' in options:
-            degrade = self._degrade()
-            source = self._source('clean')
-            lq = gt = source
-            names = [(name, name) for name in self._names('clean', source)]
+    def build(self) -> TaskSurvey:
+        options, label = self.options, self._label()
+        if 'clean' in self.given:
+            self._check_degrade()
+            lq = gt = self._source('clean')
+            names = [(name, name) for name in self._names('clean', lq)]
         else:
-            if 'degrade' in options:
+            if 'degrade' in self.given:
                 self._wrong('degrade', 'goes with `clean`, the folder of images to degrade.')
             lq, gt, names = self._pairs()
-        if self.survey.problems or lq is None or gt is None or not names:
-            return
-        self.survey.task = Task(
-            name=named['name'],
-            type=options['type'],
-            label=label,
-            copies=options.get('copies', 1),
-            lq=lq,
-            gt=gt,
-            names=names,
-            degrade=degrade,
-            expected_images=options.get('expected_images'),
-            left_out=self.left_out,
-            weight=options.get('weight'),
-            known_counts=options.get('known_counts') or {},
-        )
+        if not self.survey.problems and lq is not None and gt is not None and names:
+            self.survey.task = Task(
+                name=options.name or options.type,
+                type=options.type,
+                label=label,
+                copies=options.copies,
+                lq=lq,
+                gt=gt,
+                names=names,
+                degrade=options.degrade,
+                expected_images=options.expected_images,
+                left_out=self.left_out,
+                weight=options.weight,
+                known_counts=options.known_counts or {},
+            )
+        return self.survey
 
     def _label(self) -> int:
-        kind, label = self.options.get('type'), self.options.get('label')
-        if kind is None:
+        kind, label = self.options.type, self.options.label
+        if 'type' not in self.given:
             self._lacks(f'`type` is missing. One of: {", ".join(self.vocabulary)}.', 'type')
-        elif kind not in self.vocabulary:
+        elif kind is not None and kind not in self.vocabulary:
             advice = ' A degradation of your own joins the vocabulary through `degradations` of the dataset.'
             self._lacks(unknown_name('task type', kind, self.vocabulary) + advice, 'type')
-        elif label is None:
+        elif kind is not None and label is None:
             return self.vocabulary.index(kind)
         return label or 0
 
-    def _degrade(self) -> Degrade | None:
+    def _check_degrade(self) -> None:
         for key in ('root', 'lq', 'gt', 'pairing'):
-            if key in self.options:
+            if key in self.given:
                 self._wrong(key, 'belongs to paired tasks; this one is made from `clean`.')
-        if 'degrade' not in self.options:
+        if 'degrade' not in self.given:
             self._lacks(
                 '`degrade` is missing, e.g. {type: gaussian_noise, sigma: 25}: '
                 'it says how the clean images are degraded.',
                 'degrade',
                 'clean',
             )
-            return None
-        try:
-            return Degrade(self.options['degrade'], where=(*self.survey.path, 'degrade'))
-        except OptionError as error:
-            self.survey.problems += error.problems
-            return None
 
     def _pairs(self) -> tuple[Source | None, Source | None, list[tuple[str, str]]]:
-        options = self.options
-        apart = 'lq' in options or 'gt' in options
-        if apart == ('root' in options) or (apart and not ('lq' in options and 'gt' in options)):
+        given, ruled = self.given, 'pairing' in self.options.model_fields_set
+        rule = self.options.pairing if ruled else PAIRING_RULES['same_name']
+        apart = 'lq' in given or 'gt' in given
+        if apart == ('root' in given) or (apart and not ('lq' in given and 'gt' in given)):
             self._lacks(
                 'give `lq` and `gt` (two folders), or `root` (one folder that holds both), or `clean` and `degrade`.',
                 *('lq', 'gt', 'root', 'clean', 'degrade'),
@@ -276,21 +252,18 @@ class _TaskBuilder:
             return None, None, []
         lq = self._source('lq' if apart else 'root')
         gt = self._source('gt') if apart else lq
-        if 'pairing' not in options and not apart:
+        if 'pairing' not in given and not apart:
             self._lacks(f'`pairing` is missing. One of: {", ".join(PAIRING_RULES)}.', 'pairing')
             return None, None, []
-        rule, problems = rule_from_option((*self.survey.path, 'pairing'), options.get('pairing', 'same_name'))
-        self.survey.problems += problems
-        if rule is None or lq is None or gt is None:
+        if ('pairing' in given and not ruled) or lq is None or gt is None:
             return None, None, []
         if rule.lq == rule.gt and not apart:
             self._wrong('pairing', 'equal names need two folders; give `lq` and `gt`, not `root`.')
             return None, None, []
-        named = isinstance(options.get('pairing'), str)
-        listed = 'list' in options or 'files' in options
+        listed = 'list' in given or 'files' in given
         pairing = find_pairs(
             self.survey.path,
-            rule.without_folder() if apart and named else rule,
+            rule.without_folder() if apart and rule in PAIRING_RULES.values() else rule,
             self._names('lq' if apart else 'root', lq),
             self.sources.names(gt),
             listed=listed,
@@ -316,9 +289,8 @@ class _TaskBuilder:
         return others
 
     def _source(self, key: str) -> Source | None:
-        value = self.options[key]
-        if not isinstance(value, str) or not value:
-            self._wrong(key, f'{value!r} is not a folder.')
+        value: str | None = getattr(self.options, key)
+        if value is None:
             return None
         try:
             return self.sources.open(resolve(value, self.dataroot))
@@ -332,26 +304,25 @@ class _TaskBuilder:
         return (*self.survey.path[:-2], 'dataroot')
 
     def _expectation(self) -> str:
-        parts = []
-        if isinstance(self.options.get('expected_images'), int):
-            parts.append(f'{self.options["expected_images"]:,} images')
-        rule = self.options.get('pairing')
-        if isinstance(rule, str) and rule in PAIRING_RULES:
-            parts.append(f"laid out as '{PAIRING_RULES[rule].lq}' with '{PAIRING_RULES[rule].gt}'")
+        parts, rule = [], self.options.pairing
+        if self.options.expected_images is not None:
+            parts.append(f'{self.options.expected_images:,} images')
+        if 'pairing' in self.options.model_fields_set and rule in PAIRING_RULES.values():
+            parts.append(f"laid out as '{rule.lq}' with '{rule.gt}'")
         expected = f' Expected there: {", ".join(parts)}.' if parts else ''
         return f'{expected} Mend the path, or `dataroot` of the dataset (now {self.dataroot or "."!r}).'
 
     def _names(self, key: str, source: Source | None) -> list[str]:
         """The names to use: the list's, the option's, or all in the folder."""
         options = self.options
-        if 'list' in options and 'files' in options:
+        if 'list' in self.given and 'files' in self.given:
             self._lacks('give `list` (a text file) or `files` (names), not both.', 'list')
         if source is None:
             return []
-        if 'list' in options:
-            return self._existing(self._read_list(), source, 'list')
-        if 'files' in options:
-            return self._existing(options['files'], source, 'files')
+        if 'list' in self.given:
+            return self._existing(self._read_list(options.list), source, 'list')
+        if 'files' in self.given:
+            return self._existing(options.files, source, 'files')
         names = self.sources.names(source)
         if not names:
             message = f"no images in '{source.root}'.{self._expectation()}"
@@ -359,27 +330,28 @@ class _TaskBuilder:
             self.survey.gaps.append(Problem(path, message, 'missing', others=(self._dataroot,)))
         return names
 
-    def _read_list(self) -> list[str]:
-        path = resolve(str(self.options['list']), self.dataroot)
+    def _read_list(self, file: str | None) -> list[str] | None:
+        """The names in a file, or None where that was told."""
+        if file is None:
+            return None
+        path = resolve(file, self.dataroot)
         try:
             lines = path.read_text(encoding='utf-8-sig').splitlines()
         except (OSError, ValueError) as error:  # not there, not text, no name of a file
             self._wrong('list', f"'{path}' cannot be read as text ({error}).")
-            return []
+            return None
         names = [line.strip() for line in lines]
         return [name for name in names if name and not name.startswith('#')]
 
-    def _existing(self, names: object, source: Source, key: str) -> list[str]:
-        if not isinstance(names, Sequence) or isinstance(names, str) or not names:
-            if not self.survey.problems:
+    def _existing(self, names: Sequence[str] | None, source: Source, key: str) -> list[str]:
+        if not names:
+            if names is not None:
                 self._wrong(key, 'no names in it.')
             return []
-        names = [str(name) for name in names]
         present = set(self.sources.names(source))
         missing = [name for name in names if name not in present]
         if missing:
-            known = self.options.get('known_counts') or {}
-            meaning = known_count(len(names) - len(missing), len(names), known) if isinstance(known, Mapping) else ''
+            meaning = known_count(len(names) - len(missing), len(names), self.options.known_counts or {})
             message = (
                 f"{len(missing):,} of {len(names):,} entries are not in '{source.root}': "
                 f'{first_few(missing)}. {meaning}{". " if meaning else ""}'

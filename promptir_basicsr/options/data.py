@@ -3,19 +3,25 @@
 What needs the images, other tasks or the phase is checked where the tasks are built.
 """
 
+import os
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, Strict, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StrictInt, StrictStr
 
 from promptir_basicsr.core.vocabulary import MAX_PIXELS
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.degradations.spec import Degrade
+from promptir_basicsr.options.pairing import PairingOptions, PairingRule, pairing_rule
 from promptir_basicsr.options.registered import Registered
 from promptir_basicsr.options.section import (
-    CheckedElsewhere,
+    UNCHECKED,
     Count,
     CountFromZero,
     FileName,
     Flag,
     OneOf,
+    Parsed,
     Positive,
     Section,
     Text,
@@ -29,20 +35,20 @@ class LoadedDataset(Section, extra='ignore'):
     """Keys of any data set that BasicSR reads."""
 
     name: FileName = option(description='in logs and results; folder of its pictures')
-    type: Annotated[str, CheckedElsewhere()] = option(
+    type: Annotated[str, UNCHECKED] = option(
         description='`AllInOneDataset`, or another data set registered with BasicSR, whose other options pass untouched'
     )
-    phase: Annotated[str, CheckedElsewhere()] = option('', description='set by BasicSR from the key of the data set')
-    scale: Annotated[int, CheckedElsewhere()] = option(1, description="set by BasicSR to the run's")
+    phase: Annotated[str, UNCHECKED] = option('', description='set by BasicSR from the key of the data set')
+    scale: Annotated[int, UNCHECKED] = option(1, description="set by BasicSR to the run's")
     batch_size_per_gpu: Count = option(1, description='samples of an iteration, of each GPU or process; training only')
     num_worker_per_gpu: CountFromZero = option(0, description='processes that read images; training only')
     dataset_enlarge_ratio: Annotated[
         float, Field(strict=True, gt=0, le=1_000_000_000), Told('{found} is not a number above 0.')
     ] = option(1, description='2 takes the whole epoch twice, with other random draws; a fraction takes a random part')
-    use_shuffle: Annotated[bool, CheckedElsewhere()] = option(
+    use_shuffle: Annotated[bool, UNCHECKED] = option(
         True, description='without meaning here: training is always shuffled'
     )
-    io_backend: Annotated[dict[str, Any], CheckedElsewhere()] = option(
+    io_backend: Annotated[dict[str, Any], UNCHECKED] = option(
         {}, description='without meaning here: whether a source is a folder or an LMDB shows in its path'
     )
     prefetch_mode: Annotated[Literal['cpu', 'cuda'], OneOf('mode')] | None = option(
@@ -63,6 +69,8 @@ class LoadedTraining(LoadedDataset):
 class SamplingOptions(Section):
     """`sampling` of a training set; see docs/sampling.md."""
 
+    example = 'such as {temperature: 2, fixed_shares: true}'
+
     temperature: Annotated[float, Field(strict=True, gt=0), Told('{found} is not a number above 0.')] | None = option(
         None, description='T: shares in proportion to (images x copies)^(1/T); 1 changes nothing, `.inf` is equal'
     )
@@ -74,14 +82,27 @@ class SamplingOptions(Section):
     )
 
 
-class PairingOptions(Section):
-    """Path templates of a pairing rule of one's own; see docs/data.md."""
+def _path(path: Any) -> Any:
+    return '.' if path is None or path == '' else os.fspath(path) if isinstance(path, os.PathLike) else path
 
-    lq: Text = option(description='template of the degraded image, such as `input/{id}_rainy.{ext}`')
-    gt: Text = option(description='template of the clear image, filled with the fields of `lq`')
+
+def _distinct(words: list[str]) -> list[str]:
+    if len(set(words)) != len(words):
+        raise ValueError
+    return words
+
+
+def _check_tasks(tasks: Any) -> Any:
+    if not isinstance(tasks, list | tuple) or not tasks:
+        raise OptionError(f'give a list with at least one task, not {tasks!r}.')
+    return tasks
 
 
 Degradation = Annotated[dict[str, Any], Registered('degradation')]
+Folder = Annotated[str, Field(strict=True, min_length=1), Told('{found} is not a folder.')]
+DataRoot = Annotated[str, Strict(), BeforeValidator(_path), Told('{found} is not a folder.')]
+Names = Annotated[tuple[Annotated[str, BeforeValidator(str)], ...], Field(min_length=1), Told('no names in it.')]
+Vocabulary = Annotated[list[StrictStr], AfterValidator(_distinct), Told('give a list of different words, not {found}.')]
 
 
 def _nullable(schema: dict[str, Any]) -> None:
@@ -103,9 +124,7 @@ class TaskOptions(Section, json_schema_extra={'required': ['type']}):
     name: Annotated[
         str, Strict(), AfterValidator(_check_task_name), Told('{found} is not a name without spaces and slashes.')
     ] = option(None, description='unique in the data set, without spaces and slashes; left out, the `type`')
-    type: Annotated[str, CheckedElsewhere()] = option(
-        None, description='a word of the vocabulary of degradations, `degradations` of the data set'
-    )
+    type: Text = option(None, description='a word of the vocabulary of degradations, `degradations` of the data set')
     label: CountFromZero | None = option(
         None, description="class id given to networks that take one; left out, the word's position"
     )
@@ -117,30 +136,18 @@ class TaskOptions(Section, json_schema_extra={'required': ['type']}):
     known_counts: Annotated[dict[StrictInt, StrictStr], Told('give `number: what it means`, not {found}.')] | None = (
         option(None, description='`{number: words}`: other numbers that are met and what they mean')
     )
-    clean: Annotated[str, CheckedElsewhere()] = option(
-        None, description='synthesised: folder or LMDB of clean images; needs `degrade`'
-    )
-    degrade: Annotated[Degradation | list[Degradation], CheckedElsewhere()] = option(
+    clean: Folder = option(None, description='synthesised: folder or LMDB of clean images; needs `degrade`')
+    degrade: Annotated[Degrade, Parsed(partial(Degrade, where=()), Degradation | list[Degradation])] = option(
         None, description='synthesised: one degradation, or a list of them applied in order; see degradations.md'
     )
-    lq: Annotated[str, CheckedElsewhere()] = option(
-        None, description='paired: folder or LMDB of degraded images; needs `gt`'
-    )
-    gt: Annotated[str, CheckedElsewhere()] = option(
-        None, description='paired: folder or LMDB of clear images; needs `lq`'
-    )
-    root: Annotated[str, CheckedElsewhere()] = option(
-        None, description='paired: folder or LMDB of both, instead of `lq` and `gt`; needs `pairing`'
-    )
-    pairing: Annotated[str | PairingOptions, CheckedElsewhere()] = option(
+    lq: Folder = option(None, description='paired: folder or LMDB of degraded images; needs `gt`')
+    gt: Folder = option(None, description='paired: folder or LMDB of clear images; needs `lq`')
+    root: Folder = option(None, description='paired: folder or LMDB of both, instead of `lq` and `gt`; needs `pairing`')
+    pairing: Annotated[PairingRule, Parsed(pairing_rule, str | PairingOptions)] = option(
         'same_name', description='paired: name of a rule of data.md, or templates; needed with `root`'
     )
-    list: Annotated[str, CheckedElsewhere()] = option(
-        None, description='text file, one name a line: which images to take; left out, all'
-    )
-    files: Annotated[tuple[str, ...], CheckedElsewhere()] = option(
-        None, description='the same as a list of names in the option file'
-    )
+    list: Text = option(None, description='text file, one name a line: which images to take; left out, all')
+    files: Names = option(None, description='the same as a list of names in the option file')
 
 
 class TaskChange(TaskOptions, json_schema_extra=_nullable):
@@ -150,19 +157,19 @@ class TaskChange(TaskOptions, json_schema_extra=_nullable):
 class AllInOneOptions(Section, extra='ignore'):
     """What AllInOneDataset reads; see docs/data.md."""
 
-    protocol: Annotated[str, CheckedElsewhere()] = option(
+    protocol: Text = option(
         None, description='name or file of a published protocol, which gives what is not given beside it; protocols.md'
     )
-    dataroot: Annotated[str, CheckedElsewhere()] = option(
+    dataroot: DataRoot = option(
         None, description='where relative paths of the tasks start; left out, the current folder'
     )
-    tasks: Annotated[list[TaskOptions] | dict[str, TaskChange | None], CheckedElsewhere()] = option(
-        None, description='list of tasks; beside `protocol` not needed, or a mapping that changes its tasks by name'
+    tasks: Annotated[list[Any], Parsed(_check_tasks, list[TaskOptions] | dict[str, TaskChange | None])] = option(
+        description='list of tasks; beside `protocol` not needed, or a mapping that changes its tasks by name'
     )
-    degradations: Annotated[list[str], CheckedElsewhere()] = option(
+    degradations: Vocabulary | None = option(
         None, description='vocabulary of degradations; the position of a word is its label. Left out, five words'
     )
-    sampling: Annotated[SamplingOptions | None, CheckedElsewhere()] = option(
+    sampling: SamplingOptions | None = option(
         None, description='shares of the tasks other than by `copies`; training only'
     )
     gt_size: Count | None = option(

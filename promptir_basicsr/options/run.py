@@ -1,16 +1,21 @@
 """Options of a whole run: what an option file may hold at its top, and in `path`, `val` and `logger`."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
 
 from promptir_basicsr.core import vocabulary
-from promptir_basicsr.core.messages import shown
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import missing, shown, unknown_name
+from promptir_basicsr.core.problems import problem
 from promptir_basicsr.core.vocabulary import STOP_SIGNALS, StopSignal
+from promptir_basicsr.options.data import LoadedDataset, LoadedTraining
 from promptir_basicsr.options.registered import Registered
 from promptir_basicsr.options.section import (
-    CheckedElsewhere,
+    INSIDE,
+    UNCHECKED,
     Count,
     CountFromZero,
     ExistingFile,
@@ -25,9 +30,23 @@ from promptir_basicsr.options.section import (
     Text,
     Told,
     option,
+    refused,
     told,
 )
 from promptir_basicsr.options.train import HostTrainOptions, PromptTrainOptions, SensorTrainOptions
+
+
+def _by_name(metrics: Any) -> Any:
+    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
+        raise told(f'give `name: {{type: ...}}`, not {shown(metrics)}.')
+    return metrics
+
+
+def _with_type(options: dict[str, Any]) -> dict[str, Any]:
+    if 'type' not in options:
+        raise ValueError
+    return options
+
 
 PromptScale = Annotated[Literal[1], Told('{found}; PromptModel restores at the same size, scale: 1.')]
 SensorScale = Annotated[Literal[1], Told('{found}; SensorModel has no use for it, scale: 1.')]
@@ -42,8 +61,13 @@ Gpus = Annotated[Literal['auto'] | CountFromZero, Told('{found} is not a whole n
 Backend = Annotated[Literal['nccl', 'gloo', 'mpi', 'cpu:gloo,cuda:nccl'], OneOf('backend')]
 Tile = Annotated[Literal['auto'] | Count, Told('{found} is neither auto nor a whole number of pixels, at least 1.')]
 Statistics = Annotated[vocabulary.Statistics, OneOf('choice')]
-Metric = Annotated[dict[str, Any], Registered('metric'), CheckedElsewhere()]
-Metrics = Annotated[dict[str, Metric], Told('give `name: {{type: ...}}`, not {found}.')]
+Metric = Annotated[
+    dict[str, Any],
+    AfterValidator(_with_type),
+    Told('give options with a type, e.g. {{type: calculate_paper_psnr}}, not {found}.'),
+    Registered('metric'),
+]
+Metrics = Annotated[dict[str, Metric], BeforeValidator(_by_name)]
 Network = Annotated[dict[str, Any], Registered('network'), Told('give options `key: value`, not {found}.')]
 
 
@@ -83,8 +107,10 @@ class PathOptions(Section):
     results_root: Text | None = option(None, description='the same for `basicsr test`; left out, `results`')
 
 
-class HostPathOptions(PathOptions, extra='ignore'):
-    """`path` of models that are not ours: further keys are theirs."""
+class HostPathOptions(PathOptions, extra='allow'):
+    """`path` of models that are not ours: further keys are theirs, and BasicSR makes a folder of each."""
+
+    __pydantic_extra__: dict[str, Text | None]
 
 
 class LoggerOptions(Section):
@@ -168,7 +194,7 @@ class HostValOptions(_ValOptions, extra='ignore'):
         None, description='in a test, ending of the names of restored images; left out, `restored`'
     )
     metrics: Metrics | None = option(None, description='name -> `type:` and options; the names are the columns')
-    best_metric: Annotated[str, CheckedElsewhere()] = option(
+    best_metric: Text | None = option(
         None, description='decides, averaged over tasks, on the best weights; left out, the first of `metrics`'
     )
     contact_sheet: Flag = option(False, description='write `contact_sheet.png`: the first image of each task')
@@ -250,6 +276,25 @@ class Datasets(Section):
     def field_of(cls, key: str) -> FieldInfo | None:
         return cls.model_fields.get(key.partition('_')[0])
 
+    @model_validator(mode='wrap')
+    @classmethod
+    def _check(cls, datasets: Any, handler: Callable[[Any], Self]) -> Self:
+        if not isinstance(datasets, Mapping):
+            return handler(datasets)
+        needed = [key for key, field in cls.model_fields.items() if field.is_required()]
+        problems = missing('', datasets, needed)
+        for key, dataset in datasets.items():
+            phase = str(key).partition('_')[0]
+            # BasicSR takes only the exact word for the training set.
+            if phase not in cls.model_fields or (phase == 'train' and key != 'train'):
+                message = unknown_name('phase', key if phase == 'train' else phase, cls.model_fields)
+                problems.append(problem(str(key), f'{message} Several sets: val_1, val_2.'))
+            else:
+                problems += (LoadedTraining if phase == 'train' else LoadedDataset).problems(dataset, str(key))
+        if problems:
+            raise refused(OptionError(problems), INSIDE)
+        return cls.model_construct()
+
 
 class TrainingDatasets(Datasets):
     """`datasets` of a training."""
@@ -272,7 +317,7 @@ class HostRun(Section, extra='ignore'):
         description='of the run: folder below `experiments/` (train) or `results/` (test). A name with `debug` in it '
         "switches on BasicSR's debug mode"
     )
-    model_type: Annotated[str, CheckedElsewhere()] = option(
+    model_type: Text = option(
         description='`PromptModel`, or `SensorModel` for a sensor; other models registered with BasicSR get their '
         'options untouched'
     )
@@ -291,7 +336,7 @@ class HostRun(Section, extra='ignore'):
 class HostTraining(HostRun):
     """A training of a model that is not ours."""
 
-    datasets: Annotated[TrainingDatasets, CheckedElsewhere(mapping=True)] = option(description='`train`, `val`')
+    datasets: TrainingDatasets = option(description='`train`, `val`')
     path: HostPathOptions = option(description='files and folders')
     network_g: Network = option(None, description='`type:` a network, and its arguments')
     train: HostTrainOptions = option(description='the training')
@@ -302,7 +347,7 @@ class HostTraining(HostRun):
 class HostTest(HostRun):
     """A test of a model that is not ours."""
 
-    datasets: Annotated[TestDatasets, CheckedElsewhere(mapping=True)] = option(description='`test`, `val`')
+    datasets: TestDatasets = option(description='`test`, `val`')
     path: HostPathOptions = option(description='files and folders')
     network_g: Network = option(None, description='`type:` a network, and its arguments')
     val: HostValOptions = option(description='what is measured')
@@ -348,19 +393,15 @@ class OwnRun(HostRun, extra='forbid'):
 class OwnTraining(OwnRun):
     """A training of ours."""
 
-    datasets: Annotated[TrainingDatasets, CheckedElsewhere(mapping=True)] = option(
-        description='`train`, and `val` or several `val_1`, `val_2`'
-    )
+    datasets: TrainingDatasets = option(description='`train`, and `val` or several `val_1`, `val_2`')
     logger: OwnLoggerOptions = option(description='what is written, and when')
 
 
 class OwnTest(OwnRun):
     """A test of ours; the sections of the training are passed over, so that a file can be copied."""
 
-    datasets: Annotated[TestDatasets, CheckedElsewhere(mapping=True)] = option(
-        description='`test`, or several `test_1`, `test_2`'
-    )
-    logger: Annotated[OwnLoggerOptions, CheckedElsewhere()] = option(None, description='of the training; passed over')
+    datasets: TestDatasets = option(description='`test`, or several `test_1`, `test_2`')
+    logger: Annotated[OwnLoggerOptions, UNCHECKED] = option(None, description='of the training; passed over')
 
 
 class PromptTraining(OwnTraining):
@@ -375,7 +416,7 @@ class PromptTest(OwnTest):
     """An option file of `basicsr test` with `model_type: PromptModel`."""
 
     scale: PromptScale = option(1, description='1; the model restores at the same size')
-    train: Annotated[PromptTrainOptions, CheckedElsewhere()] = option(None, description='of the training; passed over')
+    train: Annotated[PromptTrainOptions, UNCHECKED] = option(None, description='of the training; passed over')
     val: PromptValOptions = option(description='what is measured')
 
 
@@ -391,7 +432,7 @@ class SensorTest(OwnTest):
     """An option file of `basicsr test` with `model_type: SensorModel`."""
 
     scale: SensorScale = option(1, description='1')
-    train: Annotated[SensorTrainOptions, CheckedElsewhere()] = option(None, description='of the training; passed over')
+    train: Annotated[SensorTrainOptions, UNCHECKED] = option(None, description='of the training; passed over')
     val: SensorValOptions = option(description='what is measured')
 
 

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Strict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import missing_key, quotes_hint, shown, unknown, unknown_name
 from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 
@@ -23,9 +24,18 @@ TOLD = 'told'
 """The type of errors that are in our words already."""
 
 
+INSIDE = 'inside'
+"""The same, where the rest of the options at this place is right."""
+
+
 def told(sentence: str) -> PydanticCustomError:
     """An error in our words; the sentence goes behind the place of the option."""
-    return PydanticCustomError(TOLD, '{sentence}', {'sentence': sentence})
+    return refused(OptionError(sentence))
+
+
+def refused(error: OptionError, kind: Any = TOLD) -> PydanticCustomError:
+    """An error in our words, whose problems lie below the place of the option."""
+    return PydanticCustomError(kind, 'wrong', {'problems': error.problems})
 
 
 class Told:
@@ -65,23 +75,30 @@ class OneOf(Told):
             raise told(unknown_name(self.kind, value, self.allowed)) from error
 
 
-class CheckedElsewhere:
-    """Annotation: the type says what the option looks like; its values are checked where their context is known.
+class Parsed(Told):
+    """Annotation: the value becomes what a function makes of it; its OptionError says what does not fit.
 
     Args:
-        mapping: here it is checked that there are options at all.
+        parse: its problems lie below the option.
+        written: how the value is written in YAML, for the JSON schema. Default: the annotated type.
     """
 
-    def __init__(self, mapping: bool = False) -> None:
-        self.mapping = mapping
+    def __init__(self, parse: Callable[[Any], Any], written: Any = None) -> None:
+        self.parse, self.written = parse, written
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_wrap_validator_function(self._check, handler(source))
+        inner = handler(source) if self.written is None else handler.generate_schema(self.written)
+        return core_schema.no_info_wrap_validator_function(self._check, inner)
 
-    def _check(self, value: Any, _: Callable[[Any], Any]) -> Any:
-        if self.mapping and not isinstance(value, Mapping):
-            raise told(f'give options `key: value`, not {shown(value)}.')
-        return value
+    def _check(self, value: Any, inner: Callable[[Any], Any]) -> Any:
+        try:
+            return self.parse(value)
+        except OptionError as error:
+            raise refused(error) from error
+
+
+UNCHECKED = Parsed(lambda value: value)
+"""Annotation: the type says what the option looks like, and nothing reads its value here."""
 
 
 def is_file_name(name: str) -> bool:
@@ -145,7 +162,10 @@ class Section(BaseModel):
     `extra='ignore'` in a subclass passes over keys that are none of ours.
     """
 
-    model_config = ConfigDict(extra='forbid')
+    model_config = ConfigDict(extra='forbid', arbitrary_types_allowed=True)
+
+    example: ClassVar[str] = '`key: value`'
+    """What messages ask for in place of something else."""
 
     @classmethod
     def field_of(cls, key: str) -> FieldInfo | None:
@@ -160,29 +180,63 @@ class Section(BaseModel):
             options: as read from YAML; they are not changed.
             where: their place in the option file; () for the whole file.
         """
+        return cls.sound(options, where)[1]
+
+    @classmethod
+    def sound(cls, options: Any, where: str | Keys = ()) -> tuple[dict[str, Any], list[Problem]]:
+        """The options without those that are wrong, and what is wrong; see `problems`."""
+        problems: list[Problem] = []
+        sound = dict(options) if isinstance(options, Mapping) else {}
         try:
             cls.model_validate(dict(options) if isinstance(options, Mapping) else options)
         except ValidationError as error:
-            return [cls._problem(keys(where), details) for details in error.errors(include_url=False)]
-        return []
+            for details in error.errors(include_url=False):
+                found = cls._problems(keys(where), details)
+                problems += found
+                # What a function has refused goes as a whole.
+                whole = details['type'] == TOLD
+                for path in [details['loc']] if whole else [each.path[len(keys(where)) :] for each in found]:
+                    sound = _without(sound, path)
+        return sound, problems
 
     @classmethod
-    def _problem(cls, where: Keys, details: Any) -> Problem:
+    def parse(cls, options: Any, where: str | Keys = ()) -> tuple[Self, list[Problem]]:
+        """The options as an object, where wrong ones have their defaults, and what is wrong; see `problems`.
+
+        For sections in which no option is needed.
+        """
+        options, problems = cls.sound(options, where)
+        return cls.model_validate(options), problems
+
+    @classmethod
+    def _problems(cls, where: Keys, details: Any) -> list[Problem]:
         kind, location, found = details['type'], details['loc'], details['input']
         path, owner = (*where, *location), section_at(cls, location[:-1])
+        if kind in (TOLD, INSIDE):
+            found = details['ctx']['problems']
+            return [replace(each, shown=() if each.shown == TOP else each.shown).below(path) for each in found]
         if kind in ('extra_forbidden', 'invalid_key'):
             key = found if kind == 'invalid_key' else location[-1]
             section = path[:-1] or TOP
-            return replace(unknown('', 'option', key, owner.model_fields), path=(*path[:-1], str(key)), shown=section)
+            return [replace(unknown('', 'option', key, owner.model_fields), path=(*path[:-1], str(key)), shown=section)]
         if kind == 'missing':
             # Where unknown keys are told, they come with a suggestion themselves.
             ignores = owner.model_config.get('extra') == 'ignore'
-            return missing_key(path, found if ignores else (), owner.model_fields)
-        if kind == TOLD:
-            return problem(path, details['msg'])
+            return [missing_key(path, found if ignores else (), owner.model_fields)]
         if kind in ('model_type', 'model_attributes_type', 'dict_type'):
-            return Problem(path, f'give options `key: value`, not {shown(found)}.', shown=path or TOP)
-        return problem(path, f'{shown(found)} is wrong: {details["msg"]}.')
+            message = f'give options {section_at(cls, location).example}, not {shown(found)}.'
+            return [Problem(path, message, shown=path or TOP)]
+        return [problem(path, f'{shown(found)} is wrong: {details["msg"]}.')]
+
+
+def _without(options: Any, path: Keys) -> Any:
+    """A copy without the option at a place; of what is in a list, without the option that has the list."""
+    key, *inner = path or ('',)
+    rest = {name: value for name, value in options.items() if str(name) != str(key)}
+    at = next((name for name in options if str(name) == str(key)), None)
+    if inner and isinstance(options.get(at), Mapping):
+        rest[at] = _without(options[at], tuple(inner))
+    return rest
 
 
 def section_at(section: type[Section], location: Keys) -> type[Section]:

@@ -5,17 +5,11 @@ import random
 import pytest
 
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.data.pairing import (
-    PAIRING_RULES,
-    PairFinder,
-    PairingRule,
-    compile_template,
-    fill_template,
-    find_pairs,
-    rule_from_option,
-)
-from promptir_basicsr.data.tasks import build_tasks
 from promptir_basicsr.pictures.picture import EXTENSIONS
+from promptir_basicsr.data.pairing import PairFinder, compile_template, fill_template, find_pairs
+from promptir_basicsr.data.tasks import build_tasks
+from promptir_basicsr.options.data import TaskOptions
+from promptir_basicsr.options.pairing import PAIRING_RULES, PairingRule
 
 # rule -> (degraded -> its clear image, other files of the corpus), as they lie under `root`
 LAYOUTS = {
@@ -297,7 +291,7 @@ def test_a_clear_image_is_never_its_own_degraded_one(write, tmp_path) -> None:
         ('rain100l', "unknown pairing rule 'rain100l'. Did you mean 'rain100l_t"),
         ('xyz', 'Allowed: cdd11, gopro_flat,'),
         (5, 'give the name of a pairing rule or templates {lq: ..., gt: ...}, not 5'),
-        ({'lq': 'a/{id}.png'}, "the template 'gt' is missing"),
+        ({'lq': 'a/{id}.png'}, 'tasks[0].pairing.gt: is missing.'),
         (
             {'lq': 'a/{id}.png', 'gt': 'b/{idd}.png'},
             "field '{idd}' is not in the lq template 'a/{id}.png'. Did you mean 'id'?",
@@ -308,9 +302,7 @@ def test_a_clear_image_is_never_its_own_degraded_one(write, tmp_path) -> None:
     ],
 )
 def test_mistakes_in_a_rule(option, expected) -> None:
-    rule, found = rule_from_option('tasks[0].pairing', option)
-    problems = [str(problem) for problem in found]
-    assert rule is None
+    problems = [str(problem) for problem in TaskOptions.problems({'pairing': option}, 'tasks[0]')]
     assert expected in '\n'.join(problems)
     assert problems[0].startswith('tasks[0].pairing')
 

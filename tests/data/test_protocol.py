@@ -14,12 +14,11 @@ from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.allinone_dataset import DATASET_KEYS, AllInOneDataset, check_dataset
 from promptir_basicsr.data.protocol import (
     CATALOGUE,
-    CORPUS_KEYS,
     FOLDER,
-    PROTOCOL_KEYS,
     Corpus,
     Part,
     Protocol,
+    ProtocolFile,
     expand_protocol,
     load_protocol,
     protocol_datasets,
@@ -373,7 +372,7 @@ def test_a_file_of_ones_own(tmp_path, monkeypatch) -> None:
         name='mine.yml',
         title='Mine',
         sources=[{'title': 'A paper', 'url': 'https://example.org'}],
-        corpora=[*load_protocol('derain').corpora, Corpus('own', 'my photographs', {'train': 12})],
+        corpora=[*load_protocol('derain').corpora, Corpus(name='own', holds='my photographs', images={'train': 12})],
         train=Part({'gt_size': 64, 'tasks': [rain]}, 36),
     )
     assert expand(str(tmp_path / 'mine.yml'), tasks={'rain': {'copies': 1}})['tasks'] == [{**rain, 'copies': 1}]
@@ -415,9 +414,12 @@ def test_a_file_may_extend_another(tmp_path) -> None:
         ('extends: 3d\ncorpora: [Rain100]', "corpora: unknown corpus 'Rain100'. Did you mean 'Rain100L'?"),
         ('extends: 3d\ncorpora: 5', 'corpora: give a list of names'),
         ('extends: 3d\ncorpora: {own: {url: x}}', 'corpora.own.holds: is missing'),
-        ('extends: 3d\ncorpora: {own: {holds: x, images: 5}}', 'corpora.own.images: give {train: ..., test: ...}'),
+        (
+            'extends: 3d\ncorpora: {own: {holds: x, images: 5}}',
+            'corpora.own.images: give options such as {train: 200',
+        ),
         ('extends: 3d\ncorpora: {own: {holds: x, images: {train: x}}}', "corpora.own.images.train: 'x' is not a whole"),
-        ('extends: 3d\ncorpora: {own: 5}', 'corpora.own: give `holds`, `url` and so on, not 5.'),
+        ('extends: 3d\ncorpora: {own: 5}', 'corpora.own: give options such as {holds: ..., url: ...}, not 5.'),
         ('extends: 3d\nsources: [x]', 'sources: give a list of {title: ..., url: ...}'),
         ('extends: 3d\nnotes: x', "notes: 'x' is not a list of sentences."),
         ('train: [', 'self.yml: line 1'),
@@ -510,7 +512,7 @@ def test_every_corpus_is_of_a_protocol() -> None:
 
 def test_the_page_tells_every_key_of_a_file() -> None:
     rows = set(re.findall(r'^\| `(\w+)`', PAGES['protocols.md'], re.M))
-    assert {*PROTOCOL_KEYS, *CORPUS_KEYS, 'samples'} <= rows
+    assert {*ProtocolFile.model_fields, *Corpus.model_fields, 'samples'} - {'name'} <= rows
 
 
 def examples() -> list[str]:
