@@ -256,8 +256,9 @@ def sections_in(annotation: Any) -> Iterator[type[Section]]:
 
 
 def alternatives_of(field: FieldInfo) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """`alternatives` of a field, of which pydantic keeps the metadata apart."""
-    for part, metadata in alternatives(field.annotation):
+    """`alternatives` of a field as it is written in YAML; pydantic keeps the metadata apart."""
+    parsed = (part.written for part in field.metadata if isinstance(part, Parsed) and part.written is not None)
+    for part, metadata in alternatives(next(parsed, field.annotation)):
         yield part, (*field.metadata, *metadata)
 
 
