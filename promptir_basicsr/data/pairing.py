@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.problems import Keys, Problem, keys
-from promptir_basicsr.pictures.picture import EXTENSIONS
 from promptir_basicsr.options.pairing import FIELD, PairingRule
+from promptir_basicsr.pictures.picture import EXTENSIONS
 
 
 def compile_template(template: str) -> re.Pattern[str]:

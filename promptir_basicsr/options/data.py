@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StrictInt, StrictStr
 
-from promptir_basicsr.core.vocabulary import MAX_PIXELS
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.vocabulary import MAX_PIXELS
 from promptir_basicsr.degradations.spec import Degrade
 from promptir_basicsr.options.pairing import PairingOptions, PairingRule, pairing_rule
 from promptir_basicsr.options.registered import Registered

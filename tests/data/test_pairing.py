@@ -5,11 +5,11 @@ import random
 import pytest
 
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.pictures.picture import EXTENSIONS
 from promptir_basicsr.data.pairing import PairFinder, compile_template, fill_template, find_pairs
 from promptir_basicsr.data.tasks import build_tasks
 from promptir_basicsr.options.data import TaskOptions
 from promptir_basicsr.options.pairing import PAIRING_RULES, PairingRule
+from promptir_basicsr.pictures.picture import EXTENSIONS
 
 # rule -> (degraded -> its clear image, other files of the corpus), as they lie under `root`
 LAYOUTS = {

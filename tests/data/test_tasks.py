@@ -10,10 +10,10 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.allinone_dataset import DATASET_KEYS, HOST_KEYS, check_dataset
-from promptir_basicsr.pictures.picture import EXTENSIONS
 from promptir_basicsr.data.tasks import build_tasks
 from promptir_basicsr.options.data import TaskOptions
 from promptir_basicsr.options.pairing import PAIRING_RULES
+from promptir_basicsr.pictures.picture import EXTENSIONS
 
 DOCS = Path(__file__).parents[2] / 'docs' / 'data.md'
 TEXT = DOCS.read_text(encoding='utf-8')
