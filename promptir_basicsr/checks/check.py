@@ -87,6 +87,8 @@ def _told(problem: Problem, ours: Sequence[CheckedDataset], places: Places) -> F
     """A problem as `basicsr train` says it, of the task or the data set that it belongs to."""
     if problem.kind == 'machine':
         return Finding(NOTE, problem.kind, '', f'This machine: {problem}')
+    if problem.kind == 'short' and places.is_replaced(('train', 'total_iter')):
+        return Finding(NOTE, problem.kind, '', places.located(problem))
     where = next((dataset.where for dataset in ours if problem.place[:-1][:2] == dataset.path), '')
     where = next((survey.where for dataset in ours for survey in dataset.surveys if problem in survey), where)
     return Finding(ERROR, problem.kind, where, places.located(problem), list(problem.items))

@@ -3,6 +3,7 @@
 Options of networks, datasets, losses and models that are not ours are held only to their constructors' signatures.
 """
 
+import importlib.util
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,7 +66,7 @@ def check_options(
     found: list[Problem] = []
     if 'model_type' in options:
         found += check_registered('model_type', 'model', model, MODEL_REGISTRY)
-    found += _check_gpus(options.get('num_gpu'))
+    found += _check_gpus(options.get('num_gpu')) + _check_wandb(options.get('logger') or {})
     if network is not None:
         wrong = check_network(network) or (_check_kind(network, sensor) if ours else [])
         # A file that is not there is still one that was meant.
@@ -82,6 +83,20 @@ def check_options(
     if ours:
         found += check_speed(options, is_train, processes, network)
     return problems + [each for each in found if (each.place, each.path) not in told]
+
+
+def _check_wandb(logger: Mapping[str, Any]) -> list[Problem]:
+    """What BasicSR needs before it writes to wandb; it would end with a traceback."""
+    if not (logger.get('wandb') or {}).get('project'):
+        return []
+    where, problems = ('logger', 'wandb'), []
+    if importlib.util.find_spec('wandb') is None:
+        message = 'wandb is not installed: pip install wandb. Or leave the key out.'
+        problems.append(Problem(where, message, 'machine'))
+    if logger.get('use_tb_logger') is False:
+        message = 'wandb gets what TensorBoard gets. Set `use_tb_logger: true`.'
+        problems.append(problem(where, message, ('logger', 'use_tb_logger')))
+    return problems
 
 
 def _check_gpus(number: object) -> list[Problem]:

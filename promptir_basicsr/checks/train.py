@@ -61,13 +61,18 @@ def _check_total(train: Mapping[str, Any]) -> list[Problem]:
     problems: list[Problem] = []
     if warmup >= total:
         message = f'{warmup:,} is not below total_iter {total:,}. Shorten the warm-up.'
-        problems.append(problem(('train', 'warmup_iter'), message))
+        problems.append(Problem(('train', 'warmup_iter'), message, 'short'))
+    own = schedule.get('warmup_iter')
+    if schedule.get('type') == 'LinearWarmupCosineLR' and is_number(own) and own >= schedule.get('total_iter', total):
+        message = f'{own:,} is not below total_iter {schedule.get("total_iter", total):,}. Shorten the warm-up.'
+        problems.append(Problem(('train', 'scheduler', 'warmup_iter'), message, 'short'))
     for key in ('milestones', 'restarts'):
         values = schedule.get(key)
         late = [value for value in values if is_number(value) and value > total] if isinstance(values, list) else []
         if late:
             message = f'{first_few(f"{value:,}" for value in late)} lie behind total_iter {total:,}.'
-            problems.append(problem(('train', 'scheduler', key), f'{message} Take them out, or train longer.'))
+            message += ' Take them out, or train longer.'
+            problems.append(Problem(('train', 'scheduler', key), message, 'short'))
     return problems
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 Keys = tuple[str | int, ...]
 """The place of an option: keys of mappings and positions in lists, from the top of the file."""
 
-Kind = Literal['options', 'machine', 'missing', 'orphans']
+Kind = Literal['options', 'machine', 'missing', 'orphans', 'short']
 
 
 class Item(int):
@@ -35,7 +35,7 @@ class Problem:
         path: the option to change; () where there is none, as of an argument of the command line.
         message: what was found and how to fix it.
         kind: `machine` for options that may be right on another machine, `missing` and `orphans` for images without
-            which the options are right.
+            which the options are right, `short` for what a longer run would reach.
         items: the images that the problem is about, each with a detail.
         shown: what the text begins with, where that is not `path`: the message names the rest of the path itself.
         others: further options that it is about. Where `path` is not in the file, the line is that of the first of

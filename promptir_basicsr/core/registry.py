@@ -17,13 +17,22 @@ def register(registry: Any) -> Callable[[T], T]:
     """Class or function decorator: add to a BasicSR registry under its own name.
 
     BasicSR's registry refuses a name it has. A module that is loaded again (reload, a notebook) replaces its own entry
-    here; a name that somebody else holds is still refused by BasicSR.
+    here.
+
+    Raises:
+        ImportError: another package holds the name.
     """
 
     def add(obj: T) -> T:
         known = registry._obj_map.get(obj.__name__)
         if known is not None and known.__module__ == obj.__module__:
             registry._obj_map[obj.__name__] = obj
+        elif known is not None:
+            raise ImportError(
+                f"'{obj.__name__}' is registered with BasicSR by two packages: {known.__module__} and "
+                f'{obj.__module__}. An option file could mean either. Uninstall the one that is not needed, or take it '
+                'out of the entry points `basicsr.plugins`.'
+            )
         else:
             registry.register(obj)
         return obj

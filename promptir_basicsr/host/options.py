@@ -105,8 +105,11 @@ def checked_options(
     """
     options, places = read_option_file(path, force_yml)
     problems = check_options(options, is_train, processes)
-    if problems:
-        raise OptionError(problems, places.located)
+    short = [each for each in problems if each.kind == 'short' and places.is_replaced(('train', 'total_iter'))]
+    if len(problems) > len(short):
+        raise OptionError([each for each in problems if each not in short], places.located)
+    for each in short:
+        sys.stderr.write(f'Warning: {places.located(each)}\n')
     return options
 
 
@@ -141,6 +144,8 @@ def _complete(opt: dict[str, Any], roots: Mapping[str, str], is_train: bool) -> 
             dataset['pin_memory'] = False
         if dataset.get('num_worker_per_gpu') == 0:
             dataset['persistent_workers'] = False  # torch refuses to keep workers that are not there
+    if not is_train:  # BasicSR asks for it, and has an option file without
+        opt.setdefault('val', {'save_img': opt.get('save_img', True)})
     paths = opt['path']
     root = os.path.join(roots['experiments_root' if is_train else 'results_root'], opt['name'])
     paths.pop('results_root' if is_train else 'experiments_root', None)

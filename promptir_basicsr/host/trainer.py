@@ -4,11 +4,13 @@ import functools
 import inspect
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -116,6 +118,11 @@ class Trainer:
         """BasicSR's; the model writes to it as well."""
         for handler in logger.handlers:  # logging would write a traceback for every line of a log on a full disk
             handler.handleError = functools.partial(_warn_of_log, handler)  # type: ignore[method-assign]
+        if (opt['logger'].get('wandb') or {}).get('project'):
+            import wandb
+
+            if not hasattr(wandb.util, 'generate_id'):  # which BasicSR calls
+                wandb.util.generate_id = partial(secrets.token_hex, 4)
         tb_logger = self._tb_loggers(opt)
         self.run.tb_logger = tb_logger and QuietLogger(tb_logger)
         return self.run.tb_logger

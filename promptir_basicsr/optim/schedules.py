@@ -79,7 +79,7 @@ class LinearWarmupCosineLR(IterationLR):
     Args:
         optimizer: its groups' rates are the peak rates.
         total_iter: last iteration of the run.
-        warmup_iter: iterations of the warm-up, below total_iter; 0 for none.
+        warmup_iter: iterations of the warm-up; 0 for none. Of a run that ends before, only the warm-up is seen.
         eta_min: final rate, at most the smallest rate of the groups.
         last_epoch: -1 for a new run (see torch).
 
@@ -100,9 +100,6 @@ class LinearWarmupCosineLR(IterationLR):
         name = type(self).__name__
         _check_count(name, 'total_iter', total_iter, 1)
         _check_count(name, 'warmup_iter', warmup_iter, 0)
-        if warmup_iter >= total_iter:
-            message = f'warmup_iter {warmup_iter} must be below total_iter {total_iter}; shorten the warm-up'
-            raise argument_error(name, 'warmup_iter', message)
         _check_rate(name, 'eta_min', eta_min, optimizer)
         self.total_iter = total_iter
         self.warmup_iter = warmup_iter

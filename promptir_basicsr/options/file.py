@@ -55,6 +55,11 @@ class Places:
         """The text of a problem after the file and the line of its option. The words of the text do not matter."""
         return printable(f'{self.line(problem.path, *problem.others)}: {problem}')
 
+    def is_replaced(self, path: Keys) -> bool:
+        """Whether an option was given on the command line."""
+        mark, complete = self._find(path)
+        return complete and mark is not None and _from_command_line(mark)
+
     def _find(self, path: Keys) -> tuple[yaml.Mark | None, bool]:
         """The mark of an option, or of the last of the keys that lead to it; and whether it is there."""
         mark: yaml.Mark | None = None
@@ -115,7 +120,29 @@ def read_option_file(path: str, force_yml: list[str] | None = None) -> tuple[dic
     for entry in force_yml or []:
         where = f'--force_yml {printable(entry[:_LONGEST])}{"..." * (len(entry) > _LONGEST)}'
         places.replace(_replace(options, entry, where), where)
-    return options, places
+    return _with_whole_numbers(options), places
+
+
+def _with_whole_numbers(value: Any, key: object = None) -> Any:
+    """Floats without a fraction, such as `!!float 5e3`, as whole numbers where options are whole numbers."""
+    if isinstance(value, dict):  # what networks, losses and so on take is theirs
+        return {name: inner if name in _OTHERS else _with_whole_numbers(inner, name) for name, inner in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() and key in _WHOLE else value
+
+
+def _sections(section: type[Section]) -> Iterator[type[Section]]:
+    yield section
+    for further in section.__subclasses__():
+        yield from _sections(further)
+
+
+_WHOLE = {
+    name
+    for section in _sections(Section)
+    for name, field in section.model_fields.items()
+    if {kind for kind, _ in alternatives_of(field)} & {int, float} == {int}
+}
+_OTHERS = ('network_g', 'network_d', 'optim_g', 'optim_d', 'scheduler', 'metrics')
 
 
 def find_option_file(path: str) -> str:

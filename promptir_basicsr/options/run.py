@@ -350,7 +350,7 @@ class HostTest(HostRun):
     datasets: TestDatasets = option(description='`test`, `val`')
     path: HostPathOptions = option(description='files and folders')
     network_g: Network = option(None, description='`type:` a network, and its arguments')
-    val: HostValOptions = option(description='what is measured')
+    val: HostValOptions = option(None, description='what is measured')
 
 
 class OwnRun(HostRun, extra='forbid'):

@@ -276,7 +276,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('datasets.train.tasks.0.type', 'denoize', "unknown task type 'denoize'. Did you mean 'denoise'?"),
     ('datasets.train.prefetch_mode', 'gpu', "datasets.train.prefetch_mode: unknown mode 'gpu'."),
     # schedules
-    ('train.scheduler.warmup_iter', 8, 'warmup_iter 8 must be below total_iter 8'),
+    ('train.scheduler.warmup_iter', 8, 'scheduler.warmup_iter: 8 is not below total_iter 8. Shorten the warm-up.'),
     ('train.scheduler.eta_min', 1, 'eta_min 1 is above the lr 0.001'),
     ('train.scheduler', {'type': 'MultiStepLR'}, 'train.scheduler.milestones: is missing.'),
     ('train.scheduler', {'type': 'MultiStepLR', 'milestones': 4}, 'train.scheduler.milestones: 4 is not a list of'),

@@ -1,6 +1,7 @@
 """BasicSR's option parser runs on options that are checked, completed, and never evaluated."""
 
 import argparse
+import importlib.util
 import os
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.host.distributed import processes_of
@@ -372,3 +374,52 @@ def test_the_option_file_is_copied_as_it_is_below_the_command(tmp_path: Path, mo
     copy_option_file(str(copy), None, str(tmp_path / 'run'))
     assert read_options(str(copy)) == {'name': 'ü'}
     assert os.listdir(tmp_path / 'run') == [source.name]
+
+
+# what option files of BasicSR's users have
+
+
+def test_a_float_without_a_fraction_is_a_whole_number(parse: Parse) -> None:
+    opt, _ = parse('--force_yml', 'val:val_freq=!!float 4', 'train:total_iter=8e0', 'logger:print_freq=2.0')
+    numbers = [opt['val']['val_freq'], opt['train']['total_iter'], opt['logger']['print_freq']]
+    assert numbers == [4, 8, 2]
+    assert {type(number) for number in numbers} == {int}
+    assert type(forced('train:optim_g:lr=1.0')['train']['optim_g']['lr']) is float
+    assert refusal(parse, '--force_yml', 'val:val_freq=4.5') == [
+        '--force_yml val:val_freq=4.5: val.val_freq: 4.5 is not a whole number of at least 1.'
+    ]
+
+
+@pytest.mark.parametrize(
+    ('scheduler', 'key'),
+    [
+        ('{type: MultiStepLR, milestones: [2, 6], gamma: 0.5}', 'milestones'),
+        ('{type: LinearWarmupCosineLR, warmup_iter: 5}', 'warmup_iter'),
+    ],
+)
+def test_a_run_shortened_for_a_trial_is_a_warning(
+    parse: Parse, scheduler: str, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = TRAINING.replace('{type: FixedLR}', scheduler)
+    Path('tiny.yml').write_text(text, encoding='utf-8')
+    opt, _ = parse('--force_yml', 'train:total_iter=4')
+    assert opt['train']['total_iter'] == 4
+    line = text[: text.index('scheduler:')].count('\n') + 1
+    assert f'Warning: tiny.yml:{line}: train.scheduler.{key}: ' in capsys.readouterr().err
+    Path('tiny.yml').write_text(text.replace('total_iter: 8', 'total_iter: 4'), encoding='utf-8')
+    assert f'train.scheduler.{key}: ' in refusal(parse)[0]
+
+
+def test_a_test_of_another_model_without_val_saves_its_images(parse: Parse) -> None:
+    lines = TRAINING.replace('PromptModel', 'SRModel').splitlines()
+    Path('tiny.yml').write_text('\n'.join(line for line in lines if not line.startswith('val:')), encoding='utf-8')
+    options = {key: value for key, value in read_options('tiny.yml').items() if key not in ('train', 'logger')}
+    del options['datasets']['train']
+    Path('tiny.yml').write_text(yaml.safe_dump(options), encoding='utf-8')
+    assert parse(is_train=False)[0]['val'] == {'save_img': True}
+
+
+@pytest.mark.skipif(importlib.util.find_spec('wandb') is not None, reason='wandb is installed')
+def test_wandb_that_is_not_there_is_missed_before_the_run(parse: Parse) -> None:
+    (line,) = refusal(parse, '--force_yml', 'logger:wandb={project: mine}', 'logger:use_tb_logger=true')
+    assert 'logger.wandb: wandb is not installed: pip install wandb.' in line

@@ -1,5 +1,6 @@
 """Whatever ends a run: its last complete iteration is saved, one sentence says why, and the status tells which kind."""
 
+import json
 import os
 import re
 import shutil
@@ -259,3 +260,27 @@ def test_the_copied_option_file_is_of_the_options_that_counted(tmp_path: Path, m
     assert copied['train']['total_iter'] == copied['logger']['save_checkpoint_freq'] == 4
     shutil.copy(tmp_path / 'experiments/run/run.yml', tmp_path / 'copy.yml')
     assert cli.main(['check', '-opt', 'copy.yml', '--fast']) == 0
+
+
+WANDB = """
+calls = []
+
+class util:
+    pass
+
+def init(**options):
+    import json
+    with open('wandb.json', 'w') as file:
+        json.dump({key: options[key] for key in ('id', 'resume', 'project', 'sync_tensorboard')}, file)
+"""
+
+
+def test_todays_wandb_is_given_the_id_that_basicsr_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for its package, whose `util.generate_id` is gone."""
+    (tmp_path / 'wandb.py').write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {'logger__wandb': {'project': 'mine'}, 'logger__use_tb_logger': True, 'train__total_iter': 1}
+    assert run(tmp_path, monkeypatch, **changes, train__scheduler={'type': 'FixedLR'}) == 0
+    told = json.loads((tmp_path / 'wandb.json').read_text())
+    assert re.fullmatch('[0-9a-f]{8}', told.pop('id'))
+    assert told == {'resume': 'never', 'project': 'mine', 'sync_tensorboard': True}

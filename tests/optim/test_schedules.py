@@ -171,14 +171,14 @@ class TestReleased:
         assert scheduler.lr_at(2 + warmup_epochs) == [LR]
 
 
+def test_a_run_that_ends_in_the_warm_up_has_the_rates_of_a_longer_one() -> None:
+    short, long = (LinearWarmupCosineLR(optimizer(), total, warmup_iter=100) for total in (4, 1000))
+    assert [short.lr_at(i) for i in range(1, 5)] == [long.lr_at(i) for i in range(1, 5)]
+
+
 @pytest.mark.parametrize(
     ('name', 'options', 'message'),
     [
-        (
-            'LinearWarmupCosineLR',
-            {'total_iter': 100, 'warmup_iter': 100},
-            r'warmup_iter 100 must be below total_iter 100',
-        ),
         ('LinearWarmupCosineLR', {'total_iter': 0}, r'total_iter is 0, must be at least 1'),
         ('LinearWarmupCosineLR', {'total_iter': 100, 'warmup_iter': -1}, r'warmup_iter is -1, must be at least 0'),
         ('LinearWarmupCosineLR', {'total_iter': '1e5'}, r"total_iter is '1e5', must be a whole number in digits"),
