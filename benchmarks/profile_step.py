@@ -46,7 +46,7 @@ from benchmarks.variants import NETWORKS, TINY, Run, Variant, Workload, parse_si
 from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.core.vocabulary import PRECISIONS
 from promptir_basicsr.core.yaml_loader import load_yaml
-from promptir_basicsr.models import PromptModel
+from promptir_basicsr.models import PromptModel, step
 from tests.test_extending import ROOT, merged
 
 DISPATCH, OTHERS = 'dispatch', 'sums, products, others'
@@ -279,8 +279,8 @@ def iterations(given: argparse.Namespace, device: torch.device) -> list[dict[str
             ('optimizer', optimizer, 'step'),
             ('optimizer', optimizer, 'zero_grad'),
             ('optimizer', PromptModel, 'update_learning_rate'),
-            ('averaging (EMA)', PromptModel, 'model_ema'),
-            ('logging', PromptModel, '_record_tasks'),
+            ('averaging (EMA)', step, 'move_average'),
+            ('logging', step.TrainingStep, '_record_tasks'),
             ('logging', PromptModel, 'get_current_log'),
             ('logging', MessageLogger, '__call__'),
         ):

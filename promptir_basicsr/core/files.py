@@ -45,12 +45,12 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     Raises:
         OSError: the file cannot be opened, or is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, 'rb')
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, 'Is a directory' if stat.S_ISDIR(mode) else 'Not a regular file')
+    # The stream has the path as its name, which tifffile asks for.
+    stream = open(path, 'rb', opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise OSError(errno.EINVAL, 'Not a regular file')
 
 
 def atomic_write(

@@ -17,8 +17,9 @@ _NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 def did_you_mean(found: object, allowed: Iterable[str]) -> str:
     """` Did you mean 'x'?` or nothing."""
     spelling = {name.lower(): name for name in allowed}
-    close = get_close_matches(str(found).lower(), spelling, n=1, cutoff=0.5)
-    return f" Did you mean '{spelling[close[0]]}'?" if close else ''
+    close = get_close_matches(str(found), spelling.values(), n=1, cutoff=0.5)
+    close = close or [spelling[name] for name in get_close_matches(str(found).lower(), spelling, n=1, cutoff=0.75)]
+    return f" Did you mean '{close[0]}'?" if close else ''
 
 
 def unknown_name(kind: str, found: object, allowed: Iterable[str]) -> str:

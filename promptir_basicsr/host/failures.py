@@ -32,7 +32,7 @@ def explained(error: Exception, doing: str) -> Exception:
     """
     if isinstance(error, KNOWN):
         return error
-    for cause in (*_causes(error), *_dead_workers()):
+    for cause in (*_dead_workers(), *_causes(error)):
         found = _worker(cause) or _memory(cause, doing) or _disk(cause) or (cause if isinstance(cause, KNOWN) else None)
         if found is not None:
             return found

@@ -183,7 +183,13 @@ class Trainer:
             model.validation(loader, iteration, self.run.tb_logger, val['save_img'])
 
     def before_batch(self) -> None:
-        """Draw random numbers from where the state was, or end if a signal asks for it."""
+        """Draw random numbers from where the state was, or end if a signal asks for it.
+
+        torch raises of a worker that was killed wherever this process is, in the middle of a step as well. Without its
+        handler the loader notices it when it waits for the next batch.
+        """
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD'):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if self.model is None:
             return
         if self._begun:
@@ -203,8 +209,6 @@ class Trainer:
 
         Of several processes only this one knows of the error, and a state needs all of them.
         """
-        if threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD'):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises of further workers, here as well
         model = self.model
         doing = 'validation' if model is not None and model.is_measuring else 'training'
         told = explained(error, doing)

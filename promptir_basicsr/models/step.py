@@ -146,9 +146,7 @@ class TrainingStep:
         self.apply_gradients(norm)
         for name, loss in losses.items():
             self._record(name, loss)
-        with torch.no_grad():
-            for name, loss, images_of_task in self.objective.of_tasks(output, batch):
-                self._record(name, loss, images_of_task)
+        self._record_tasks(output, batch)
         if self.averaged is not None and self.ema_decay > 0:
             move_average(self.averaged, self.net, self.ema_decay, self._sound)
         self.is_whole = True
@@ -274,6 +272,11 @@ class TrainingStep:
         else:
             entry[0] = entry[0] + torch.where(self._sound > 0, value * weight, 0)
             entry[1] = entry[1] + weight * self._sound
+
+    @torch.no_grad()
+    def _record_tasks(self, output: Tensor, batch: Batch) -> None:
+        for name, mean, images in self.objective.of_tasks(output, batch):
+            self._record(name, mean, images)
 
     def log(self) -> dict[str, float]:
         """Means of the losses since the last call, over all processes; a task's loss over its own samples."""

@@ -389,10 +389,10 @@ def test_trains_in_the_prompt_model_with_mixed_labels(tmp_path: Path) -> None:
         ({'degradations': ['a', 'b']}, 'it must be a list of num_degradations = 5 different names'),
         ({'prompt_dims': [64, 128]}, r'PIPRestormer: prompt_dims is \[64, 128\]; it must be a list of 3 integers'),
         ({'prompt_dims': 64}, 'prompt_dims is 64; it must be a list'),
-        ({'prompt_dims': [64, 126, 256]}, r'PIPRestormer: level2.prompt_dim: 126; .* multiple of 4, such as 16'),
-        ({'prompt_dims': [8, 16, 32]}, 'level1.prompt_dim: 8; .* at least 12 that is a multiple of 4'),
+        ({'prompt_dims': [64, 126, 256]}, r'PIPRestormer: prompt_dims\[1\]: 126; .* multiple of 4, such as 16'),
+        ({'prompt_dims': [8, 16, 32]}, r'prompt_dims\[0\]: 8; .* at least 12 that is a multiple of 4'),
         ({'prompt_sizes': [64, 32]}, r'PIPRestormer: prompt_sizes is \[64, 32\]; it must be a list of 3 integers'),
-        ({'prompt_sizes': [64, 32, 1]}, 'level3.prompt_size: 1 is not a whole number of at least 2'),
+        ({'prompt_sizes': [64, 32, 1]}, r'prompt_sizes\[2\]: 1 is not a whole number of at least 2'),
         (
             {'interaction': 'pip_cross'},
             r"unknown interaction 'pip_cross'\. Did you mean 'cross'\? Allowed: cross, gate",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor, nn
 
@@ -96,7 +97,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         weights = saved(promptir(), TINY, folder / 'promptir.pth', iteration=7, metrics={'psnr': 31.5})
         assert run(weights, folder / 'promptir.onnx', '--sizes', '64x64', '2x96x128', '200x152') == 0
-        assert run(saved(prompted(), PROMPTED, folder / 'pip.pth'), folder / 'pip.pt2') == 0
+        network = {'network_g': {'type': 'PromptedNetwork', **PROMPTED}}  # which builds a network of BasicSR's
+        (folder / 'pip.yml').write_text(yaml.safe_dump(network))
+        weights = saved(prompted(), PROMPTED, folder / 'pip.pth')
+        assert run(weights, folder / 'pip.pt2', '-opt', folder / 'pip.yml') == 0
     finally:
         sys.argv = before
     Image.fromarray(skimage.data.chelsea()[60:161, 110:231]).save(folder / 'photograph.png')

@@ -306,7 +306,7 @@ def check_prompts(
             'interaction': ('interaction',),
         }
         for found in check_prompt(f'level{level + 1}', width, dim, size, interaction):
-            problems.append(replace(found, path=arguments[found.path[-1]], shown=found.place))
+            problems.append(replace(found, path=arguments[found.path[-1]], shown=None))
     raise_problems(problems, network)
 
 
