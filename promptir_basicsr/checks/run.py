@@ -66,7 +66,7 @@ def check_options(
     found: list[Problem] = []
     if 'model_type' in options:
         found += check_registered('model_type', 'model', model, MODEL_REGISTRY)
-    found += _check_gpus(options.get('num_gpu')) + _check_wandb(options.get('logger') or {})
+    found += _check_gpus(options.get('num_gpu')) + _check_wandb(options.get('logger'))
     if network is not None:
         wrong = check_network(network) or (_check_kind(network, sensor) if ours else [])
         # A file that is not there is still one that was meant.
@@ -85,9 +85,10 @@ def check_options(
     return problems + [each for each in found if (each.place, each.path) not in told]
 
 
-def _check_wandb(logger: Mapping[str, Any]) -> list[Problem]:
+def _check_wandb(logger: object) -> list[Problem]:
     """What BasicSR needs before it writes to wandb; it would end with a traceback."""
-    if not (logger.get('wandb') or {}).get('project'):
+    wandb = logger.get('wandb') if isinstance(logger, Mapping) else None
+    if not isinstance(logger, Mapping) or not isinstance(wandb, Mapping) or not wandb.get('project'):
         return []
     where, problems = ('logger', 'wandb'), []
     if importlib.util.find_spec('wandb') is None:

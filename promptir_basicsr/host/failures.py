@@ -61,15 +61,16 @@ def _dead_workers() -> list[BaseException]:
 
 def _worker(error: BaseException) -> Exception | None:
     text = str(error)
-    match = _KILLED.search(text)
-    if match is None or not isinstance(error, RuntimeError):
+    match = _KILLED.search(text) if isinstance(error, RuntimeError) else None
+    if match is None and not isinstance(error, EOFError | ConnectionError):  # its pipe ends before torch notices it
         return None
-    how = f'was killed by the signal {match[2]}' if match[2] else 'ended without a word'
+    how = f'was killed by the signal {match[2]}' if match is not None and match[2] else 'ended without a word'
+    which = f' (pid {match[1]})' if match is not None else ''
     room = ''
     if os.path.isdir('/dev/shm'):
         room = f' /dev/shm, through which workers pass images, has {in_units(shutil.disk_usage("/dev/shm").free)} free.'
     return WorkerDied(
-        f'A worker process of the data loader (pid {match[1]}) {how}. In most cases the machine has run out of '
+        f'A worker process of the data loader{which} {how}. In most cases the machine has run out of '
         f'memory, or a file was changed while it was read.{room} Lower num_worker_per_gpu or batch_size_per_gpu; '
         'num_worker_per_gpu: 0 loads images without workers.'
     )

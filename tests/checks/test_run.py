@@ -200,7 +200,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('path.experiments_root', ['x'], "path.experiments_root: ['x'] is not text."),
     ('path.ignore_resume_networks', 'network_g', 'path.ignore_resume_networks: give a list'),
     ('train', 5, 'train: give options `key: value`, not 5.'),
-    ('train.total_iter', 8.0, 'train.total_iter: 8.0 is not a whole number'),
+    ('train.total_iter', 8.5, 'train.total_iter: 8.5 is not a whole number'),
     ('train.warmup_iter', None, 'train.warmup_iter: None is not a whole number'),
     ('train.optim_g', 'AdamW', "train.optim_g: give options with a type, e.g. {type: ...}, not 'AdamW'."),
     ('train.optim_g.lr', '0.001x', "train.optim_g.lr: '0.001x' is neither a number nor a list of numbers."),

@@ -127,8 +127,8 @@ def test_a_killed_worker_costs_the_iteration_alone(tmp_path: Path, monkeypatch: 
     assert run(tmp_path, monkeypatch, **ENDLESS, datasets__train__num_worker_per_gpu=1) == 6
     killer.join()
     said = log(tmp_path)
-    assert 'ERROR: A worker process of the data loader (pid ' in said
-    assert 'was killed by the signal Killed' in said
+    assert 'ERROR: A worker process of the data loader ' in said
+    assert re.search('was killed by the signal Killed|ended without a word', said)
     assert 'num_worker_per_gpu' in said.splitlines()[-1]
     assert 'Traceback' not in said
     (last,) = states(tmp_path)
