@@ -225,21 +225,25 @@ def measured(stream: BinaryIO) -> tuple[int, int] | None:
 
 
 def _still(content: bytes) -> bytes:
-    """An animated PNG without its animation; other PNGs as they are.
+    """An animated PNG without its animation; other PNGs as they are; nothing where a chunk claims to be longer than the
+    file, because OpenCV takes the memory for it before it reads: gigabytes for a few hundred bytes.
 
-    Where such a file is damaged, OpenCV's reader of animations gives rows that it has never written to.
+    Where an animated file is damaged, OpenCV's reader of animations gives rows that it has never written to.
     """
-    parts, place, animated = [content[:8]], 8, False
+    parts, place, animated, pixels = [content[:8]], 8, False, False
     while place + 8 <= len(content):
         length, kind = struct.unpack_from('>I4s', content, place)
-        animated |= kind == b'acTL'
-        if kind == b'IDAT' and not animated:
-            return content
+        if length > len(content):
+            return b''
+        pixels |= kind == b'IDAT'
+        animated |= kind == b'acTL' and not pixels
+        if kind == b'IEND':
+            break
         stop = place + 12 + length
         if kind not in (b'acTL', b'fcTL', b'fdAT'):
             parts.append(content[place:stop])
         place = stop
-    return b''.join(parts) if animated else content
+    return b''.join([*parts, content[place:]]) if animated else content
 
 
 def _unreadable(content: bytes, where: str) -> ImageError:

@@ -1,6 +1,7 @@
 """TIFF files. No one library reads all kinds: Pillow has those of 8 bits, tifffile and OpenCV those of 16."""
 
 import io
+import logging
 from typing import Any, BinaryIO
 
 import cv2
@@ -11,6 +12,8 @@ import tifffile
 from promptir_basicsr.pictures.decode import as_bytes, check_pixels, open_image, pixels_of, resolution_of, upright
 from promptir_basicsr.pictures.exif import orientation_of, with_upright_orientation
 from promptir_basicsr.pictures.picture import Picture, PictureError
+
+logging.getLogger('tifffile').addHandler(logging.NullHandler())  # damage is told in one sentence, or not at all
 
 TIFF_MAGIC = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _WORDS = (270, 271, 272, 305, 306, 315, 33432)  # what it shows, camera, program, date, who made it, whose it is

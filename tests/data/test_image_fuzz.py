@@ -336,6 +336,15 @@ def test_a_size_that_no_file_of_this_length_can_have() -> None:
         assert decode(whole, 'flat').shape == flat.shape
 
 
+def test_no_memory_is_taken_for_what_a_chunk_of_a_png_claims() -> None:
+    """OpenCV takes as much as the length of a chunk says; Pillow does not."""
+    content = files()['stored.png']
+    for place in (33, content.index(b'IDAT') - 4, content.index(b'IEND') - 4):
+        lie = content[:place] + struct.pack('>I', 3_070_000_000) + content[place + 4 :]
+        with memory(lie), pytest.raises(ImageError, match=r'a\.png: not a readable image'):
+            decode(lie, 'a.png')
+
+
 def test_a_damaged_animation_gives_no_rows_that_were_never_read() -> None:
     content = files()['animated.png']
     place = content.index(b'IDAT') + 2000
