@@ -16,9 +16,9 @@ _NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 
 def did_you_mean(found: object, allowed: Iterable[str]) -> str:
     """` Did you mean 'x'?` or nothing."""
-    spelling = {name.lower(): name for name in allowed}
-    close = get_close_matches(str(found), spelling.values(), n=1, cutoff=0.5)
-    close = close or [spelling[name] for name in get_close_matches(str(found).lower(), spelling, n=1, cutoff=0.75)]
+    spelling, lower = {name.lower(): name for name in allowed}, str(found).lower()
+    same_letters = [spelling[name] for name in get_close_matches(lower, spelling, n=1, cutoff=0.75)]
+    close = same_letters or get_close_matches(str(found), spelling.values(), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ''
 
 

@@ -62,7 +62,7 @@ def _dead_workers() -> list[BaseException]:
 def _worker(error: BaseException) -> Exception | None:
     text = str(error)
     match = _KILLED.search(text) if isinstance(error, RuntimeError) else None
-    if match is None and not isinstance(error, EOFError | ConnectionError):  # its pipe ends before torch notices it
+    if match is None and not _waited_for_worker(error):
         return None
     how = f'was killed by the signal {match[2]}' if match is not None and match[2] else 'ended without a word'
     which = f' (pid {match[1]})' if match is not None else ''
@@ -74,6 +74,12 @@ def _worker(error: BaseException) -> Exception | None:
         f'memory, or a file was changed while it was read.{room} Lower num_worker_per_gpu or batch_size_per_gpu; '
         'num_worker_per_gpu: 0 loads images without workers.'
     )
+
+
+def _waited_for_worker(error: BaseException) -> bool:
+    """Whether the pipe of a worker has ended, before torch notices that the worker has."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, EOFError | ConnectionError) and any(frame.name == '_try_get_data' for frame in frames)
 
 
 def _memory(error: BaseException, doing: str) -> Exception | None:

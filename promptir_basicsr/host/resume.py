@@ -36,7 +36,7 @@ def load_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[
     network = opt['path'].get('pretrain_network_g')
     if network is not None and not os.path.isfile(network):
         raise OptionError(f"path.resume_state: '{path}' goes with the weights '{network}', which do not exist.")
-    if network is not None and (wrong := _other_weights(state, network)):
+    if network is not None and not opt['auto_resume'] and (wrong := _other_weights(state, network)):
         raise OptionError(f"path.resume_state: '{path}': {wrong}.")
     return state, notes
 
