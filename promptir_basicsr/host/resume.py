@@ -23,6 +23,7 @@ def load_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[
         OptionError: the file is not a training state, or the weights of its iteration are not in the run's folder;
             with `--auto_resume`, there are states, and none of them is whole.
     """
+    newest: str | None = None
     notes: list[str] = []
     if opt['auto_resume']:
         newest, notes = _agreed(opt)
@@ -36,7 +37,7 @@ def load_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[
     network = opt['path'].get('pretrain_network_g')
     if network is not None and not os.path.isfile(network):
         raise OptionError(f"path.resume_state: '{path}' goes with the weights '{network}', which do not exist.")
-    if network is not None and not opt['auto_resume'] and (wrong := _other_weights(state, network)):
+    if network is not None and path != newest and (wrong := _other_weights(state, network)):  # else it is compared
         raise OptionError(f"path.resume_state: '{path}': {wrong}.")
     return state, notes
 
@@ -107,11 +108,9 @@ def _other_weights(state: Mapping[str, Any], path: str) -> str:
     if expected is None:
         return ''
     weights = read_weight_file(path, ('path', 'resume_state')).sets.get('params')
-    return (
-        ''
-        if weights and digest(weights) == expected
-        else f"the state was saved with other weights than those in '{path}'"
-    )
+    if weights and digest(weights) == expected:
+        return ''
+    return f"the state was saved with other weights than those in '{path}'"
 
 
 def _read_state(path: str) -> dict[str, Any]:

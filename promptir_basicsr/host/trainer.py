@@ -106,7 +106,7 @@ class Trainer:
         return opt, args
 
     def copy_opt_file(self, opt_file: str, experiments_root: str) -> None:
-        """Ours, of the options as they count."""
+        """The option file of the run, with the options of the command line, into its folder."""
         copy_option_file(opt_file, self._force, experiments_root)
 
     def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
@@ -117,7 +117,7 @@ class Trainer:
     def init_tb_loggers(self, opt: dict[str, Any]) -> Any:
         """BasicSR's; the model writes to it as well."""
         for handler in logger.handlers:  # logging would write a traceback for every line of a log on a full disk
-            handler.handleError = functools.partial(_warn_of_log, handler)  # type: ignore[method-assign]
+            handler.handleError = partial(_warn_of_log, handler)  # type: ignore[method-assign]
         if (opt['logger'].get('wandb') or {}).get('project'):
             import wandb
 

@@ -53,7 +53,7 @@ class Step:
         sick, asked = self.flags.tolist()
         return sick > 0, asked > 0
 
-    def suspects(self) -> tuple[list[str], list[str], list[str]]:
+    def suspects(self) -> Names:
         """Names of the images that are not finite, of those whose output is not, and all names."""
         found = []
         for images in (self.images[:-1], self.images[-1:]):
