@@ -11,6 +11,14 @@ import sys
 from pathlib import Path
 
 BASICSR = str(Path(sys.executable).with_name('basicsr'))
+# The paper's network on the five tasks of training and validation of options/demo.yml.
+REHEARSAL = """
+import promptir_basicsr
+from promptir_basicsr.checks.rehearsal import rehearse
+from promptir_basicsr.options.file import find_option_file, read_option_file
+options, _ = read_option_file(find_option_file('demo.yml'))
+assert rehearse({**options, 'network_g': {'type': 'PromptIR'}}, is_train=True) == []
+"""
 COMMANDS = {
     'basicsr --help': [BASICSR, '--help'],
     'basicsr --version': [BASICSR, '--version'],
@@ -19,6 +27,7 @@ COMMANDS = {
     'import torch': [sys.executable, '-c', 'import torch'],
     'import torchvision': [sys.executable, '-c', 'import torchvision'],
     'import promptir_basicsr': [sys.executable, '-c', 'import promptir_basicsr'],
+    'the same, and a rehearsal of PromptIR': [sys.executable, '-c', REHEARSAL],
 }
 
 

@@ -1,6 +1,7 @@
 """Tell whether a training, or a test, would be right before it starts; `docs/check.md` says what is looked at."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from promptir_basicsr.checks.data import (
@@ -12,9 +13,12 @@ from promptir_basicsr.checks.data import (
     extra_findings,
     image_findings,
 )
+from promptir_basicsr.checks.rehearsal import rehearse
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
 from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.core.errors import ImageError
 from promptir_basicsr.core.problems import Keys, Problem
+from promptir_basicsr.data.allinone_dataset import forget_tasks
 from promptir_basicsr.data.sampler import plan_epochs
 from promptir_basicsr.data.tasks import TaskSurvey
 from promptir_basicsr.optim.rates import rate_curve
@@ -66,6 +70,11 @@ def check_file(
 
     report = Report(path, training, decode)
     report.findings = [_told(problem, ours, places) for problem in problems]
+    if decode and not any(finding.severity == ERROR for finding in report.findings):
+        with suppress(ImageError):  # which is among the findings on images
+            problems = rehearse(options, training, keep=False)
+            report.findings += [_told(problem, ours, places) for problem in problems]
+    forget_tasks()
     for dataset in ours:
         for survey in dataset.surveys:
             report.findings += count_findings(survey, allow_counts) + image_findings(survey, dataset, images)

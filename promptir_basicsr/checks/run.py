@@ -191,7 +191,7 @@ def _check_datasets(
         if dataset.get('type') == 'AllInOneDataset':
             try:
                 dataset = expand_protocol({**dataset, 'phase': phase}, where)
-                tasks = check_dataset(dataset, where, surveys is None, surveys)
+                tasks = check_dataset(dataset, where, True, surveys)
             except OptionError as error:
                 problems += error.problems
                 continue

@@ -6,6 +6,7 @@ at most a file (or a folder) with a name of `is_unfinished`.
 """
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -173,6 +174,15 @@ def _failure(path: str, cause: OSError, size: int | None) -> str:
     if cause.errno == errno.EFBIG:
         line += '; the system limits the size of files, see `ulimit -f`'
     return f'{line}. All files that were there before are whole.'
+
+
+def fitting_name(stem: str, ending: str) -> str:
+    """The name of a file, of at most the 255 bytes that file systems allow: a longer stem is cut, with its hash."""
+    content, room = os.fsencode(stem), 255 - len(os.fsencode(ending))
+    if len(content) <= room:
+        return stem + ending
+    mark = f'~{hashlib.blake2b(content, digest_size=4).hexdigest()}'
+    return content[: room - len(mark)].decode('utf-8', 'ignore') + mark + ending
 
 
 def target_problems(path: str, overwrite: bool) -> list[str]:

@@ -239,6 +239,16 @@ class AllInOneDataset(Dataset):
 _CHECKED: dict[str, list[Task]] = {}
 
 
+def keep_tasks(dataset: AllInOneDataset) -> None:
+    """Leave the tasks of a dataset to the next one of the same options."""
+    _CHECKED[_tasks_key(dataset.opt)] = dataset.tasks
+
+
+def forget_tasks() -> None:
+    """No dataset follows a check: the next one looks at its folders anew."""
+    _CHECKED.clear()
+
+
 def _tasks_key(opt: Mapping[str, Any]) -> str:
     """The same for the same tasks of the same phase."""
     relevant = {key: opt[key] for key in sorted(opt, key=str) if key not in HOST_KEYS and key != 'seed'}

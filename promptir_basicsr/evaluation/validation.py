@@ -15,7 +15,8 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from promptir_basicsr.core.arrays import save_picture, to_bytes
-from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.core.errors import OptionError, problems_of
+from promptir_basicsr.core.files import atomic_write, fitting_name
 from promptir_basicsr.evaluation.results import Mean, Row, aligned, append_csv, average, markdown_table, read_table
 from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
 from promptir_basicsr.metrics.paper_metric import definition
@@ -77,6 +78,9 @@ class Report:
 
         A metric with `wants_float` gets the clipped, unrounded RGB images, any other what BasicSR gives it: BGR
         rounded to 8 bit.
+
+        Raises:
+            OptionError: a metric cannot be computed of these images.
         """
         if target is None:
             return {}
@@ -87,7 +91,12 @@ class Report:
             wants_float = getattr(METRIC_REGISTRY.get(options['type']), 'wants_float', False)
             if not wants_float and not rounded:
                 rounded = {key: to_bytes(x)[..., ::-1] for key, x in exact.items()}
-            results[name] = float(calculate_metric(exact if wants_float else rounded, options))
+            try:
+                results[name] = float(calculate_metric(exact if wants_float else rounded, options))
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise OptionError(problems_of(('val', 'metrics', name), error)) from error
         return results
 
     def better_than_best(self, iteration: int | str) -> dict[str, Any] | None:
@@ -289,15 +298,15 @@ class Measurement:
         val, opt = self.report.val, self.report.opt
         folder = os.path.join(opt['path']['visualization'], self.dataset, task)
         name = data['name'][0] if 'name' in data else os.path.splitext(os.path.basename(data['lq_path'][0]))[0]
-        ending = str(self.iteration)
+        ending = self.iteration if opt['is_train'] else val.get('suffix') or 'restored'
+        file = fitting_name(name, f'_{ending}.png')
         if not opt['is_train']:
-            ending = val.get('suffix') or 'restored'
             bits = int(data['bits'][0]) if 'bits' in data else 8
-            self.report.save_picture(to_bytes(images['result'], bits), os.path.join(folder, f'{name}_{ending}.png'))
+            self.report.save_picture(to_bytes(images['result'], bits), os.path.join(folder, file))
             folder = os.path.join(folder, 'comparison')
         if self._counts[task] <= self._most():
             shown = [images[key] for key in ('lq', 'result', 'gt') if key in images]
-            path = self._comparisons[len(self.images)] = os.path.join(folder, f'{name}_{ending}.png')
+            path = self._comparisons[len(self.images)] = os.path.join(folder, file)
             self.report.save_picture(side_by_side(shown), path)
 
 

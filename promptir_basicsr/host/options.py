@@ -18,6 +18,7 @@ from basicsr.utils import make_exp_dirs as _host_make_exp_dirs
 from basicsr.utils import options as host_options
 from basicsr.utils.dist_util import master_only
 
+from promptir_basicsr.checks.rehearsal import rehearse
 from promptir_basicsr.checks.run import check_options
 from promptir_basicsr.core.command_line import argument_parser
 from promptir_basicsr.core.errors import OptionError, raise_problems
@@ -31,7 +32,7 @@ from promptir_basicsr.host.distributed import (
     restarted,
     start_processes,
 )
-from promptir_basicsr.options.file import find_option_file, read_option_file
+from promptir_basicsr.options.file import Places, find_option_file, read_option_file
 
 _host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = host_options.parse_options
 
@@ -53,10 +54,12 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
     args = argument_parser('train' if is_train else 'test').parse_args()
     raise_problems(launch_problems(args.launcher))
     args.opt = find_option_file(args.opt)
-    options = checked_options(args.opt, args.force_yml, is_train, processes_of(args.launcher))
+    options, places = checked_options(args.opt, args.force_yml, is_train, processes_of(args.launcher))
     where = relative_roots(root_path, options)
     start_processes(args.launcher, options['num_gpu'], options.get('dist_params'))
     check_agreement(options)
+    if problems := rehearse(options, is_train):
+        raise OptionError(problems, places.located)
     if args.launcher != 'none' and options.get('manual_seed') is None:
         options['manual_seed'] = common_seed()
     # What torchrun starts again after a failure is to go on, not to start from zero.
@@ -97,8 +100,8 @@ def copy_option_file(opt_file: str, force_yml: list[str] | None, experiments_roo
 
 def checked_options(
     path: str, force_yml: list[str] | None = None, is_train: bool = True, processes: int = 1
-) -> dict[str, Any]:
-    """The options of a file with replacements, in which nothing is wrong.
+) -> tuple[dict[str, Any], Places]:
+    """The options of a file with replacements, in which nothing is wrong, and their places in it.
 
     Raises:
         OptionError: every mistake, each with its line in the file; nothing has been created then.
@@ -110,7 +113,7 @@ def checked_options(
         raise OptionError([each for each in problems if each not in short], places.located)
     for each in short:
         sys.stderr.write(f'Warning: {places.located(each)}\n')
-    return options
+    return options, places
 
 
 def relative_roots(root_path: str, options: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 
 import promptir_basicsr
 from promptir_basicsr.core.errors import SaveError
-from promptir_basicsr.core.files import atomic_folder, atomic_write, is_unfinished
+from promptir_basicsr.core.files import atomic_folder, atomic_write, fitting_name, is_unfinished
 
 PACKAGE = Path(promptir_basicsr.__file__).parent
 
@@ -284,3 +284,14 @@ def test_every_file_is_written_by_core_files() -> None:
         for call in writing_calls(ast.parse(path.read_text(encoding='utf-8')))
     }
     assert found == ALLOWED.keys()
+
+
+@pytest.mark.parametrize('stem', ['a', 'n' * 249, 'n' * 250, 'n' * 300, 'ä' * 200, '漢' * 90, '\udcff' * 260])
+def test_a_long_name_is_cut_to_what_file_systems_allow(stem: str, tmp_path: Path) -> None:
+    name = fitting_name(stem, '_2.png')
+    (tmp_path / name).write_bytes(b'')
+    assert name.endswith('_2.png')
+    if len(os.fsencode(stem)) <= 249:
+        assert name == f'{stem}_2.png'
+    else:
+        assert fitting_name(stem + 'x', '_2.png') != name
