@@ -1,7 +1,6 @@
 """Tell whether a training, or a test, would be right before it starts; `docs/check.md` says what is looked at."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from promptir_basicsr.checks.data import (
@@ -16,7 +15,6 @@ from promptir_basicsr.checks.data import (
 from promptir_basicsr.checks.rehearsal import rehearse
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
 from promptir_basicsr.checks.run import check_options
-from promptir_basicsr.core.errors import ImageError
 from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.data.allinone_dataset import forget_tasks
 from promptir_basicsr.data.sampler import plan_epochs
@@ -48,7 +46,7 @@ def check_file(
 
     Raises:
         OptionError: the file cannot be read as options.
-        ImageError: a worker process died.
+        ImageError: a worker process died, or an image has changed meanwhile.
     """
     options, places = read_option_file(path, force_yml)
     sets = options['datasets'] if isinstance(options.get('datasets'), Mapping) else {}
@@ -70,11 +68,6 @@ def check_file(
 
     report = Report(path, training, decode)
     report.findings = [_told(problem, ours, places) for problem in problems]
-    if decode and not any(finding.severity == ERROR for finding in report.findings):
-        with suppress(ImageError):  # which is among the findings on images
-            problems = rehearse(options, training, keep=False)
-            report.findings += [_told(problem, ours, places) for problem in problems]
-    forget_tasks()
     for dataset in ours:
         for survey in dataset.surveys:
             report.findings += count_findings(survey, allow_counts) + image_findings(survey, dataset, images)
@@ -86,6 +79,9 @@ def check_file(
     if decode and training:
         report.duplicates = duplicates_of(ours, images)
         report.findings += duplicate_findings(report.duplicates, ours)
+    if decode and report.right:
+        report.findings += [_told(problem, ours, places) for problem in rehearse(options, training, keep=False)]
+    forget_tasks()
     if training:
         report.epoch = _epoch(sound, ours, processes)
         _add_rates(report, sound, problems)

@@ -21,7 +21,7 @@ from rich.console import Console
 import promptir_basicsr
 from promptir_basicsr import cli
 from promptir_basicsr.checks.check import check_file
-from promptir_basicsr.checks.report import Finding, Report
+from promptir_basicsr.checks.report import ERROR, Finding, Report
 from promptir_basicsr.commands.check import print_report
 from promptir_basicsr.core.problems import Kind
 from promptir_basicsr.data.sources import FolderSource
@@ -448,6 +448,10 @@ def test_prefetching_to_a_gpu_may_be_right_elsewhere(tree: Path) -> None:
 def test_data_sets_of_others_are_named_not_checked(tree: Path) -> None:
     foreign = {'name': 'own', 'type': 'PairedImageDataset', 'dataroot_gt': 'nowhere', 'dataroot_lq': 'nowhere'}
     options(lambda written: written['datasets'].update(val_2={**foreign, 'io_backend': {'type': 'disk'}}))
+    (error,) = check_file('tiny.yml').of(ERROR)
+    assert error.message.startswith('tiny.yml:28: datasets.val_2: cannot be built: ')
+    foreign |= {'dataroot_gt': 'test/target', 'dataroot_lq': 'test/input', 'io_backend': {'type': 'disk'}}
+    options(lambda written: written.update(scale=1) or written['datasets'].update(val_2=foreign))
     report = check_file('tiny.yml')
     note = found(report, 'not_checked')
     assert note.message == 'datasets.val_2: PairedImageDataset is not ours; its images are not checked.'
