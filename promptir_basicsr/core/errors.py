@@ -101,6 +101,12 @@ class OutOfMemory(RunError):
     status = 7
 
 
+class ProcessDied(RunError):
+    """Another process of the training has ended before its time."""
+
+    status = 9
+
+
 def need_extra(what: str, modules: Iterable[str], extra: str) -> None:
     """Raise OptionError where modules of one of this package's extras are not installed; says how to get them."""
     absent = [_INSTALLED_AS.get(name, name) for name in modules if importlib.util.find_spec(name) is None]

@@ -12,6 +12,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -140,14 +141,45 @@ def check_agreement(options: Mapping[str, Any]) -> None:
         return
     text = json.dumps(options, sort_keys=True, default=str)
     found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, (hashlib.sha256(text.encode()).hexdigest(), socket.gethostname()))
-    others = [rank for rank, (digest, _) in enumerate(found) if digest != found[0][0]]
+    own = hashlib.sha256(text.encode()).hexdigest(), socket.gethostname(), os.getpid()
+    distributed.all_gather_object(found, own)
+    _MET[:] = [(host, pid) for _, host, pid in found]
+    others = [rank for rank, (digest, *_) in enumerate(found) if digest != found[0][0]]
     if others:
         named = first_few(f'{rank} on {found[rank][1]}' for rank in others)
         raise OptionError(
             f'-opt: the options of process {named} are not those of process 0 on {found[0][1]}. Start all processes '
             'with the same option file and arguments.'
         )
+
+
+_MET: list[tuple[str, int]] = []
+
+
+def dead_processes(patience: float = 2.0) -> list[str]:
+    """The other processes of this host that are gone, as `1 (pid 4711)`; those of other hosts cannot be seen.
+
+    Args:
+        patience: seconds to wait for one: its connections end before it does.
+    """
+    end = time.monotonic() + patience
+    while True:
+        here = [(rank, pid) for rank, (host, pid) in enumerate(_MET) if host == socket.gethostname()]
+        gone = [f'{rank} (pid {pid})' for rank, pid in here if _is_gone(pid)]
+        if gone or time.monotonic() > end:
+            return gone
+        time.sleep(0.05)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
+    except ProcessLookupError:
+        return True
+    except OSError:  # of another user, or a system without /proc
+        return False
+    return state == 'Z'
 
 
 def end_processes() -> None:

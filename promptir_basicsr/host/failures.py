@@ -8,16 +8,30 @@ import shutil
 import traceback
 
 import torch
+from torch import distributed
 from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
 
-from promptir_basicsr.core.errors import ImageError, OptionError, OutOfMemory, RunError, SaveError, WorkerDied
+from promptir_basicsr.core.errors import (
+    ImageError,
+    OptionError,
+    OutOfMemory,
+    ProcessDied,
+    RunError,
+    SaveError,
+    WorkerDied,
+)
 from promptir_basicsr.core.files import in_units
-from promptir_basicsr.core.messages import printable
+from promptir_basicsr.core.messages import first_few, printable
+from promptir_basicsr.host.distributed import dead_processes
 
 logger = logging.getLogger('basicsr')
 
 _KILLED = re.compile(
     r'DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed by signal: ([^.]*)|exited unexpectedly)'
+)
+_DISCONNECTED = re.compile(
+    'Connection (closed|reset) by peer|Broken pipe|Connection refused|remote process exited'
+    '|NCCL communicator was aborted'
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KNOWN = (OptionError, ImageError, SaveError, RunError)
@@ -33,7 +47,8 @@ def explained(error: Exception, doing: str) -> Exception:
     if isinstance(error, KNOWN):
         return error
     for cause in (*_dead_workers(), *_causes(error)):
-        found = _worker(cause) or _memory(cause, doing) or _disk(cause) or (cause if isinstance(cause, KNOWN) else None)
+        found = _worker(cause) or _memory(cause, doing) or _disk(cause) or _process(cause)
+        found = found or (cause if isinstance(cause, KNOWN) else None)
         if found is not None:
             return found
     first_line = printable(str(error).strip().partition('\n')[0])
@@ -80,6 +95,18 @@ def _waited_for_worker(error: BaseException) -> bool:
     """Whether the pipe of a worker has ended, before torch notices that the worker has."""
     frames = traceback.extract_tb(error.__traceback__)
     return isinstance(error, EOFError | ConnectionError) and any(frame.name == '_try_get_data' for frame in frames)
+
+
+def _process(error: BaseException) -> Exception | None:
+    """gloo and NCCL tell of the connection to a process that is gone."""
+    if not distributed.is_initialized() or not _DISCONNECTED.search(str(error)):
+        return None
+    gone = dead_processes()
+    which = f'Process {first_few(gone)} of this training' if gone else 'Another process of this training'
+    return ProcessDied(
+        f'{which} has ended, or its connection has. Its own last words are in its output. The state of the last '
+        'checkpoint is whole: start all processes again with --auto_resume.'
+    )
 
 
 def _memory(error: BaseException, doing: str) -> Exception | None:

@@ -281,7 +281,7 @@ class Reader:
     nothing in it that a fork breaks, and closing it there would take the memory from under arrays in use."""
 
     def __init__(self, path: Path) -> None:
-        data = path / 'data.mdb'
+        self._path, data = path, path / 'data.mdb'
         try:
             stat = os.stat(data)
             # Readers are no writers' business here: a database is complete before it has its name.
@@ -291,23 +291,34 @@ class Reader:
         except lmdb.Error as error:
             raise ValueError(f"'{path}' cannot be opened as an LMDB ({error}).") from error
         self.identity = _identity(stat)
-        expected = (self.environment.info()['last_pgno'] + 1) * self.environment.stat()['psize']
-        if stat.st_size < expected:  # reading on would end the process
+        self._size = (self.environment.info()['last_pgno'] + 1) * self.environment.stat()['psize']
+        self._file = data.open('rb')
+        try:
+            self._check_size()
+        except ValueError:
+            self._file.close()
             self.environment.close()
+            raise
+        self._transaction = self.environment.begin(buffers=True)
+
+    def _check_size(self) -> None:
+        found = os.fstat(self._file.fileno()).st_size
+        if found < self._size:  # reading on would end the process
             raise ValueError(
-                f"the LMDB '{path}' is cut off: {data.name} has {stat.st_size:,} of {expected:,} bytes. "
+                f"the LMDB '{self._path}' is cut off: data.mdb has {found:,} of {self._size:,} bytes. "
                 'Copy it once more, or write it again with `basicsr prepare`.'
             )
-        self._transaction = self.environment.begin(buffers=True)
 
     def get(self, key: bytes) -> memoryview | None:
         """A view of a record."""
+        self._check_size()  # somebody may copy over it during the training
         with _LOCKS[0]:
             return self._transaction.get(key)
 
     def close(self) -> None:
         self._transaction.abort()
         self.environment.close()
+        self._file.close()
 
 
 def _not_there(path: Path, error: OSError) -> str:

@@ -305,6 +305,18 @@ def test_a_reader_goes_on_with_what_it_has_opened(folder, tmp_path) -> None:
 # What is no database
 
 
+@pytest.mark.parametrize('storage', STORAGES)
+def test_a_database_that_is_cut_off_while_it_is_open(storage: str, tmp_path: Path, write, photographs) -> None:
+    """Reading on would end the process by SIGBUS."""
+    for number in range(3):
+        write(f'images/{number}.png', photographs[number])
+    source = LmdbSource(store(tmp_path / 'x.lmdb', tmp_path / 'images', storage))
+    assert source.open('0.png').pixels().shape == (96, 96, 3)
+    os.truncate(tmp_path / 'x.lmdb/data.mdb', 4096)
+    with pytest.raises(ImageError, match=r'2\.png: damaged record \(the LMDB .* is cut off: data\.mdb has 4,096 of'):
+        source.open('2.png')
+
+
 def torn(path: Path) -> None:
     os.truncate(path / 'data.mdb', os.path.getsize(path / 'data.mdb') // 2)
 
