@@ -30,6 +30,8 @@ USAGE = """usage: basicsr VERB ...
   check -opt FILE    tell whether training would be right: counts, images, leaks, epochs; writes nothing
   prepare -opt FILE --out DIR    store the images in LMDBs and options that read them in DIR
   restore IMAGE... -o DIR --weights FILE    restore pictures: files, folders, patterns
+  compare RUN...    put results of runs side by side: a table for a paper, with published rows
+  measure RESTORED --target CLEAN    measure restored images, whoever has made them
   convert IN OUT --to basicsr|official|safetensors    bring weights into another layout
   export  WEIGHTS OUT    write the network as ONNX or torch.export, checked against it
   explain -opt FILE --weights FILE    show what the prompts have learned: figures, tables, one HTML page
@@ -136,7 +138,10 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int | None]:
 VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     'train': train,
     'test': test,
-    **{name: _verb(name) for name in ('check', 'prepare', 'restore', 'convert', 'export', 'explain', 'demo')},
+    **{
+        name: _verb(name)
+        for name in ('check', 'prepare', 'restore', 'compare', 'measure', 'convert', 'export', 'explain', 'demo')
+    },
 }
 
 

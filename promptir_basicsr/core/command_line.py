@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.core.vocabulary import (
+    COMPARISON_FORMATS,
     EXPLAIN_DEFAULTS,
     EXPORT_FORMATS,
     EXPORT_SIZES,
@@ -209,6 +210,41 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--no-browser', action='store_true', help='do not open the page')
 
 
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run or results.json; NAME=RUN names it')
+    parser.add_argument('--metric', nargs='+', metavar='NAME', help='metrics to show; default: all that the runs share')
+    parser.add_argument('--published', metavar='PROTOCOL', help='rows that papers print, e.g. 3d')
+    parser.add_argument(
+        '--seeds', action='store_true', help='one row for runs that differ by their seed, with deviation'
+    )
+    parser.add_argument('--anyway', action='store_true', help='also where numbers are not comparable, with the reasons')
+    parser.add_argument(
+        '--format', choices=COMPARISON_FORMATS, default='markdown', help='of the table; default: %(default)s'
+    )
+    parser.add_argument('-o', '--out', type=_output, metavar='FILE', help='write the table to a file')
+    parser.add_argument('--curves', type=_output, metavar='PATH', help='draw learning curves: PATH.png and PATH.svg')
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
+
+
+def _measure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        'restored', metavar='RESTORED', help='folder of restored images; with --protocol, one a task in it'
+    )
+    parser.add_argument('--target', metavar='CLEAN', help='folder of the clear images')
+    parser.add_argument(
+        '--pairing', nargs='+', metavar='RULE', help='name of a rule, or a template for RESTORED and one for CLEAN'
+    )
+    parser.add_argument('--crop-multiple', type=_count(1), metavar='N', help='cut both at the centre to multiples of N')
+    parser.add_argument('--protocol', metavar='NAME', help='targets, pairs and cuts of a published protocol')
+    parser.add_argument('--dataroot', metavar='DIR', help='where the folders of --protocol start')
+    parser.add_argument(
+        '--metrics', nargs='+', metavar='NAME', default=['psnr', 'ssim'], help='default: psnr ssim, those of the papers'
+    )
+    parser.add_argument('--name', metavar='NAME', help='of the row in `basicsr compare`; default: name of the folder')
+    parser.add_argument('-o', '--out', type=_output, metavar='FILE', help='write results.json for `basicsr compare`')
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
+
+
 def _force_yml(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options, e.g. train:total_iter=1000 name=trial'
@@ -255,6 +291,8 @@ _DESCRIPTIONS = {
     'convert': 'Bring weights into another layout. Without OUT: tell what a file holds, write nothing.',
     'export': 'Write a network as ONNX or as a graph of PyTorch, checked against the network.',
     'explain': 'Show what the prompts of a network have learned.',
+    'compare': 'Put the results of runs side by side, as a table for a paper.',
+    'measure': 'Measure restored images, whoever has made them, by the metrics of the papers.',
     'demo': 'Serve a page to try a network. Pictures stay on this machine, and are removed when it ends.',
 }
 _PARTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
@@ -267,4 +305,6 @@ _PARTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     'export': _export,
     'explain': _explain,
     'demo': _demo,
+    'compare': _compare,
+    'measure': _measure,
 }

@@ -36,6 +36,8 @@ LAYOUT_ENDINGS = {'basicsr': ('.pth', '.pt'), 'official': ('.ckpt', '.pkl'), 'sa
 EXPORT_FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
 """What can be written, and how the files are called."""
 
+COMPARISON_FORMATS = ('markdown', 'latex', 'csv', 'html')
+
 EXPORT_SIZES = ((1, 64, 64), (2, 96, 128), (1, 200, 152), (3, 37, 61))
 """(B, H, W) of the images that a file is tried with."""
 

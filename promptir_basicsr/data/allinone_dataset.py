@@ -135,6 +135,12 @@ class AllInOneDataset(Dataset):
         """What a table of results has to say of the tasks: counts of images that are not the published ones."""
         return [note for task in self.tasks for note in _count_notes(task)]
 
+    @property
+    def made_by(self) -> dict[str, str]:
+        """How the degraded images of each task are made, and the cut before; for results that are to be compared."""
+        cut = f', cut to multiples of {self.crop_multiple}' if self.crop_multiple > 1 else ''
+        return {task.name: (task.degrade.describe() if task.degrade else 'pairs') + cut for task in self.tasks}
+
     def __len__(self) -> int:
         return len(self._epoch_index)
 

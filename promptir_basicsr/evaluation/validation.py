@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from basicsr.metrics import calculate_metric
-from basicsr.utils.registry import METRIC_REGISTRY
 
 from promptir_basicsr.core.arrays import save_picture, to_bytes
-from promptir_basicsr.core.errors import OptionError, problems_of
 from promptir_basicsr.core.files import atomic_write, fitting_name
+from promptir_basicsr.evaluation.measuring import measure_image
+from promptir_basicsr.evaluation.record import NAME, Results, circumstances, tasks_of
 from promptir_basicsr.evaluation.results import Mean, Row, aligned, append_csv, average, markdown_table, read_table
 from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
 from promptir_basicsr.metrics.paper_metric import definition
@@ -25,6 +24,7 @@ from promptir_basicsr.runtime.processes import Share
 logger = logging.getLogger('basicsr')
 
 _SHEET_SIDE = 256
+_UNSHOWN = ('network_g', 'iteration', 'total_iter', 'weights', 'date')  # in the table of a run: long, or in its first line
 
 
 class Report:
@@ -41,6 +41,8 @@ class Report:
         heading: what the numbers are of, for the log.
         measures_inputs: whether the degraded images are measured as well.
         remarks: lines about each data set of a validation, for log and table.
+        facts: where the numbers come from, as of `record.Results`.
+        made_by: (data set, task) -> how its images were made.
     """
 
     heading = 'restored (input)'
@@ -58,6 +60,8 @@ class Report:
         self.inputs: dict[tuple[str, str], dict[str, float]] = {}
         self.sheet: dict[tuple[str, str], ContactRow] = {}
         self.remarks: dict[str, list[str]] = {}
+        self.facts: dict[str, Any] = {}
+        self.made_by: dict[tuple[str, str], str] = {}
         self._picture_failed = False
         self.known = ''  # of the table, in case that another program changes it
         self._rows: dict[str, list[Row]] = {}
@@ -74,30 +78,8 @@ class Report:
         return len(self._rows) == len(self.datasets)
 
     def measure(self, image: np.ndarray, target: np.ndarray | None) -> dict[str, float]:
-        """Every metric of an (H, W, 3) RGB float image in [0, 1]; nothing without a target.
-
-        A metric with `wants_float` gets the clipped, unrounded RGB images, any other what BasicSR gives it: BGR
-        rounded to 8 bit.
-
-        Raises:
-            OptionError: a metric cannot be computed of these images.
-        """
-        if target is None:
-            return {}
-        exact = {'img': np.clip(image, 0, 1), 'img2': target}
-        rounded: dict[str, np.ndarray] = {}
-        results = {}
-        for name, options in self.metrics.items():
-            wants_float = getattr(METRIC_REGISTRY.get(options['type']), 'wants_float', False)
-            if not wants_float and not rounded:
-                rounded = {key: to_bytes(x)[..., ::-1] for key, x in exact.items()}
-            try:
-                results[name] = float(calculate_metric(exact if wants_float else rounded, options))
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise OptionError(problems_of(('val', 'metrics', name), error)) from error
-        return results
+        """Every metric of an (H, W, 3) RGB float image in [0, 1], see `measure_image`; nothing without a target."""
+        return {} if target is None else measure_image(self.metrics, image, target)
 
     def better_than_best(self, iteration: int | str) -> dict[str, Any] | None:
         """The new best average, if the last validation is one."""
@@ -130,11 +112,20 @@ class Report:
                     for metric, value in row.values.items():
                         tb_logger.add_scalar(f'{place}/{metric}', value, iteration)
             rows = [*rows, *self.totals()]
-            atomic_write(self._text(iteration, names, best), self._path('results.md'))
+            results = self.results(iteration)
+            atomic_write(self._text(results, iteration, names, best), self._path('results.md'))
+            results.write(self._path(NAME))
         if self.sheet:
             self.save_picture(contact_sheet(list(self.sheet.values()), _SHEET_SIDE), self._path('contact_sheet.png'))
         if names:  # last: a validation whose rows are there is not repeated by a training that is resumed
             self.known = append_csv(self.table_path, iteration, rows, names, self.measures_inputs, self.known)
+
+    def results(self, iteration: int | str) -> Results:
+        """The last complete validation, for programs."""
+        facts = {**self.facts, **({'iteration': iteration} if self.opt['is_train'] else {}), **circumstances()}
+        lower = [name for name, options in self.metrics.items() if options.get('better') == 'lower']
+        metrics = {name: self.define(name) for name in self.metrics}
+        return Results(self.opt['name'], facts, metrics, lower, tasks_of(self.rows, self.made_by), self.notes())
 
     @property
     def table_path(self) -> str:
@@ -188,7 +179,9 @@ class Report:
     def _path(self, name: str) -> str:
         return os.path.join(self.root, name)
 
-    def _text(self, iteration: int | str, names: Sequence[str], best: Mapping[str, Any] | None) -> str:
+    def _text(
+        self, results: Results, iteration: int | str, names: Sequence[str], best: Mapping[str, Any] | None
+    ) -> str:
         lines = [f'# {self.opt["name"]}', '']
         if self.opt['is_train']:
             lines.append(f'Validation at iteration {iteration} of {self.opt["train"]["total_iter"]}.')
@@ -203,6 +196,11 @@ class Report:
             )
         lines += ['', 'Metrics:', '']
         lines += [f'- {name}: {self.define(name)}' for name in self.metrics]
+        shown = {key: value for key, value in results.facts.items() if key not in _UNSHOWN}
+        lines += ['', 'Run:', '']
+        lines += [
+            f'- {key}: {value:,}' if isinstance(value, int) else f'- {key}: {value}' for key, value in shown.items()
+        ]
         return '\n'.join(lines) + '\n'
 
 

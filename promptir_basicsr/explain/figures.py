@@ -341,6 +341,18 @@ def effects_figure(
     return figure
 
 
+def curves_figure(curves: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> Drawing:
+    """Learning curves: name -> (iteration, value) of each validation."""
+    figure = drawing(3.0, WIDTH)
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(curves.items()):
+        mark = MARKERS[number % len(MARKERS)]
+        axes.plot(*zip(*points, strict=True), label=name, color=COLOURS[number % len(COLOURS)], marker=mark, ms=3, lw=1)
+    axes.set(xlabel='iteration', ylabel=unit)
+    axes.legend()
+    return figure
+
+
 def table_figure(
     values: Array, rows: Sequence[str], columns: Sequence[str], across: str, up: str, form: str, shades: Array | None
 ) -> Drawing:

@@ -1,8 +1,11 @@
-"""What a training tells about its weights, in the file of the weights."""
+"""What a training tells about its weights, in the file of the weights, and about its numbers, in `results.json`."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from promptir_basicsr.archs.traits import traits_of
@@ -45,6 +48,37 @@ def training_metadata(
     }
     told = {key: value for key, value in known.items() if value is not None and value != []}
     return plain({'format': FORMAT, 'package': __version__, 'network_g': opt['network_g'], **told})
+
+
+def run_facts(opt: Mapping[str, Any], net: nn.Module, device: torch.device) -> dict[str, Any]:
+    """Where the numbers of a run come from, for `results.json`.
+
+    Args:
+        opt: the options of the run.
+        net: the network, without wrappers.
+        device: that it is on.
+    """
+    sets = opt.get('datasets') or {}
+    train = sets.get('train') or {}
+    measured = [options for key, options in sets.items() if key != 'train']
+    facts = {
+        'network': type(net).__name__,
+        'parameters': sum(parameter.numel() for parameter in net.parameters()),
+        'network_g': plain(opt['network_g']),
+        'protocol': train.get('protocol')
+        or next((each['protocol'] for each in measured if each.get('protocol')), None),
+        'seed': opt.get('manual_seed'),
+        'weights': None if opt['is_train'] else opt['path'].get('pretrain_network_g'),
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU',
+    }
+    if opt['is_train']:
+        data = {key: value for key, value in train.items() if key != 'seed'}
+        varied = ('precision', 'formulation', 'activation_checkpointing', 'world_size')
+        recipe = [opt['network_g'], opt['train'], data, {key: opt.get(key) for key in varied}]
+        text = json.dumps(recipe, sort_keys=True, default=str)
+        facts['total_iter'] = opt['train']['total_iter']
+        facts['recipe'] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _tasks(training: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -39,6 +40,7 @@ from promptir_basicsr.evaluation.results import read_best
 from promptir_basicsr.evaluation.validation import Measurement, Report
 from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.models.batch import Batch, run_network
+from promptir_basicsr.models.metadata import run_facts
 from promptir_basicsr.models.nonfinite import MOST_IN_A_ROW
 from promptir_basicsr.models.objective import ImageLosses, Objective
 from promptir_basicsr.models.resume import TrainingState, recipe_of
@@ -104,10 +106,13 @@ class PromptModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.run, self.is_measuring = Run(), False
         self._for_any_size: dict[nn.Module, nn.Module] = {}
+        recipe = deepcopy(opt)  # BasicSR takes the types out
         super().__init__(opt)
         nets = [self.net_g, self.net_g_ema] if hasattr(self, 'net_g_ema') else [self.net_g]
+        facts = run_facts(recipe, self.get_bare_model(self.net_g), self.device)
         load_sensor([self.get_bare_model(net) for net in nets], opt['path'])
         self.report = self.report_class(opt)
+        self.report.facts = facts
         self._best_file = os.path.join(opt['path'].get('models') or '', 'net_g_best.json')
         if self.is_train:
             if opt['path'].get('resume_state'):
@@ -432,6 +437,8 @@ class PromptModel(SRModel):
                 del self.batch, self.output  # before the next image is restored
         measurement.complete(share)
         labels.complete(share)
+        made_by = getattr(dataloader.dataset, 'made_by', {})
+        self.report.made_by |= {(name, task): words for task, words in made_by.items()}
         self.report.remarks[name] = [*getattr(dataloader.dataset, 'remarks', ()), *labels.lines()]
         labels.write(iteration, tb_logger)
         if not self.report.add(name, measurement.rows()):

@@ -1,0 +1,144 @@
+"""Measure images: one against its target, or folders of restored images, whoever has made them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from basicsr.metrics import calculate_metric
+from basicsr.utils.registry import METRIC_REGISTRY
+
+from promptir_basicsr.core.arrays import to_bytes, to_float
+from promptir_basicsr.core.errors import ImageError, OptionError, problems_of, raise_problems
+from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.data.allinone_dataset import unique_names
+from promptir_basicsr.data.images import centre_crop
+from promptir_basicsr.data.pairing import find_pairs
+from promptir_basicsr.data.sources import Source, open_source, resolve
+from promptir_basicsr.data.tasks import Task
+from promptir_basicsr.evaluation.results import Mean
+from promptir_basicsr.options.pairing import PAIRING_RULES, PairingRule
+
+
+def measure_image(metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Every metric of an (H, W, 3) RGB float image in [0, 1].
+
+    A metric with `wants_float` gets the clipped, unrounded RGB images, any other what BasicSR gives it: BGR rounded to
+    8 bit.
+
+    Args:
+        metrics: name -> options, as in `val.metrics`.
+
+    Raises:
+        OptionError: a metric cannot be computed of these images.
+    """
+    exact = {'img': np.clip(image, 0, 1), 'img2': target}
+    rounded: dict[str, np.ndarray] = {}
+    results = {}
+    for name, options in metrics.items():
+        wants_float = getattr(METRIC_REGISTRY.get(options['type']), 'wants_float', False)
+        if not wants_float and not rounded:
+            rounded = {key: to_bytes(x)[..., ::-1] for key, x in exact.items()}
+        try:
+            results[name] = float(calculate_metric(exact if wants_float else rounded, options))
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise OptionError(problems_of(('val', 'metrics', name), error)) from error
+    return results
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Restored images and their targets.
+
+    Attributes:
+        name: of the task.
+        restored, target: where they are.
+        names: (restored, target), each below its source.
+        crop_multiple: both are cut at the centre to sides that are multiples of this.
+    """
+
+    name: str
+    restored: Source
+    target: Source
+    names: Sequence[tuple[str, str]]
+    crop_multiple: int = 1
+
+
+def pairs_by_rule(restored: str, target: str, rule: PairingRule, crop_multiple: int = 1) -> Pairs:
+    """Restored images of a folder with targets of another one.
+
+    Raises:
+        OptionError: a folder is not there, images have no target, or no image fits the rule.
+    """
+    sources = [_source(flag, path) for flag, path in (('RESTORED', restored), ('--target', target))]
+    names, targets = (source.names() for source in sources)
+    names = [name for name in names if not name.startswith('comparison/')]  # of `basicsr test`
+    if not names:
+        raise OptionError(f"RESTORED: no images in '{restored}'.")
+    rule = rule.without_folder() if rule in PAIRING_RULES.values() else rule
+    pairing = find_pairs('RESTORED', rule, names, targets, listed=True)
+    raise_problems(pairing.problems)
+    name = os.path.basename(os.path.abspath(restored))
+    return Pairs(name, sources[0], sources[1], pairing.pairs, crop_multiple)
+
+
+def pairs_of_task(restored: str, task: Task, crop_multiple: int) -> Pairs:
+    """Restored images of a task of a protocol.
+
+    They are called as `basicsr test` calls them, as the degraded image or as the clear one, with anything behind `_`.
+
+    Raises:
+        OptionError: some are missing, or there are several of one name.
+    """
+    source = _source('RESTORED', os.path.join(restored, task.name))
+    found: dict[str, list[str]] = {}
+    for name in source.names():
+        if '/' not in name:  # comparisons of a test are in a folder below
+            found.setdefault(name.rpartition('.')[0], []).append(name)
+    names, absent = [], []
+    for short, (lq, gt) in zip(unique_names([lq for lq, _ in task.names]), task.names, strict=True):
+        stems = dict.fromkeys([short, f'{short}_restored', lq.rpartition('/')[2].rpartition('.')[0]])
+        matching = next((found[stem] for stem in stems if stem in found), [])
+        if len(matching) > 1:
+            raise OptionError(f"RESTORED: '{source.root}' has {' and '.join(matching)}. Keep one of them.")
+        if matching:
+            names.append((matching[0], gt))
+        else:
+            absent.append(short)
+    if absent:
+        raise OptionError(
+            f"RESTORED: {len(absent):,} of {len(task.names):,} images of {task.name} are not in '{source.root}': "
+            f'{first_few(absent)}. Call them as their inputs, or as `basicsr test` does, NAME_restored.'
+        )
+    return Pairs(task.name, source, task.gt, names, crop_multiple)
+
+
+def _source(flag: str, path: str) -> Source:
+    try:
+        return open_source(resolve(path))
+    except ValueError as error:
+        raise OptionError(f'{flag}: {error}') from error
+
+
+def measure_pairs(pairs: Pairs, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each metric over the images.
+
+    Raises:
+        OptionError: a metric cannot be computed of these images.
+        ImageError: an image cannot be read, or two differ in size.
+    """
+    mean = Mean()
+    for restored, target in pairs.names:
+        images = [pairs.restored.open(restored).pixels(), pairs.target.open(target).pixels()]
+        cut = [centre_crop(image, pairs.crop_multiple) for image in images]
+        if cut[0].shape != cut[1].shape:
+            sizes = ' and '.join(f'{image.shape[1]}x{image.shape[0]}' for image in cut)
+            raise ImageError(
+                f'{pairs.restored.where(restored)} and {pairs.target.where(target)} differ in size ({sizes}). '
+                'Check --pairing, and --crop-multiple where only restored images are cut.'
+            )
+        mean.add(measure_image(metrics, to_float(cut[0]), to_float(cut[1])))
+    return mean.result()
