@@ -58,6 +58,7 @@ _LONGEST_HEADER = 100_000_000  # of safetensors
 _MOST_SETS = 100
 _MOST_LETTERS = 10_000_000  # of all names in a network that was pickled whole
 _LARGEST_METADATA = 1_000_000
+_DEEPEST_METADATA = 100  # levels; Pythons differ in how deep they read JSON
 
 METADATA = 'metadata'
 """The key under which it stands beside `params`."""
@@ -331,7 +332,11 @@ def _parsed_metadata(text: str) -> dict[str, Any]:
         metadata = json.loads(text) if len(text) <= _LARGEST_METADATA else {}
     except (ValueError, RecursionError):
         metadata = {}
-    return metadata if isinstance(metadata, dict) else {}
+    level = [metadata]
+    for _ in range(_DEEPEST_METADATA):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [value for values in inner for value in values]
+    return metadata if isinstance(metadata, dict) and not level else {}
 
 
 def module_weights(module: Foreign) -> dict[str, Tensor]:

@@ -107,8 +107,9 @@ class _Rehearsal:
         return dataset
 
     def _model(self) -> PromptModel:
-        model: PromptModel = find_registered(MODEL_REGISTRY, self.opt['model_type'])(self.opt)
-        return model
+        kind: Any = find_registered(MODEL_REGISTRY, self.opt['model_type'])
+        untrained: type[PromptModel] = type(kind.__name__, (kind,), {'load_sensor': lambda _: None})
+        return untrained(self.opt)
 
     def _samples(self, path: Keys, dataset: Any) -> Iterator[list[tuple[Keys, Sample]]]:
         """Batches of samples with the places of their tasks: of all tasks, or of one where the run has no more."""

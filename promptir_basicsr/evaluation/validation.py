@@ -24,7 +24,13 @@ from promptir_basicsr.runtime.processes import Share
 logger = logging.getLogger('basicsr')
 
 _SHEET_SIDE = 256
-_UNSHOWN = ('network_g', 'iteration', 'total_iter', 'weights', 'date')  # in the table of a run: long, or in its first line
+_UNSHOWN = (
+    'network_g',
+    'iteration',
+    'total_iter',
+    'weights',
+    'date',
+)  # in the table of a run: long, or in its first line
 
 
 class Report:

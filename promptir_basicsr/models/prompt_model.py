@@ -108,9 +108,8 @@ class PromptModel(SRModel):
         self._for_any_size: dict[nn.Module, nn.Module] = {}
         recipe = deepcopy(opt)  # BasicSR takes the types out
         super().__init__(opt)
-        nets = [self.net_g, self.net_g_ema] if hasattr(self, 'net_g_ema') else [self.net_g]
         facts = run_facts(recipe, self.get_bare_model(self.net_g), self.device)
-        load_sensor([self.get_bare_model(net) for net in nets], opt['path'])
+        self.load_sensor()
         self.report = self.report_class(opt)
         self.report.facts = facts
         self._best_file = os.path.join(opt['path'].get('models') or '', 'net_g_best.json')
@@ -118,6 +117,11 @@ class PromptModel(SRModel):
             if opt['path'].get('resume_state'):
                 self.report.best = read_best(self._best_file)
             self.state = TrainingState(opt, self.step, self.report, self.optimizers, self.schedulers, self._recipe)
+
+    def load_sensor(self) -> None:
+        """Read the weights of the network's sensor, if it has one; see `pretrained.load_sensor`."""
+        nets = [self.net_g, self.net_g_ema] if hasattr(self, 'net_g_ema') else [self.net_g]
+        load_sensor([self.get_bare_model(net) for net in nets], self.opt['path'])
 
     def print_network(self, net: nn.Module) -> None:
         """The number of parameters, whole and by part."""
