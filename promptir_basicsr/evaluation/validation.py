@@ -15,7 +15,9 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from promptir_basicsr.core.arrays import save_picture, to_bytes
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import atomic_write
+from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.evaluation.results import Mean, Row, aligned, append_csv, average, markdown_table, read_table
 from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
 from promptir_basicsr.metrics.paper_metric import definition
@@ -57,7 +59,7 @@ class Report:
         self.inputs: dict[tuple[str, str], dict[str, float]] = {}
         self.sheet: dict[tuple[str, str], ContactRow] = {}
         self.remarks: dict[str, list[str]] = {}
-        self._picture_failed = False
+        self._picture_failed = self._grey = False
         self.known = ''  # of the table, in case that another program changes it
         self._rows: dict[str, list[Row]] = {}
 
@@ -73,21 +75,34 @@ class Report:
         return len(self._rows) == len(self.datasets)
 
     def measure(self, image: np.ndarray, target: np.ndarray | None) -> dict[str, float]:
-        """Every metric of an (H, W, 3) RGB float image in [0, 1]; nothing without a target.
+        """Every metric of an (H, W, 3) RGB or (H, W, 1) grey float image in [0, 1]; nothing without a target.
 
-        A metric with `wants_float` gets the clipped, unrounded RGB images, any other what BasicSR gives it: BGR
-        rounded to 8 bit.
+        A metric with `wants_float` gets the clipped, unrounded images, any other what BasicSR gives it: (H, W, 3) BGR
+        or (H, W) grey, rounded to 8 bit.
+
+        Raises:
+            OptionError: a metric cannot measure grey images.
         """
         if target is None:
             return {}
+        self._grey = image.shape[2] == 1
         exact = {'img': np.clip(image, 0, 1), 'img2': target}
         rounded: dict[str, np.ndarray] = {}
         results = {}
         for name, options in self.metrics.items():
             wants_float = getattr(METRIC_REGISTRY.get(options['type']), 'wants_float', False)
             if not wants_float and not rounded:
-                rounded = {key: to_bytes(x)[..., ::-1] for key, x in exact.items()}
-            results[name] = float(calculate_metric(exact if wants_float else rounded, options))
+                rounded = {
+                    key: to_bytes(x)[..., 0 if self._grey else slice(None, None, -1)] for key, x in exact.items()
+                }
+            try:
+                results[name] = float(calculate_metric(exact if wants_float else rounded, options))
+            except Exception as error:  # whatever it is, the metric may know colours alone
+                if wants_float or not self._grey:
+                    raise
+                what = f'{type(error).__name__}: {error}'.strip().partition('\n')[0]
+                message = f'{options["type"]} has failed on a grey image ({what}). Leave it out with `channels: 1`.'
+                raise OptionError(Problem(('val', 'metrics', name), message)) from error
         return results
 
     def better_than_best(self, iteration: int | str) -> dict[str, Any] | None:
@@ -137,7 +152,7 @@ class Report:
         return self.known if text is None else text
 
     def save_picture(self, image: np.ndarray, path: str) -> None:
-        """Write an (H, W, 3) RGB uint8 picture. One that cannot be written ends a test, but not a training.
+        """Write an (H, W, 3) RGB or (H, W, 1) grey picture. One that cannot be written ends a test, but not a training.
 
         Raises:
             SaveError: in a test.
@@ -168,7 +183,7 @@ class Report:
 
     def define(self, name: str) -> str:
         """The definition of a metric, in words."""
-        return definition(self.metrics[name])
+        return definition(self.metrics[name], self._grey)
 
     def tell_files(self) -> None:
         """Log where the results are."""
@@ -233,7 +248,7 @@ class Measurement:
         self._comparisons: dict[int, str] = {}
 
     def add(self, visuals: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
-        """Take one image: `lq`, `result` and perhaps `gt`, (1, 3, H, W); `data` is its sample."""
+        """Take one image: `lq`, `result` and perhaps `gt`, (1, C, H, W); `data` is its sample."""
         task = data['task'][0] if 'task' in data else self.dataset
         images = {key: np.ascontiguousarray(x[0].permute(1, 2, 0).numpy()) for key, x in visuals.items()}
         values = self.report.measure(images['result'], images.get('gt'))
