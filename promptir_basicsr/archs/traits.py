@@ -126,6 +126,11 @@ class NetworkTraits:
         return self.declared_multiple or self.window_size or 1
 
     @property
+    def image_channels(self) -> int:
+        """Channels of the images to run it on: its `channels_in`, or 3 where unknown."""
+        return self.channels_in or 3
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The degradations by name, or by id where names are unknown."""
         return self.degradations or tuple(map(str, range(self.num_degradations)))
@@ -181,6 +186,13 @@ def traits_of(network: nn.Module | Callable[..., nn.Module], options: Mapping[st
         # The function that `net.compile()` leaves in the network, or the module that `torch.compile(net)` returns.
         compiled=bool(getattr(bare, '_compiled_call_impl', None)) or any(map(_compiled_module, _layers(network))),
     )
+
+
+def channel_options(network: Callable[..., nn.Module]) -> list[str]:
+    """The arguments of a registered network that set the channels of its images, by its signature."""
+    return [
+        name for name in dict.fromkeys(_CHANNELS_IN + _CHANNELS_OUT) if name in inspect.signature(network).parameters
+    ]
 
 
 def unwrapped(network: Any) -> Any:

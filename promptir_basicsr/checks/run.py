@@ -14,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGIS
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from promptir_basicsr.archs.layers.conditioning import check_names, weights_of
-from promptir_basicsr.archs.traits import names_of, traits_of
+from promptir_basicsr.archs.traits import channel_options, names_of, traits_of
 from promptir_basicsr.checkpoints.pretrained import sensor_problems, start_problems
 from promptir_basicsr.checks.speed import check_speed
 from promptir_basicsr.checks.train import check_train
@@ -74,7 +74,7 @@ def check_options(
         found += wrong or (_check_start(complete, is_train) if ours else [])
         network = None if wrong else network
     if 'datasets' in options:
-        found += _check_datasets({'train': {}, **options}, processes, surveys)
+        found += _check_datasets({'train': {}, **options}, processes, surveys, network)
     if is_train and 'train' in options:
         found += check_train(options['train'], ours, network, sensor)
     if 'val' in options and not sensor:
@@ -178,9 +178,14 @@ def _check_start(options: Mapping[str, Any], is_train: bool) -> list[Problem]:
 
 
 def _check_datasets(
-    options: Mapping[str, Any], processes: int, surveys: 'dict[Keys, list[TaskSurvey]] | None'
+    options: Mapping[str, Any],
+    processes: int,
+    surveys: 'dict[Keys, list[TaskSurvey]] | None',
+    right: Mapping[str, Any] | None,
 ) -> list[Problem]:
+    """`right` is `network_g`, where it was found to be right."""
     problems: list[Problem] = []
+    channels: dict[Keys, int] = {}
     network = options.get('network_g', {})
     known = not check_registered('', '', network.get('type'), ARCH_REGISTRY)
     for key, dataset in options['datasets'].items():
@@ -195,12 +200,14 @@ def _check_datasets(
             except OptionError as error:
                 problems += error.problems
                 continue
+            channels[*where, 'tasks'] = tasks[0].channels
             problems += _check_labels(where, tasks, network) if known else []
             if phase == 'train':
                 problems += _check_patch(where, dataset['gt_size'], network) if known else []
                 if 'batch_size_per_gpu' in dataset:
                     samples = sum(share.samples for share in epoch_shares(tasks, dataset))
                     problems += _check_epochs(options, samples, processes)
+    problems += _check_channels(channels, right) if right is not None and known else []
     return problems + _same_names(options['datasets'])
 
 
@@ -263,6 +270,38 @@ def _check_labels(where: Keys, tasks: Sequence[Task], network: Mapping[str, Any]
     message = f'labels of {first_few(above)}; the network knows those from 0 to {number - 1}. '
     message += 'Raise network_g.num_degradations, or give the tasks such labels.'
     return [problem((*where, 'tasks'), message)]
+
+
+def _check_channels(tasks: Mapping[Keys, int], network: Mapping[str, Any]) -> list[Problem]:
+    """Whether a network takes and makes images of as many channels as tasks have, by the place of these.
+
+    What is unknown of a network is not checked.
+    """
+    kind = find_registered(ARCH_REGISTRY, network['type'])
+    traits, names = traits_of(kind, network), channel_options(kind)
+    takes, makes = traits.channels_in, traits.channels_out
+
+    def setting(channels: int) -> str:
+        return ' and '.join(f'`{name}: {channels}`' for name in names) + ' in network_g'
+
+    if not tasks or (takes is None and makes is None):
+        return []
+    if takes not in (1, 3, None):
+        advice = f' Set {setting(3)}.' if names else ''
+        message = f'{network["type"]} takes images of {takes} channels; tasks have 3 (RGB) or 1 (grey).{advice}'
+        return [problem('network_g', message, *((name,) for name in names))]
+    for channels in sorted(set(tasks.values())):
+        wrong = [where for where in tasks if tasks[where] == channels]
+        if takes not in (channels, None):
+            message = f'images of {channels} channel{"s" * (channels > 1)}; {network["type"]} takes {takes}. '
+            message += f'Set `channels: {takes}` in all tasks' + (f', or set {setting(channels)}.' if names else '.')
+        elif makes not in (channels, None):
+            message = f'images of {channels} channel{"s" * (channels > 1)}; {network["type"]} makes {makes} of them. '
+            message += f'Set {setting(channels)}.' if names else 'Take another network.'
+        else:
+            continue
+        return [Problem(wrong[0], f'{" and ".join(map(place, wrong))}: {message}', shown=(), others=(*wrong[1:],))]
+    return []
 
 
 def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> list[Problem]:

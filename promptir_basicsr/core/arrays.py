@@ -15,8 +15,16 @@ def to_float(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) RGB, uint8, uint16 or float32 -> (H, W, 1) of the same type: the luma of BT.601 in full range.
+
+    0.299 R + 0.587 G + 0.114 B as OpenCV's RGB2GRAY computes it. Integers of three equal colours keep their value.
+    """
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+
+
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) -> (3, H, W) float32; uint8 and uint16 are scaled to [0, 1]."""
+    """(H, W, C) -> (C, H, W) float32; uint8 and uint16 are scaled to [0, 1]."""
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     if planes.dtype != np.float32:
         planes = np.divide(planes, np.float32(np.iinfo(planes.dtype).max), dtype=np.float32)
@@ -24,12 +32,12 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def to_bytes(image: np.ndarray, bits: int = 8) -> np.ndarray:
-    """(H, W, 3) float [0, 1] -> uint8 or, with 16 bits, uint16; rounded."""
+    """Float [0, 1] -> uint8 or, with 16 bits, uint16; rounded."""
     return (np.clip(image, 0, 1) * (2**bits - 1)).round().astype(f'uint{bits}')
 
 
 def save_picture(image: np.ndarray, path: str | Path) -> None:
-    """Write an (H, W, 3) RGB uint8 or uint16 picture as PNG; makes the folder.
+    """Write an (H, W, 3) RGB or (H, W, 1) grey picture, uint8 or uint16, as PNG; makes the folder.
 
     Raises:
         SaveError: the file could not be written.
@@ -37,7 +45,7 @@ def save_picture(image: np.ndarray, path: str | Path) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    done, content = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    done, content = cv2.imencode('.png', image if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done
     atomic_write(content.tobytes(), path)
 

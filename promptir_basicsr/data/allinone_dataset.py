@@ -14,7 +14,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from scipy.special import ndtri
 from torch.utils.data import Dataset
 
-from promptir_basicsr.core.arrays import to_float, to_tensor
+from promptir_basicsr.core.arrays import to_float, to_grey, to_tensor
 from promptir_basicsr.core.errors import ImageError, raise_problems
 from promptir_basicsr.core.messages import first_few, unknown_keys
 from promptir_basicsr.core.problems import Keys, keys
@@ -97,7 +97,7 @@ class AllInOneDataset(Dataset):
         seed: of all random draws. For training `basicsr train` sets it to `manual_seed`. Default: 0.
 
     A sample is a dict:
-        lq, gt: (3, H, W) float32, RGB, [0, 1]; degraded and clear image.
+        lq, gt: (3, H, W) float32, RGB, [0, 1], or (1, H, W) grey with `channels: 1`; degraded and clear image.
         lq_path, gt_path: files they come from.
         task: name of the task.
         degradation: its label, an int.
@@ -227,6 +227,8 @@ class AllInOneDataset(Dataset):
         self, task: Task, images: Sequence[np.ndarray], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Degraded and clear image, as integers where nothing is degraded here."""
+        if task.channels == 1:
+            images = [to_grey(image) for image in images]
         if task.degrade is None:
             return images[0], images[1]
         clear = to_float(images[0])
@@ -306,7 +308,8 @@ def describe_tasks(
     total, batch = sum(share.samples for share in shares), sum(share.in_batch for share in shares)
     copies = all(share.samples == len(task) * round(share.draws) for task, share in zip(tasks, shares, strict=True))
     width = max(len('task'), *(len(task.name) for task in tasks))
-    head = f"Dataset '{name}': {len(tasks)} tasks, {total:,} samples{' an epoch' if training else ''}"
+    grey = ' of grey images' if tasks[0].channels == 1 else ''
+    head = f"Dataset '{name}': {len(tasks)} tasks{grey}, {total:,} samples{' an epoch' if training else ''}"
     lines = [head + (f', {batch} in every batch as shown' if batch else '')]
     fixed = '   asked  in batch' if batch else ''
     drawn = 'copies' if copies else 'draws'

@@ -30,6 +30,7 @@ class Task:
         degrade: makes the degraded image from the clean one; None for a paired task.
         expected_images: the published count, if the options give it.
         known_counts: other counts that are met, and what they mean, `what is wrong: more words`.
+        channels: of the images, 3 (RGB) or 1 (grey).
         left_out: files of the lq folder that the pairing rule does not speak of.
     """
 
@@ -45,6 +46,7 @@ class Task:
     left_out: Sequence[str] = ()
     weight: float | None = None
     known_counts: Mapping[int, str] = field(default_factory=dict)
+    channels: int = 3
 
     @property
     def paired(self) -> bool:
@@ -129,7 +131,16 @@ def survey_tasks(options: Mapping[str, Any], where: str | Keys) -> tuple[list[Ta
     names = [survey.task.name for survey in surveys if survey.task is not None]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(problem(where, f"two tasks are called '{name}'. Give each a `name` of its own."))
-    return surveys, problems
+    return surveys, problems + _same_channels([survey for survey in surveys if not survey.problems], where)
+
+
+def _same_channels(surveys: Sequence[TaskSurvey], where: Keys) -> list[Problem]:
+    """A batch is one tensor, and so are the images of a network."""
+    grey, colour = ([survey.name for survey in surveys if survey.options.channels == number] for number in (1, 3))
+    if not (grey and colour):
+        return []
+    message = f'images of 1 channel ({first_few(grey)}) and of 3 ({first_few(colour)}) in one data set.'
+    return [problem(where, f'{message} Set the same `channels` in all of its tasks.')]
 
 
 def known_count(found: int, expected: int | None, known: Mapping[int, str]) -> str:
@@ -214,6 +225,7 @@ class _TaskBuilder:
                 left_out=self.left_out,
                 weight=options.weight,
                 known_counts=options.known_counts or {},
+                channels=options.channels,
             )
         return self.survey
 

@@ -1,7 +1,7 @@
 """Light, optics, weather and sensors: what the synthetic degradations are made of.
 
-Pictures are (H, W, 3) float32 RGB in [0, 1]; maps are (H, W) float32. Lengths are in pixels, angles in degrees,
-coordinates have x to the right and y downwards with the centre of the first pixel at (0, 0).
+Pictures are (H, W, 3) RGB or (H, W, 1) grey, float32 in [0, 1]; maps are (H, W) float32. Lengths are in pixels, angles
+in degrees, coordinates have x to the right and y downwards with the centre of the first pixel at (0, 0).
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ def blur(image: Image, kernel: Array, linear_light: bool) -> Image:
     source = srgb_to_linear(image) if linear_light else np.clip(image, 0, 1)
     # filter2D correlates; a convolution sees the kernel turned by half a circle.
     blurred = np.asarray(cv2.filter2D(source, -1, kernel[::-1, ::-1].copy(), borderType=cv2.BORDER_REFLECT), np.float32)
+    blurred = blurred.reshape(image.shape)  # OpenCV leaves the axis of a single channel out
     return linear_to_srgb(blurred) if linear_light else np.clip(blurred, 0, 1)
 
 

@@ -78,7 +78,7 @@ class Degrade:
         then what the degradation itself needs.
 
         Args:
-            image: (H, W, 3), float32, RGB, [0, 1]; not changed.
+            image: (H, W, 3) RGB or (H, W, 1) grey, float32, [0, 1]; not changed.
             rng: The only source of randomness: the same state gives the same picture, bit by bit.
 
         Returns:
@@ -241,10 +241,16 @@ class Degradation:
 
     def apply(self, image: Image, rng: np.random.Generator, values: dict[str, Any]) -> Image:
         """Draw ranges and run, without checking the values again."""
-        if image.dtype != np.float32 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f'{self.name} needs a float32 image (H, W, 3), found {image.dtype} {image.shape}')
+        if image.dtype != np.float32 or image.ndim != 3 or image.shape[2] not in (1, 3) or image.size == 0:
+            found = f'{image.dtype} {image.shape}'
+            raise ValueError(f'{self.name} needs a float32 image (H, W, 3) or (H, W, 1), found {found}')
         drawn = {name: kind.draw(values.get(name, kind.default), rng) for name, kind in self.parameters.items()}
-        return self.function(image, rng, **drawn)
+        degraded = self.function(image, rng, **drawn)
+        if degraded.shape != image.shape:  # OpenCV leaves the axis of a single channel out
+            raise ValueError(
+                f'{self.name} has made an image {degraded.shape} of one {image.shape}; the shape must stay'
+            )
+        return degraded
 
     def validate(self, given: Mapping[str, Any], where: str | Keys) -> tuple[dict[str, Any], list[Problem]]:
         """The given values in canonical form and order, and all problems."""

@@ -1,6 +1,7 @@
 """Synthetic degradations of clean photographs.
 
-A degradation is f(image, rng, **parameters) -> image with image (H, W, 3), float32, RGB, [0, 1], for any H, W >= 1.
+A degradation is f(image, rng, **parameters) -> image with image (H, W, 3) RGB or (H, W, 1) grey, float32, [0, 1], for
+any H, W >= 1.
 It returns a new array of the same kind and takes all randomness from rng. Only noise, low light and JPEG quantise.
 Option files name them through `Degrade`; `docs/degradations.md` lists every parameter.
 """
@@ -202,10 +203,10 @@ def low_light(
 ) -> Image:
     """A photograph taken with too little light and not brightened: dark, noisy, 8 bits.
 
-    Linear light is scaled by `exposure` and a colour cast; the sensor counts electrons (Poisson) and adds Gaussian
-    read noise; the result is encoded as sRGB and rounded to 8 bits.
+    Linear light is scaled by `exposure` and a colour cast, a factor of each channel; the sensor counts electrons
+    (Poisson) and adds Gaussian read noise; the result is encoded as sRGB and rounded to 8 bits.
     """
-    gain = exposure * (1 + cast * rng.uniform(-1, 1, 3))
+    gain = exposure * (1 + cast * rng.uniform(-1, 1, image.shape[2]))
     expected = srgb_to_linear(image) * (gain * full_well).astype(np.float32)
     electrons = rng.poisson(expected) + read_noise * rng.standard_normal(image.shape, dtype=np.float32)
     return quantise(linear_to_srgb((electrons / full_well).astype(np.float32)))
@@ -213,12 +214,15 @@ def low_light(
 
 @degradation(quality=Number((10, 50), low=1, high=100, integer=True), subsampling=Choice('420', ('420', '422', '444')))
 def jpeg(image: Image, rng: np.random.Generator, quality: int, subsampling: str) -> Image:
-    """JPEG compression (libjpeg tables), after rounding to 8 bits."""
+    """JPEG compression (libjpeg tables), after rounding to 8 bits. A grey image has no colours to subsample."""
     levels = np.rint(np.clip(image, 0, 1) * np.float32(255)).astype(np.uint8)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _JPEG_SAMPLING[subsampling]]
-    written, data = cv2.imencode('.jpg', cv2.cvtColor(levels, cv2.COLOR_RGB2BGR), options)
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    if image.shape[2] == 3:
+        levels = cv2.cvtColor(levels, cv2.COLOR_RGB2BGR)
+        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _JPEG_SAMPLING[subsampling]]
+    written, data = cv2.imencode('.jpg', levels, options)
     assert written
-    decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[:, :, ::-1]
+    decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED)).reshape(image.shape)[:, :, ::-1]
     return decoded.astype(np.float32) / np.float32(255)
 
 

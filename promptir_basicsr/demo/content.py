@@ -23,7 +23,7 @@ from promptir_basicsr.core.messages import printable
 from promptir_basicsr.data.images import decode
 from promptir_basicsr.data.sources import resolve
 from promptir_basicsr.degradations.spec import Degrade
-from promptir_basicsr.inference.restorer import Restorer
+from promptir_basicsr.inference.restorer import Restorer, image_tensor
 from promptir_basicsr.pictures.io import decode_picture, measure_picture, write_picture
 from promptir_basicsr.pictures.picture import EXTENSIONS, Picture, PictureError
 
@@ -95,7 +95,7 @@ def restore_upload(
     result = picture.with_image(restored)
     write_picture(target, result, picture.format)
     before, after = preview(picture.image), preview(restored)
-    return Restored(before, after, target, picture.size, weights, part, seconds, picture.notes)
+    return Restored(before, after, target, picture.size, weights, part, seconds, result.notes)
 
 
 def read_upload(path: str | os.PathLike[str], most_pixels: int) -> Picture:
@@ -155,7 +155,7 @@ def prompt_shares(
     net, traits = unwrapped(restorer.net), restorer.traits
     if not traits.has_prompt_weights or traits.levels == ():
         return {}, ''
-    whole = _tensor(image).to(restorer.device)
+    whole = image_tensor(image, restorer.channels)[None].to(restorer.device)
     if traits.takes_degradation and degradation is None:
         degradation = net.degradation_weights(whole)  # the sensor sees all of the picture, as in the restoration
     height, width = whole.shape[-2:]
@@ -171,13 +171,6 @@ def prompt_shares(
         shares[level] = dict(zip(known, each, strict=True))
     cut = part.shape != whole.shape and not traits.takes_degradation
     return shares, f'the middle {part.shape[-1]} x {part.shape[-2]} pixels' if cut else ''
-
-
-def _tensor(image: np.ndarray) -> torch.Tensor:
-    """An image of any kind -> (1, 3, H, W), RGB, [0, 1]."""
-    image = image[..., None] if image.ndim == 2 else image
-    colours = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(to_float(colours).transpose(2, 0, 1)))[None]
 
 
 def weights_markup(weights: Mapping[str, Mapping[str, float]], part: str = '') -> str:

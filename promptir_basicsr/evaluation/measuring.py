@@ -12,6 +12,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from promptir_basicsr.core.arrays import to_bytes, to_float
 from promptir_basicsr.core.errors import ImageError, OptionError, problems_of, raise_problems
 from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.data.allinone_dataset import unique_names
 from promptir_basicsr.data.images import centre_crop
 from promptir_basicsr.data.pairing import find_pairs
@@ -22,10 +23,10 @@ from promptir_basicsr.options.pairing import PAIRING_RULES, PairingRule
 
 
 def measure_image(metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """Every metric of an (H, W, 3) RGB float image in [0, 1].
+    """Every metric of an (H, W, 3) RGB or (H, W, 1) grey float image in [0, 1].
 
-    A metric with `wants_float` gets the clipped, unrounded RGB images, any other what BasicSR gives it: BGR rounded to
-    8 bit.
+    A metric with `wants_float` gets the clipped, unrounded images, any other what BasicSR gives it: (H, W, 3) BGR or
+    (H, W) grey, rounded to 8 bit.
 
     Args:
         metrics: name -> options, as in `val.metrics`.
@@ -35,17 +36,22 @@ def measure_image(metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, t
     """
     exact = {'img': np.clip(image, 0, 1), 'img2': target}
     rounded: dict[str, np.ndarray] = {}
+    grey = image.shape[2] == 1
     results = {}
     for name, options in metrics.items():
         wants_float = getattr(METRIC_REGISTRY.get(options['type']), 'wants_float', False)
         if not wants_float and not rounded:
-            rounded = {key: to_bytes(x)[..., ::-1] for key, x in exact.items()}
+            rounded = {key: to_bytes(x)[..., 0 if grey else slice(None, None, -1)] for key, x in exact.items()}
         try:
             results[name] = float(calculate_metric(exact if wants_float else rounded, options))
         except MemoryError:
             raise
-        except Exception as error:
-            raise OptionError(problems_of(('val', 'metrics', name), error)) from error
+        except Exception as error:  # whatever it is; a metric of others may know colours alone
+            if wants_float or not grey:
+                raise OptionError(problems_of(('val', 'metrics', name), error)) from error
+            what = f'{type(error).__name__}: {error}'.strip().partition('\n')[0]
+            message = f'{options["type"]} has failed on a grey image ({what}). Leave it out with `channels: 1`.'
+            raise OptionError(Problem(('val', 'metrics', name), message)) from error
     return results
 
 

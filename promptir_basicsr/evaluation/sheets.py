@@ -13,8 +13,8 @@ _TEXT = 16
 
 
 def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Float pictures of equal size beside each other, with a white gap -> (H, W', 3) uint8."""
-    gap = np.full((images[0].shape[0], _GAP, 3), 255, np.uint8)
+    """Float pictures of equal size beside each other, with a white gap -> (H, W', C) uint8."""
+    gap = np.full((images[0].shape[0], _GAP, images[0].shape[2]), 255, np.uint8)
     parts = [part for image in images for part in (gap, to_bytes(image))]
     return np.concatenate(parts[1:], axis=1)
 
@@ -47,6 +47,7 @@ def contact_sheet(rows: Sequence[ContactRow], side: int = 256) -> np.ndarray:
         draw.text((_GAP, top), row.title, fill='black', font=font)
         for column, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
             left = column * (side + _GAP) + _GAP
-            sheet.paste(Image.fromarray(to_bytes(middle(image, side))), (left, top + _TEXT + _GAP))
+            pixels = to_bytes(middle(image, side))
+            sheet.paste(Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))), (left, top + _TEXT + _GAP))
             draw.text((left, top + _TEXT + _GAP + side), caption, fill='black', font=font)
     return np.asarray(sheet)

@@ -68,7 +68,7 @@ class Report:
         self.remarks: dict[str, list[str]] = {}
         self.facts: dict[str, Any] = {}
         self.made_by: dict[tuple[str, str], str] = {}
-        self._picture_failed = False
+        self._picture_failed = self._grey = False
         self.known = ''  # of the table, in case that another program changes it
         self._rows: dict[str, list[Row]] = {}
 
@@ -84,8 +84,11 @@ class Report:
         return len(self._rows) == len(self.datasets)
 
     def measure(self, image: np.ndarray, target: np.ndarray | None) -> dict[str, float]:
-        """Every metric of an (H, W, 3) RGB float image in [0, 1], see `measure_image`; nothing without a target."""
-        return {} if target is None else measure_image(self.metrics, image, target)
+        """Every metric of an (H, W, 3) RGB or (H, W, 1) grey float image in [0, 1]; nothing without a target."""
+        if target is None:
+            return {}
+        self._grey = image.shape[2] == 1
+        return measure_image(self.metrics, image, target)
 
     def better_than_best(self, iteration: int | str) -> dict[str, Any] | None:
         """The new best average, if the last validation is one."""
@@ -143,7 +146,7 @@ class Report:
         return self.known if text is None else text
 
     def save_picture(self, image: np.ndarray, path: str) -> None:
-        """Write an (H, W, 3) RGB uint8 picture. One that cannot be written ends a test, but not a training.
+        """Write an (H, W, 3) RGB or (H, W, 1) grey picture. One that cannot be written ends a test, but not a training.
 
         Raises:
             SaveError: in a test.
@@ -174,7 +177,7 @@ class Report:
 
     def define(self, name: str) -> str:
         """The definition of a metric, in words."""
-        return definition(self.metrics[name])
+        return definition(self.metrics[name], self._grey)
 
     def tell_files(self) -> None:
         """Log where the results are."""
@@ -246,7 +249,7 @@ class Measurement:
         self._comparisons: dict[int, str] = {}
 
     def add(self, visuals: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
-        """Take one image: `lq`, `result` and perhaps `gt`, (1, 3, H, W); `data` is its sample."""
+        """Take one image: `lq`, `result` and perhaps `gt`, (1, C, H, W); `data` is its sample."""
         task = data['task'][0] if 'task' in data else self.dataset
         images = {key: np.ascontiguousarray(x[0].permute(1, 2, 0).numpy()) for key, x in visuals.items()}
         values = self.report.measure(images['result'], images.get('gt'))

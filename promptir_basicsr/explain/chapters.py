@@ -58,13 +58,14 @@ def restored_section(study: Study, writer: Writer) -> Section:
     for task, name in enumerate(study.tasks):
         sample = next(sample for sample in study.samples if sample.task == name)
         after = study.prompted.restore(sample.lq, sample.label)
-        degraded, restored, clear = (x.clamp(0, 1).numpy().transpose(1, 2, 0) for x in (sample.lq, after, sample.gt))
+        images = (x.clamp(0, 1).expand(3, -1, -1) for x in (sample.lq, after, sample.gt))
+        degraded, restored, clear = (x.numpy().transpose(1, 2, 0) for x in images)
         caption = f'{quality(sample.lq, sample.gt):.2f} dB before, {quality(after, sample.gt):.2f} dB after (PSNR).'
         comparisons.append(Comparison(f'{words(name)}: {sample.name}', degraded, restored, clear, caption))
         degraded_mean, restored_mean = (each[task] for each in means)
-        images = int((study.ids == task).sum())
-        rows.append([name, images, degraded_mean, restored_mean, restored_mean - degraded_mean])
-    caption = 'Mean PSNR in dB of RGB floats, not rounded.'
+        count = int((study.ids == task).sum())
+        rows.append([name, count, degraded_mean, restored_mean, restored_mean - degraded_mean])
+    caption = f'Mean PSNR in dB of {"RGB" if study.prompted.channels == 3 else "grey"} floats, not rounded.'
     if study.prompted.told:
         caption += ' The network is told the true degradation.'
     columns = ('task', 'images', 'degraded', 'restored', 'gain')

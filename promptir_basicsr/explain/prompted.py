@@ -34,7 +34,7 @@ class Sample:
         task: name of the task.
         name: the image's, within its task.
         label: id of the degradation.
-        lq, gt: (3, H, W), RGB, [0, 1]; degraded and clear.
+        lq, gt: (3, H, W) RGB or (1, H, W) grey, [0, 1]; degraded and clear.
     """
 
     task: str
@@ -72,12 +72,12 @@ def choose_samples(dataset: AllInOneDataset, images: int, seed: int, size: int, 
 
 
 def quality(x: Tensor, target: Tensor) -> float:
-    """PSNR in dB of an image (3, H, W) that is clamped to [0, 1] first, as floats; infinite for the target itself."""
+    """PSNR in dB of an image (C, H, W) that is clamped to [0, 1] first, as floats; infinite for the target itself."""
     return psnr(x.clamp(0, 1).numpy().transpose(1, 2, 0), target.numpy().transpose(1, 2, 0))
 
 
 def _cut(x: Tensor, size: int, multiple: int) -> Tensor:
-    """(3, H, W), at its centre to sides of at most `size`, whole multiples where it has one."""
+    """(C, H, W), at its centre to sides of at most `size`, whole multiples where it has one."""
     height, width = (min(side, size) for side in x.shape[-2:])
     height, width = (side // multiple * multiple or side for side in (height, width))
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
@@ -96,6 +96,7 @@ class PromptedNet:
         told: whether it is told the degradation (PIP) instead of finding weights itself (PromptIR).
         degradations: names of the T degradations of a network that is told, by id.
         sensing: whether it has a sensor to ask.
+        channels: of the images.
 
     Raises:
         OptionError: the network has no prompts; says which networks have.
@@ -106,6 +107,7 @@ class PromptedNet:
         self.prompts: Prompted = unwrapped(net)
         traits = traits_of(net)
         self.told, self.multiple = traits.takes_degradation, traits.size_multiple
+        self.channels = traits.image_channels
         self.sensing = self.told and traits.holds_sensor
         self.degradations = traits.labels if self.told else ()
         self.levels = self._find()
@@ -117,7 +119,7 @@ class PromptedNet:
         if not traits_of(self.net).has_prompt_weights:
             raise OptionError(f'{kind} has no prompts, so there is nothing to explain. {advice}')
         side = -(-64 // self.multiple) * self.multiple
-        x = torch.zeros(1, 3, side, side, device=self.device)
+        x = torch.zeros(1, self.channels, side, side, device=self.device)
         called: list[Any] = []
         with torch.no_grad(), self._listening(lambda module, *_: called.append(module)):
             try:
@@ -153,7 +155,7 @@ class PromptedNet:
         }
 
     def restore(self, x: Tensor, degradation: Any = None, strength: float = 1.0) -> Tensor:
-        """x: (3, H, W) of any size, restored on the CPU; not clamped."""
+        """x: (C, H, W) of any size, restored on the CPU; not clamped."""
         settings = Settings(size_multiple=self.multiple)
         return restore_images(self.net, x[None], settings, degradation if self.told else None, strength)[0]
 

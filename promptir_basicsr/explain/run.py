@@ -178,7 +178,7 @@ def _samples(datasets: Sequence[AllInOneDataset], prompted: PromptedNet, setting
     """Of all data sets; tasks of the same name in several are told apart by the names of these.
 
     Raises:
-        OptionError: the network does not know the label of a task.
+        OptionError: the network does not know the label of a task, or takes images of other channels.
         ImageError: an image cannot be read.
     """
     names = [task.name for dataset in datasets for task in dataset.tasks]
@@ -188,6 +188,12 @@ def _samples(datasets: Sequence[AllInOneDataset], prompted: PromptedNet, setting
         for dataset in datasets
         for task in dataset.tasks
         if prompted.told and task.label >= known
+    ]
+    problems += [
+        f"the task '{task.name}' has `channels: {task.channels}`; the network takes images of {prompted.channels}."
+        for dataset in datasets
+        for task in dataset.tasks
+        if task.channels != prompted.channels
     ]
     raise_problems(problems)
     found = []

@@ -85,9 +85,9 @@ def export_onnx(
 ) -> list[Difference]:
     """Write a network as ONNX, whole or not at all; a file that is there is replaced.
 
-    Inputs of the file: `image` (B, 3, H, W), float32, RGB, [0, 1], of any size; and for networks that are told the
-    degradation `degradation` (B, T), float32 weights that are divided by their sum. Output: `restored` (B, 3, H, W),
-    not clamped, or `logits` (B, T) of a sensor.
+    Inputs of the file: `image` (B, C, H, W), float32, [0, 1], C = 3 RGB or 1 grey as the network has, of any size; and
+    for networks that are told the degradation `degradation` (B, T), float32 weights that are divided by their sum.
+    Output: `restored` (B, C, H, W), not clamped, or `logits` (B, T) of a sensor.
 
     Args:
         net: stays as it is.
@@ -150,24 +150,27 @@ def _export(
     if labels and not traits.takes_degradation:
         raise OptionError(f'labels: {type(net).__name__} takes no degradation. Leave it out.')
     labels = labels or traits.needs_degradation
-    traced = trace(net, labels, fixed)
-    shape = 'any' if fixed is None else [1, 3, *fixed]
+    channels = traits_of(net, (metadata or {}).get('network_g')).image_channels
+    traced = trace(net, labels, fixed, channels)
+    shape = 'any' if fixed is None else [1, channels, *fixed]
     content = write(traced, describe(net, {**(metadata or {}), 'image': shape}))
     sizes = [(1, *fixed)] if fixed else sizes
-    differences = _compare(net, read(content), sizes, labels)
+    differences = _compare(net, read(content), sizes, labels, channels)
     if not all(one.agrees for one in differences):
         raise ExportMismatch(os.fspath(path), differences)
     atomic_write(content, os.fspath(path))
     return differences
 
 
-def _compare(net: nn.Module, run: Run, sizes: Iterable[tuple[int, int, int]], labels: bool) -> list[Difference]:
+def _compare(
+    net: nn.Module, run: Run, sizes: Iterable[tuple[int, int, int]], labels: bool, channels: int
+) -> list[Difference]:
     """What a file gives against what a network gives, as it is used for restoring, on the CPU."""
     net, traits = copy.deepcopy(net).cpu().float().eval(), traits_of(net)
     differences = []
     for number, (batch, height, width) in enumerate(sizes):
         draw = torch.Generator().manual_seed(number)
-        image = _pictures((batch, 3, height, width), draw)
+        image = _pictures((batch, channels, height, width), draw)
         degradation = torch.rand(batch, traits.num_degradations, generator=draw) if labels else None
         with torch.no_grad():
             expected = net(image) if traits.is_sensor else restore_images(net, image, degradation=degradation)

@@ -24,12 +24,12 @@ from promptir_basicsr.core.errors import OptionError
 METADATA_FILE = 'metadata.json'
 """What is told about the network, inside a file of torch.export."""
 
-_TRACED = (2, 3, 43, 59)  # with no two sides alike, and none that a network wants
+_TRACED = (43, 59)  # of two images; not alike, and none that a network wants
 _AXES = ('batch', '', 'height', 'width')  # of an image, by their names in ONNX
 _SHORT = 300  # letters of an error of PyTorch
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
-"""Called with images (B, 3, H, W) and weights of degradations (B, T) or None."""
+"""Called with images (B, C, H, W) and weights of degradations (B, T) or None."""
 
 
 class AnySize(nn.Module):
@@ -51,7 +51,7 @@ class AnySize(nn.Module):
         self.net, self.multiple, self.takes_degradation, self.fixed = net, multiple, takes_degradation, fixed
 
     def forward(self, image: Tensor, degradation: Tensor | None = None) -> Tensor:
-        """image: (B, 3, H, W), RGB, [0, 1]; degradation: (B, T), >= 0. Returns (B, 3, H, W), not clamped."""
+        """image: (B, C, H, W), [0, 1]; degradation: (B, T), >= 0. Returns (B, C, H, W), not clamped."""
         if self.takes_degradation and degradation is None:  # the sensor sees the image as it is
             net: Conditioned = unwrapped(self.net)
             degradation = net.degradation_weights(self._continued(image, 1))
@@ -89,13 +89,14 @@ class Traced:
     output: str
 
 
-def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None) -> Traced:
+def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None, channels: int = 3) -> Traced:
     """The graph of a network, in the plain formulation.
 
     Args:
         net: stays as it is.
         labels: whether it is told the degradation, as a second input.
         size: the only height and width; None for any, of any number of images.
+        channels: of an image.
 
     Raises:
         OptionError: the network cannot be traced; says what can be done.
@@ -103,7 +104,7 @@ def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None) -> Traced:
     kind, plain = type(net).__name__, copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     set_formulation(plain, 'plain')
     traits = traits_of(plain)
-    shape = _TRACED if size is None else (1, 3, *size)
+    shape = (2, channels, *_TRACED) if size is None else (1, channels, *size)
     inputs: dict[str, Tensor] = {'image': torch.linspace(0, 1, shape[2] * shape[3]).view(shape[2:]).expand(shape)}
     free: dict[str, Any] = {'image': {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
     if labels:

@@ -12,7 +12,7 @@ from torch import Tensor
 from promptir_basicsr.archs.fast.kernels import kernel_problems
 from promptir_basicsr.archs.traits import Conditioned, NetworkTraits, traits_of, unwrapped
 from promptir_basicsr.checkpoints.checkpoint import build, read_checkpoint
-from promptir_basicsr.core.arrays import to_float
+from promptir_basicsr.core.arrays import to_grey, to_tensor
 from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.runtime.precision import device_problems, find_device
@@ -36,6 +36,7 @@ class Restorer:
     Attributes:
         net: the network, in evaluation mode.
         checkpoint: what the file tells.
+        channels: of the images that the network takes, 3 (RGB) or 1 (grey).
 
     Raises:
         OptionError: the file, the network or the device cannot be used.
@@ -56,6 +57,7 @@ class Restorer:
         raise_problems(problems)
         self.checkpoint = read_checkpoint(weights, network, key)
         self.net = build(self.checkpoint, self.device)
+        self.channels = self.traits.image_channels
         self._check_output(os.fspath(weights))
 
     @property
@@ -74,13 +76,15 @@ class Restorer:
 
         Args:
             image: array (H, W) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGB and alpha, uint8, uint16
-                or float in [0, 1]; or tensor (3, H, W) or (B, 3, H, W), RGB, float in [0, 1], on any device.
+                or float in [0, 1]; or tensor (3, H, W) or (B, 3, H, W), RGB, float in [0, 1], on any device, with 1 in
+                place of 3 for a network of one channel.
             degradation, strength: as of the networks that take labels.
             progress: called as progress(done, total) after each pass of the network.
 
         Returns:
             The same kind, size, type and device. Arrays are clipped and rounded to their type, tensors are not. Grey
-            is the mean of the three colours, alpha is untouched.
+            is the mean of the three colours, alpha is untouched. A network of one channel makes grey arrays of RGB
+            ones, (H, W) or (H, W, 2), by their luma (`to_grey`).
 
         Raises:
             ValueError: the image or what is said of it is not understood, or the network gives no finite numbers.
@@ -112,13 +116,16 @@ class Restorer:
             net: Conditioned = unwrapped(self.net)
             side = self.traits.size_multiple
             with torch.no_grad():
-                net.prompt_context(torch.zeros(1, 3, side, side, device=self.device), degradation, strength)
+                net.prompt_context(torch.zeros(1, self.channels, side, side, device=self.device), degradation, strength)
 
     def _check_output(self, path: str) -> None:
         """A network that enlarges, or tells degradations apart, would give nonsense without a word."""
         net, traits = self.net, self.traits
+        if self.channels not in (1, 3):
+            told = f'{type(net).__name__} takes images of {self.channels} channels'
+            raise OptionError(f"'{path}': {told}; pictures have 3 (RGB) or 1 (grey).")
         side = -(-_PROBE // traits.size_multiple) * traits.size_multiple
-        x = torch.zeros(1, 3, side, side, device=self.device)
+        x = torch.zeros(1, self.channels, side, side, device=self.device)
         try:
             with torch.no_grad():
                 y = net(x, 0) if traits.takes_degradation else net(x)
@@ -142,10 +149,11 @@ class Restorer:
             )
 
     def _tensor(self, image: Tensor, degradation: Any, strength: Any, progress: Any) -> Tensor:
-        if not image.is_floating_point() or image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.numel():
+        c = self.channels
+        if not image.is_floating_point() or image.ndim not in (3, 4) or image.shape[-3] != c or not image.numel():
             raise ValueError(
-                f'restore: a tensor of shape {tuple(image.shape)} and type {image.dtype}; give (3, H, W) or '
-                '(B, 3, H, W), RGB, float in [0, 1].'
+                f'restore: a tensor of shape {tuple(image.shape)} and type {image.dtype}; give ({c}, H, W) or '
+                f'(B, {c}, H, W), {"RGB" if c == 3 else "grey"}, float in [0, 1].'
             )
         _check_range(float(image.min()), float(image.max()))
         whole = image.float() if image.ndim == 4 else image.float()[None]
@@ -153,7 +161,7 @@ class Restorer:
         return restored.to(image.device, image.dtype)
 
     def _arrays(self, images: Sequence[np.ndarray], degradation: Any, strength: Any, progress: Any) -> list[np.ndarray]:
-        x = torch.stack([_to_tensor(image) for image in images])
+        x = torch.stack([image_tensor(image, self.channels) for image in images])
         restored = self._run(x, degradation, strength, progress).cpu().numpy()
         return [_like(image, one) for image, one in zip(images, restored, strict=True)]
 
@@ -178,20 +186,29 @@ def restore(
     return Restorer(weights, **options).restore(image, degradation, strength)
 
 
-def _to_tensor(image: np.ndarray) -> Tensor:
-    """An array of any kind -> (3, H, W), RGB, float32."""
+def image_tensor(image: np.ndarray, channels: int = 3) -> Tensor:
+    """An array of any kind -> (3, H, W) RGB or (1, H, W) grey, float32, [0, 1].
+
+    Args:
+        image: as of `Restorer.restore`.
+        channels: of the tensor, 3 or 1.
+
+    Raises:
+        ValueError: the image is not understood.
+    """
     image = np.asarray(image)
-    channels = image.shape[2] if image.ndim == 3 else 1
-    if image.ndim not in (2, 3) or channels not in (1, 2, 3, 4) or not image.size or image.shape[2:] == (1,):
+    found = image.shape[2] if image.ndim == 3 else 1
+    if image.ndim not in (2, 3) or found not in (1, 2, 3, 4) or not image.size or image.shape[2:] == (1,):
         raise ValueError(f'restore: an array of shape {image.shape}; give (H, W), (H, W, 2), (H, W, 3) or (H, W, 4).')
-    if image.dtype in (np.uint8, np.uint16):
-        image = to_float(image)
-    elif np.issubdtype(image.dtype, np.floating):
+    colours = image[..., :3] if found >= 3 else image.reshape(*image.shape[:2], -1)[..., :1]
+    if np.issubdtype(image.dtype, np.floating):
         _check_range(float(image.min()), float(image.max()))
-    else:
+        colours = colours.astype(np.float32)
+    elif image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f'restore: an array of type {image.dtype}; give uint8, uint16 or float in [0, 1].')
-    colours = image[..., :3] if channels >= 3 else np.repeat(image.reshape(*image.shape[:2], -1)[..., :1], 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(colours.transpose(2, 0, 1), dtype=np.float32))
+    if colours.shape[2] > channels:
+        colours = to_grey(colours)
+    return to_tensor(np.repeat(colours, channels // colours.shape[2], axis=2))
 
 
 def _check_range(least: float, most: float) -> None:
@@ -202,15 +219,15 @@ def _check_range(least: float, most: float) -> None:
 
 
 def _like(image: np.ndarray, restored: np.ndarray) -> np.ndarray:
-    """(3, H, W) -> the shape and type of the image it was made from, with its alpha."""
+    """(C, H, W) -> the type of the image it was made from, with its alpha; its shape, or grey where C is 1."""
     image = np.asarray(image)
     channels = image.shape[2] if image.ndim == 3 else 1
     colours = np.clip(restored.transpose(1, 2, 0), 0, 1)
     if channels <= 2:
-        colours = colours.mean(axis=2, keepdims=True)
+        colours = colours.mean(axis=2, keepdims=True)  # of one channel the same
     if np.issubdtype(image.dtype, np.integer):
         colours = np.rint(colours * np.float32(np.iinfo(image.dtype).max))
     colours = colours.astype(image.dtype)
     if channels in (2, 4):
         colours = np.concatenate([colours, image[..., -1:]], axis=2)
-    return np.ascontiguousarray(colours.reshape(image.shape))
+    return np.ascontiguousarray(colours[..., 0] if colours.shape[2] == 1 else colours)

@@ -127,11 +127,12 @@ def to_y(image: Array) -> Array:
     return (red + green + blue + BT601_BLACK) / 255
 
 
-def definition(opt: Mapping[str, Any]) -> str:
+def definition(opt: Mapping[str, Any], grey: bool = False) -> str:
     """One line that says what a metric measures, for the head of a result table.
 
     Args:
         opt: a metric's options as in `val: metrics:`, i.e. `{type: ..., test_y_channel: ..., ...}`.
+        grey: whether the images have one channel, which is its own luma.
 
     Returns:
         Such as 'PSNR: RGB, float, not rounded, data range 1'. For metrics of others it is their attribute
@@ -146,7 +147,7 @@ def definition(opt: Mapping[str, Any]) -> str:
         metric = METRIC_REGISTRY.get(name) if name in METRIC_REGISTRY else None
         return str(getattr(metric, 'definition', name))
 
-    parts[0] += 'Y channel (BT.601)' if opt.get('test_y_channel') else 'RGB'
+    parts[0] += 'grey' if grey else 'Y channel (BT.601)' if opt.get('test_y_channel') else 'RGB'
     parts.append('float, not rounded, data range 1' if 'paper' in name else 'rounded to 8 bit, data range 255')
     if name == 'calculate_paper_ssim':
         window = opt.get('window', 'uniform')

@@ -86,6 +86,12 @@ def _path(path: Any) -> Any:
     return '.' if path is None or path == '' else os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):  # True == 1
+        raise ValueError
+    return value
+
+
 def _distinct(words: list[str]) -> list[str]:
     if len(set(words)) != len(words):
         raise ValueError
@@ -101,6 +107,7 @@ def _check_tasks(tasks: Any) -> Any:
 Degradation = Annotated[dict[str, Any], Registered('degradation')]
 Folder = Annotated[str, Field(strict=True, min_length=1), Told('{found} is not a folder.')]
 DataRoot = Annotated[str, Strict(), BeforeValidator(_path), Told('{found} is not a folder.')]
+Channels = Annotated[Literal[1, 3], BeforeValidator(_number), Told('{found} is neither 1 (grey) nor 3 (RGB).')]
 Names = Annotated[tuple[Annotated[str, BeforeValidator(str)], ...], Field(min_length=1), Told('no names in it.')]
 Vocabulary = Annotated[list[StrictStr], AfterValidator(_distinct), Told('give a list of different words, not {found}.')]
 
@@ -135,6 +142,9 @@ class TaskOptions(Section, json_schema_extra={'required': ['type']}):
     )
     known_counts: Annotated[dict[StrictInt, StrictStr], Told('give `number: what it means`, not {found}.')] | None = (
         option(None, description='`{number: words}`: other numbers that are met and what they mean')
+    )
+    channels: Channels = option(
+        3, description='of the images: 3 is RGB; 1 is grey, the luma of BT.601 in full range, computed before `degrade`'
     )
     clean: Folder = option(None, description='synthesised: folder or LMDB of clean images; needs `degrade`')
     degrade: Annotated[Degrade, Parsed(partial(Degrade, where=()), Degradation | list[Degradation])] = option(

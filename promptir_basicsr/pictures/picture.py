@@ -85,9 +85,17 @@ class Picture:
     def has_alpha(self) -> bool:
         return self.image.ndim == 3 and self.image.shape[2] in (2, 4)
 
+    @property
+    def has_colours(self) -> bool:
+        return self.image.ndim == 3 and self.image.shape[2] >= 3
+
     def with_image(self, image: np.ndarray) -> 'Picture':
-        """Another image in the same file."""
-        return replace(self, image=image)
+        """Another image in the same file; of a grey one without a colour profile, which only RGB can have."""
+        changed = replace(self, image=image)
+        if changed.has_colours or not self.has_colours:
+            return changed
+        note = 'converted to grey' + (', without its colour profile' if self.profile else '')
+        return replace(changed, profile=None, notes=(*self.notes, note))
 
 
 def format_of(path: str | os.PathLike[str]) -> str | None:

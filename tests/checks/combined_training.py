@@ -116,7 +116,7 @@ def tasks(draw: random.Random, folder: Path, prefix: str) -> list[dict[str, Any]
     return found
 
 
-CHANNELS_IN_TASKS = False
+CHANNELS_IN_TASKS = True
 
 
 def data_set(draw: random.Random, folder: Path, phase: str) -> dict[str, Any]:

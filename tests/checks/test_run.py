@@ -574,3 +574,89 @@ def test_the_demo_needs_nothing() -> None:
     options = load_yaml(str(next(path for path in OPTION_FILES if path.name == 'demo.yml')))
     options['num_gpu'] = 0
     assert check_options(options, is_train=True) == []
+
+
+# Channels of the tasks and of the network
+
+
+def grey(options: dict[str, Any]) -> dict[str, Any]:
+    """The same with grey images."""
+    for dataset in options['datasets'].values():
+        for task in dataset['tasks']:
+            task['channels'] = 1
+    return options
+
+
+BOTH = 'datasets.train.tasks and datasets.val.tasks: '
+NAFNET = {'type': 'PIPNAFNet', 'width': 8, 'enc_blk_nums': [1] * 4, 'dec_blk_nums': [1] * 4}
+COMPACT = {'type': 'SRVGGNetCompact', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_conv': 1, 'upscale': 1}
+CHANNELS: list[tuple[bool, dict[str, Any], str]] = [
+    (
+        False,
+        {'network_g.inp_channels': 1, 'network_g.out_channels': 1},
+        BOTH + 'images of 3 channels; PromptIR takes 1. Set `channels: 1` in all tasks, or set `inp_channels: 3` and '
+        '`out_channels: 3` in network_g.',
+    ),
+    (
+        True,
+        {},
+        BOTH + 'images of 1 channel; PromptIR takes 3. Set `channels: 3` in all tasks, or set `inp_channels: 1` and '
+        '`out_channels: 1` in network_g.',
+    ),
+    (
+        True,
+        {'network_g.inp_channels': 6, 'network_g.out_channels': 6},
+        'network_g: PromptIR takes images of 6 channels; tasks have 3 (RGB) or 1 (grey). Set `inp_channels: 3` and '
+        '`out_channels: 3` in network_g.',
+    ),
+    (
+        True,
+        {'network_g.inp_channels': 1, 'network_g.out_channels': 1, 'datasets.val.tasks.0.channels': 3},
+        'datasets.val.tasks: images of 3 channels; PromptIR takes 1. ',
+    ),
+    (
+        True,
+        {'network_g': NAFNET},
+        BOTH + 'images of 1 channel; PIPNAFNet takes 3. Set `channels: 3` in all tasks, or set `img_channel: 1` in net',
+    ),
+    (
+        True,
+        {'network_g': {'type': 'PromptedNetwork', 'network': COMPACT | {'num_in_ch': 3, 'num_out_ch': 3},
+                       'taps': ['body.0']}},
+        BOTH + 'images of 1 channel; PromptedNetwork takes 3. Set `channels: 3` in all tasks.',
+    ),
+    (
+        True,
+        {'network_g': COMPACT | {'num_out_ch': 3}},
+        BOTH + 'images of 1 channel; SRVGGNetCompact makes 3 of them. Set `num_in_ch: 1` and `num_out_ch: 1` in netw',
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('is_grey', 'changes', 'said'), CHANNELS)
+def test_a_network_of_other_channels_than_the_tasks(is_grey: bool, changes: dict[str, Any], said: str) -> None:
+    options = training()
+    del options['train']['prompt_opt']
+    (told,) = problems_of(changes, grey(options) if is_grey else options)
+    assert told.startswith(said)
+
+
+@pytest.mark.parametrize('network', [{'inp_channels': 1, 'out_channels': 1}, NAFNET | {'img_channel': 1}, COMPACT])
+def test_a_network_of_one_channel_goes_with_grey_tasks(network: dict[str, Any]) -> None:
+    options = grey(training())
+    del options['train']['prompt_opt']
+    options['network_g'] = network if 'type' in network else options['network_g'] | network
+    assert problems_of({}, options) == []
+
+
+def test_channels_of_a_sensor() -> None:
+    options = grey(training())
+    options['model_type'], options['network_g'] = 'SensorModel', {'type': 'DegradationSensor', 'dim': 4}
+    for key in ('pixel_opt', 'frequency_opt', 'prompt_opt', 'loss_scaler'):
+        del options['train'][key]
+    options['val'] = {'val_freq': 4, 'save_img': False}
+    (told,) = problems_of({}, copy.deepcopy(options))
+    assert told.endswith(
+        'DegradationSensor takes 3. Set `channels: 3` in all tasks, or set `inp_channels: 1` in network_g.'
+    )
+    assert problems_of({'network_g.inp_channels': 1}, options) == []

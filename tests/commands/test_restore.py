@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pillow_heif
 import pytest
@@ -22,7 +23,7 @@ import tifffile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from promptir_basicsr import cli
 from promptir_basicsr.archs import DegradationSensor, PIPRestormer, PromptIR
@@ -69,6 +70,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         'pip': pip(),
         'pip_sensor': pip(sensor={'type': 'DegradationSensor', 'dim': 4}),
         'sensor': DegradationSensor(dim=4),
+        'grey': seeded_fill(PromptIR(dim=8, inp_channels=1, out_channels=1, **TINY)),
+        'six': PromptIR(dim=8, inp_channels=6, out_channels=6, **TINY),
     }
     folder = tmp_path_factory.mktemp('weights')
     for name, net in nets.items():
@@ -436,6 +439,76 @@ def test_a_grey_image_is_the_mean_of_its_colours(weights: dict[str, str]) -> Non
     assert abs(colours[..., 0] - colours[..., 2]).max() > 0.01
     np.testing.assert_allclose(restorer.restore(grey) / 255, colours.mean(axis=2), atol=0.51 / 255)
     np.testing.assert_array_equal(restorer.restore(alpha)[..., 1], alpha[..., 1])
+
+
+# a network of one channel
+
+
+def in_grey(image: np.ndarray) -> np.ndarray:
+    """(H, W) of any kind of integers, by OpenCV."""
+    return cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_RGB2GRAY) if image.shape[2:] > (2,) else (
+        image if image.ndim == 2 else image[..., 0]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('image', IMAGES, ids=lambda image: f'{image.shape}-{image.dtype}')
+def test_a_network_of_one_channel_makes_grey_pictures(weights: dict[str, str], image: np.ndarray) -> None:
+    restorer = Restorer(weights['grey'], device='cpu')
+    assert restorer.channels == 1
+    restored, most = restorer.restore(image), np.iinfo(image.dtype).max
+    has_alpha = image.shape[2:] in ((2,), (4,))
+    assert (restored.shape, restored.dtype) == (image.shape[:2] + (2,) * has_alpha, image.dtype)
+    if has_alpha:
+        np.testing.assert_array_equal(restored[..., 1], image[..., -1])
+    x = torch.from_numpy(in_grey(image).astype(np.float32) / np.float32(most))[None]
+    expected = restorer.restore(x)
+    assert expected.shape == x.shape
+    plane = restored[..., 0] if has_alpha else restored
+    np.testing.assert_array_equal(plane, np.rint(expected[0].clamp(0, 1).numpy() * np.float32(most)))
+    floats = restorer.restore(image.astype(np.float64) / most)
+    assert (floats.shape, floats.dtype) == (restored.shape, np.float64)
+    np.testing.assert_allclose(floats, restored / most, atol=0.02)
+    with pytest.raises(ValueError, match=r'give \(1, H, W\) or \(B, 1, H, W\), grey'):
+        restorer.restore(x.expand(3, -1, -1))
+
+
+def test_a_network_of_six_channels_restores_no_pictures(weights: dict[str, str]) -> None:
+    with pytest.raises(
+        OptionError, match=r'six.pth.: PromptIR takes images of 6 channels; pictures have 3 \(RGB\) or 1'
+    ):
+        Restorer(weights['six'])
+
+
+def test_colours_that_become_grey_are_named_once(command, folder: Path, weights: dict[str, str]) -> None:
+    restorer, image = Restorer(weights['grey'], device='cpu'), photograph(20, 30)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    put('in/a.png', png(image))
+    put('in/b.jpg', by_pillow(image, 'JPEG', icc_profile=profile))
+    put('in/c.tif', by_pillow(image, 'TIFF', icc_profile=profile))
+    put('in/d.png', png(image[..., 0]))
+    put('in/e.png', png(photograph(20, 30, 4, 16)))
+    put('in/f.webp', by_pillow(image, 'WEBP', lossless=True))
+    put('in/g.bmp', by_pillow(image, 'BMP'))
+    put('in/h.ppm', by_pillow(image, 'PPM'))
+    status, said, failed = command('in', '-o', 'out', net='grey')
+    assert (status, failed) == (0, '')
+    notes = {
+        line.partition(' -> ')[0][-5:]: line.rpartition(' s')[2].strip() for line in said.splitlines() if ' -> ' in line
+    }
+    plain = '(converted to grey)'
+    assert notes == {
+        **dict.fromkeys(('a.png', 'e.png', '.webp', 'g.bmp', 'h.ppm'), plain),
+        **dict.fromkeys(('b.jpg', 'c.tif'), '(converted to grey, without its colour profile)'),
+        'd.png': '',
+    }
+    for name in ('a.png', 'd.png', 'e.png', 'g.bmp', 'h.ppm', 'c.tif'):
+        result = read_picture(f'out/{name}')
+        np.testing.assert_array_equal(result.image, restorer.restore(read_picture(f'in/{name}').image))
+        assert result.profile is None
+    assert Image.open('out/b.jpg').mode == 'L'
+    assert 'icc_profile' not in Image.open('out/b.jpg').info
+    webp = read_picture('out/f.webp').image  # the format has no grey
+    np.testing.assert_array_equal(webp, np.dstack([restorer.restore(image)] * 3))
 
 
 def test_results_outside_the_range_are_clipped_in_arrays_alone(weights: dict[str, str]) -> None:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from promptir_basicsr.core.arrays import pad_to_multiple, save_picture, to_bytes
+from promptir_basicsr.core.arrays import pad_to_multiple, save_picture, to_bytes, to_grey
 
 
 @pytest.mark.parametrize('multiple', [1, 8, 16])
@@ -42,3 +42,28 @@ def test_a_picture_is_written_in_rgb(tmp_path):
 
 def test_floats_are_clipped_and_rounded():
     assert to_bytes(np.array([-1.0, 0.4999 / 255, 0.5001 / 255, 1.5])).tolist() == [0, 0, 1, 255]
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16])
+def test_three_equal_colours_keep_their_value_as_grey(kind):
+    values = np.arange(np.iinfo(kind).max + 1, dtype=kind).reshape(-1, 64, 1)
+    assert np.array_equal(to_grey(np.repeat(values, 3, axis=2)), values)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'most', 'error'), [(np.uint8, 255, 0.51), (np.uint16, 65535, 2), (np.float32, 1, 1e-6)]
+)
+def test_grey_is_the_luma_of_bt_601_in_full_range(kind, most, error):
+    image = (np.random.default_rng(0).random((40, 30, 3)) * most).astype(kind)
+    grey = to_grey(image)
+    assert (grey.shape, grey.dtype) == ((40, 30, 1), kind)
+    assert np.abs(grey[..., 0] - image.astype(np.float64) @ (0.299, 0.587, 0.114)).max() <= error
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16])
+def test_a_grey_picture_is_written_in_grey(kind, tmp_path):
+    image = np.arange(20, dtype=kind).reshape(4, 5, 1) * 11
+    save_picture(image, tmp_path / 'grey.png')
+    read = cv2.imread(str(tmp_path / 'grey.png'), cv2.IMREAD_UNCHANGED)
+    assert read.dtype == kind
+    assert np.array_equal(read, image[..., 0])

@@ -7,13 +7,15 @@ import logging
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from promptir_basicsr.core.errors import ImageError, OptionError
-from promptir_basicsr.data.allinone_dataset import AllInOneDataset, TrainingGenerator, unique_names
+from promptir_basicsr.data.allinone_dataset import AllInOneDataset, TrainingGenerator, stable_seed, unique_names
 from promptir_basicsr.data.sampler import EpochSampler
+from promptir_basicsr.degradations.spec import Degrade
 
 # isort: split
 # BasicSR can be imported once the package has prepared it
@@ -129,6 +131,58 @@ def test_16_bit_pairs_keep_their_depth(write) -> None:
     sample = validation({'type': 'lowlight', 'lq': f'{folder}/lq', 'gt': f'{folder}/gt'})[0]
     np.testing.assert_array_equal(np.rint(sample['gt'].numpy().transpose(1, 2, 0) * 65535), deep)
     assert abs(sample['gt'] - sample['lq']).max() < 1 / 128
+
+
+# Grey images
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16])
+def test_colours_become_the_grey_of_opencv_in_the_depth_of_the_file(kind, write) -> None:
+    image = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (32, 40, 3), kind, endpoint=True)
+    write('gt/1.png', image)
+    folder = write('lq/1.png', image // 2).parents[1]
+    sample = validation({'type': 'lowlight', 'lq': f'{folder}/lq', 'gt': f'{folder}/gt', 'channels': 1})[0]
+    assert sample['bits'] == 8 * np.dtype(kind).itemsize
+    for key, expected in (('gt', image), ('lq', image // 2)):
+        assert sample[key].shape == (1, 32, 40)
+        values = np.rint(sample[key][0].numpy() * np.float64(np.iinfo(kind).max))
+        np.testing.assert_array_equal(values, cv2.cvtColor(expected, cv2.COLOR_RGB2GRAY))
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16])
+@pytest.mark.parametrize('extension', ['png', 'tif', 'bmp', 'jpg'])
+def test_the_values_of_a_grey_file_come_through(kind, extension, tmp_path) -> None:
+    if kind == np.uint16 and extension in ('bmp', 'jpg'):
+        pytest.skip('holds 8 bits')
+    (tmp_path / 'clean').mkdir()
+    path = str(tmp_path / 'clean' / f'1.{extension}')
+    image = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (20, 30), kind, endpoint=True)
+    assert cv2.imwrite(path, image)
+    stored = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    degrade = {'type': 'gaussian_noise', 'sigma': 25}
+    sample = validation({'type': 'denoise', 'clean': str(tmp_path / 'clean'), 'degrade': degrade, 'channels': 1})[0]
+    np.testing.assert_array_equal(np.rint(sample['gt'][0].numpy() * np.float64(np.iinfo(kind).max)), stored)
+
+
+def test_noise_is_drawn_on_the_grey_image(denoise) -> None:
+    grey = {**denoise, 'channels': 1}
+    sample = validation(grey)[0]
+    clear = sample['gt'].numpy().transpose(1, 2, 0)
+    rng = np.random.default_rng(stable_seed(VAL['seed'], '00001', Degrade(denoise['degrade']).key))
+    np.testing.assert_array_equal(sample['lq'].numpy().transpose(1, 2, 0), Degrade(denoise['degrade'])(clear, rng))
+
+    options = {'use_hflip': True, 'use_rot': True, 'gt_size': 24}
+    colours = training(denoise, **options)
+    for one, other in zip(training(grey, **options), colours, strict=True):  # the same crops and flips
+        assert one['lq'].shape == one['gt'].shape == (1, 24, 24)
+        expected = cv2.cvtColor(levels(other['gt']), cv2.COLOR_RGB2GRAY)
+        np.testing.assert_array_equal(levels(one['gt'])[..., 0], expected)
+        assert 15 < (one['lq'] - one['gt']).std() * 255 < 30
+
+
+def test_the_log_says_that_images_are_grey(denoise, log) -> None:
+    training({**denoise, 'channels': 1})
+    assert any("Dataset 'mixed': 1 tasks of grey images, 2 samples" in record.getMessage() for record in log)
 
 
 # Crops, flips and rotations

@@ -201,6 +201,12 @@ def test_tasks_change_by_name() -> None:
     assert task(expanded, 'denoise_25') == task(plain, 'denoise_25')
 
 
+def test_the_tasks_of_a_protocol_become_grey() -> None:
+    plain, grey = expand('3d'), expand('3d', tasks={'denoise_25': {'channels': 1}})
+    assert task(grey, 'denoise_25') == {**task(plain, 'denoise_25'), 'channels': 1}
+    assert task(grey, 'denoise_50') == task(plain, 'denoise_50')
+
+
 def test_a_list_of_tasks_replaces_them_all() -> None:
     own = [{'type': 'derain', 'lq': 'a', 'gt': 'b'}]
     assert expand('3d', tasks=own)['tasks'] == own

@@ -101,6 +101,8 @@ def test_options_are_not_changed(denoise, derain) -> None:
         ({'pairing': 'lol'}, '.pairing: belongs to paired tasks'),
         ({'degrade': {'type': 'gausian_noise'}}, ".degrade: unknown degradation 'gausian_noise'. Did you mean"),
         ({'degrade': {'type': 'gaussian_noise'}}, 'needs sigma'),
+        ({'channels': 2}, '.channels: 2 is neither 1 (grey) nor 3 (RGB).'),
+        ({'channels': True}, '.channels: True is neither 1 (grey) nor 3 (RGB).'),
         ({'files': []}, '.files: no names in it.'),
         ({'files': '00001.bmp'}, '.files: no names in it.'),
         ({'files': ['1.bmp']}, ".files: 1 of 1 entries are not in '"),
@@ -282,3 +284,14 @@ def test_python_example_runs() -> None:
     exec(block, names)
     assert all(f'`{key}`' in TEXT for key in names['sample'])
     assert names['sample']['task'] == 'denoise'
+
+
+def test_all_tasks_of_a_data_set_have_the_same_channels(denoise, derain) -> None:
+    grey = {**denoise, 'channels': 1}
+    assert [task.channels for task in built(grey, {**derain, 'channels': 1})] == [1, 1]
+    assert [task.channels for task in built(denoise, derain)] == [3, 3]
+    assert problems(grey, derain, {**grey, 'name': 'other'}) == [
+        'datasets.train.tasks: images of 1 channel (denoise25, other) and of 3 (derain) in one data set. '
+        'Set the same `channels` in all of its tasks.'
+    ]
+    assert len(problems(grey, {**derain, 'channels': 4})) == 1

@@ -76,10 +76,11 @@ def registry() -> Iterator[None]:
 # What every registered degradation promises
 
 
+@pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (7, 1), (3, 500), (33, 64)])
 @pytest.mark.parametrize('name', sorted(DEGRADATIONS))
-def test_contract(name: str, size: tuple[int, int]) -> None:
-    image = np.ascontiguousarray(np.resize(photo(), (*size, 3)))
+def test_contract(name: str, size: tuple[int, int], channels: int) -> None:
+    image = np.ascontiguousarray(np.resize(photo(), (*size, channels)))
     before = image.copy()
     for seed in range(4):
         degraded = DEGRADATIONS[name](image, new_rng(seed), **required(name))
@@ -88,6 +89,36 @@ def test_contract(name: str, size: tuple[int, int]) -> None:
         assert 0 <= degraded.min() <= degraded.max() <= 1
         assert not np.shares_memory(degraded, image)
         np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize('name', ['rain', 'snow', 'haze', 'motion_blur', 'defocus_blur', 'jpeg'])
+def test_a_grey_image_is_degraded_like_three_equal_colours(name: str) -> None:
+    grey = np.rint(photo(size=100)[..., :1] * 255) / np.float32(255)
+    expected = DEGRADATIONS[name](np.repeat(grey, 3, axis=2), new_rng())
+    np.testing.assert_allclose(DEGRADATIONS[name](grey, new_rng()), expected[..., 1:2], atol=1e-6)
+
+
+def test_grey_noise_and_low_light_are_their_formulas() -> None:
+    grey = photo(size=64)[..., :1]
+    normal = new_rng(7).standard_normal(grey.shape, dtype=np.float32)
+    expected = np.floor(np.clip(grey * np.float32(255) + normal * np.float32(25), 0, 255)) / np.float32(255)
+    np.testing.assert_array_equal(gaussian_noise(grey, new_rng(7), sigma=25), expected)
+
+    rng = new_rng(7)
+    gain = np.float32(0.1 * (1 + 0.5 * rng.uniform(-1, 1)) * 4000)
+    electrons = rng.poisson(srgb_to_linear(grey) * gain) + 4 * rng.standard_normal(grey.shape, dtype=np.float32)
+    expected = np.rint(linear_to_srgb((electrons / 4000).astype(np.float32)) * 255) / 255
+    found = low_light(grey, new_rng(7), exposure=0.1, full_well=4000, read_noise=4, cast=0.5)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_degradation_that_changes_the_shape_is_named(registry: None) -> None:
+    @degradation
+    def flattened(image: Image, rng: np.random.Generator) -> Image:
+        return image[..., 0]
+
+    with pytest.raises(ValueError, match=r'flattened has made an image \(4, 5\) of one \(4, 5, 1\)'):
+        flattened(np.zeros((4, 5, 1), np.float32), new_rng())
 
 
 @pytest.mark.parametrize('name', sorted(DEGRADATIONS))
@@ -623,7 +654,7 @@ def test_calling_a_degradation_directly_checks_values_too() -> None:
     'image', [PHOTOS['coffee'], np.zeros((4, 4), np.float32), np.zeros((3, 4, 4), np.float32), np.zeros((4, 4, 3))]
 )
 def test_wrong_images_are_refused(image: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r'needs a float32 image \(H, W, 3\), found'):
+    with pytest.raises(ValueError, match=r'needs a float32 image \(H, W, 3\) or \(H, W, 1\), found'):
         Degrade({'type': 'rain'})(image, new_rng())
 
 

@@ -538,3 +538,15 @@ def test_names_of_prompts_are_texts():
 def test_a_network_without_prompts_has_no_weights(tmp_path):
     weights, options = save_network(tmp_path, {**PROMPTIR, 'prompts': False})
     assert prompt_shares(Restorer(weights, options, 'cpu'), np.zeros((8, 8, 3), np.uint8)) == ({}, '')
+
+
+def test_a_network_of_one_channel_makes_grey_pictures_and_says_so(tmp_path):
+    weights, options = save_network(tmp_path, {**PROMPTIR, 'inp_channels': 1, 'out_channels': 1})
+    one = Restorer(weights, options, 'cpu')
+    photograph = data.coffee()[:40, :56]
+    Image.fromarray(photograph).save(tmp_path / 'a.png')
+    restored = restore_upload(one, tmp_path / 'a.png', tmp_path / 'out', 10_000)
+    np.testing.assert_array_equal(np.asarray(Image.open(restored.file)), one.restore(photograph))
+    np.testing.assert_array_equal(restored.after, np.dstack([one.restore(photograph)] * 3))
+    assert restored.notes == ('converted to grey',)
+    assert list(restored.weights) == ['level3', 'level2', 'level1']

@@ -14,9 +14,16 @@ def test_pictures_stand_side_by_side_with_a_white_gap():
     assert (both[:, 9:] == 128).all()
 
 
+def test_grey_pictures_stand_side_by_side_in_grey():
+    both = side_by_side([np.zeros((6, 5, 1)), np.full((6, 5, 1), 0.5)])
+    assert both.shape == (6, 5 + 4 + 5, 1)
+    assert [both[0, column, 0] for column in (0, 5, 9)] == [0, 255, 128]
+
+
+@pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('size', [(3, 5), (300, 100), (64, 64)])
-def test_a_contact_sheet_holds_the_middle_of_each_picture(size):
-    image = np.random.default_rng(0).random((*size, 3))
+def test_a_contact_sheet_holds_the_middle_of_each_picture(size, channels):
+    image = np.random.default_rng(0).random((*size, channels))
     rows = [ContactRow('noise', [image, image], ['input', 'restored']), ContactRow('rain', [image], ['input'])]
     sheet = contact_sheet(rows, side=64)
     cut = to_bytes(middle(image, 64))

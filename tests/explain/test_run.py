@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,3 +351,20 @@ def test_tasks_in_human_words():
         '0.00',
         '2.00',
     ]
+
+
+def test_a_network_of_one_channel(tmp_path: Path) -> None:
+    network = {**PROMPTIR, 'inp_channels': 1, 'out_channels': 1}
+    files = written(tmp_path, network, untrained_network(network, 1))
+    settings = replace(SMALL, untrained=1, permutations=19)
+    with pytest.raises(OptionError, match=r'the task .* has `channels: 3`; the network takes images of 1'):
+        explain(*files, tmp_path / 'out', settings)
+    options = yaml.safe_load(Path(files[0]).read_text())
+    for task in options['datasets']['val']['tasks']:
+        task['channels'] = 1
+    Path(files[0]).write_text(yaml.safe_dump(options, sort_keys=False))
+    report, folder = explain(*files, tmp_path / 'out', settings)
+    (shown, *_) = (comparison for section in report.sections for comparison in section.comparisons)
+    assert shown.before.shape == (16, 16, 3)
+    assert (shown.before == shown.before[..., :1]).all()
+    assert 'grey floats' in (folder / 'report.html').read_text()

@@ -29,7 +29,7 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.export import exporter
 from promptir_basicsr.export.exporter import Difference, ExportMismatch, export_onnx, export_program
-from promptir_basicsr.export.graphs import AnySize
+from promptir_basicsr.export.graphs import AnySize, run_onnx, run_program
 from promptir_basicsr.inference.restoring import restore_images
 from tests.golden.seeded import seeded_fill, seeded_image
 
@@ -317,6 +317,17 @@ def test_the_third_block_of_the_page(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('kind', ['onnx', 'pt2'])
+def test_a_network_of_one_channel(kind: str, tmp_path: Path) -> None:
+    net = seeded_fill(PromptIR(**TINY, inp_channels=1, out_channels=1)).eval()
+    path = tmp_path / f'grey.{kind}'
+    differences = (export_onnx if kind == 'onnx' else export_program)(net, path, [(1, 40, 24), (2, 17, 33)])
+    assert [one.agrees for one in differences] == [True, True]
+    image = seeded_image((1, 1, 21, 30))
+    run = run_onnx(path.read_bytes()) if kind == 'onnx' else run_program(path.read_bytes())
+    torch.testing.assert_close(run(image, None), restore_images(net, image), rtol=0, atol=1e-4)
+
+
 def test_swinir_needs_a_fixed_size(tmp_path: Path) -> None:
     net = PromptedNetwork(SWINIR, ['conv_after_body']).eval()
     with pytest.raises(OptionError, match=r'PromptedNetwork cannot be exported: .*--fixed HEIGHTxWIDTH'):

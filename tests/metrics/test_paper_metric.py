@@ -305,6 +305,8 @@ class TestRefused:
 )
 def test_definition(opt: dict, text: str) -> None:
     assert definition(opt) == text
+    grey = text.replace('RGB', 'grey').replace('Y channel (BT.601)', 'grey').replace(', channel mean', '')
+    assert definition(opt, grey=True) == grey
 
 
 def test_definition_of_a_foreign_metric(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 import promptir_basicsr  # noqa: F401  (registers)
 
 # isort: split
+from basicsr.archs import build_network
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 
@@ -524,3 +525,24 @@ def test_the_demos_sensor_recognises_what_it_has_not_seen(tmp_path):
     overall = rows[-1]
     assert (overall['task'], overall['images']) == ('all images', '60')
     assert float(overall['accuracy']) > 0.85
+
+
+def test_a_sensor_of_grey_images_learns_and_is_measured(tmp_path):
+    opt = sensor_options(tmp_path)
+    opt['network_g']['inp_channels'] = 1
+    for task in opt['datasets']['val']['tasks']:
+        task['channels'] = 1
+    model = build_model(opt)
+    model.feed_data(next(iter(loader(opt))))
+    model.optimize_parameters(1)
+    model.validation(loader(opt), 2, None, save_img=False)
+    assert [row.images for row in model.report.rows] == [2, 2, 2]
+
+
+def test_the_sensor_of_a_network_of_one_channel_has_one():
+    grey = {**PIP, 'inp_channels': 1, 'out_channels': 1}
+    net = build_network({**grey, 'sensor': SENSOR})
+    assert net.sensor.inp_channels == 1
+    assert net(torch.rand(2, 1, 16, 16)).shape == (2, 1, 16, 16)
+    with pytest.raises(OptionError, match='inp_channels is 3, of the network 1'):
+        build_network({**grey, 'sensor': {**SENSOR, 'inp_channels': 3}})

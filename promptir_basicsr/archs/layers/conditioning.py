@@ -82,11 +82,11 @@ class ConditionedNetwork(nn.Module):
 
         Args:
             options: `type` of a registered network with `probabilities`, such as DegradationSensor, and its arguments;
-                it is given this network's degradations. None: no sensor.
+                it is given this network's degradations and channels. None: no sensor.
             hard: `hard_sensor`.
 
         Raises:
-            OptionError: the options are not understood, or the sensor is of another number of degradations.
+            OptionError: the options are not understood, or the sensor is of another number of degradations or channels.
         """
         name = type(self).__name__
         problems = [each.said_by(name) for each in check_sensor('sensor', options)]
@@ -97,6 +97,8 @@ class ConditionedNetwork(nn.Module):
         if options is None:
             return
         known = {'num_degradations': self.num_degradations, 'degradations': self.degradations}
+        if channels := traits_of(self).channels_in:
+            known['inp_channels'] = channels
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         problems = [
             problem(
