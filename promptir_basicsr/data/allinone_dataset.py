@@ -139,6 +139,7 @@ class AllInOneDataset(Dataset):
     def made_by(self) -> dict[str, str]:
         """How the degraded images of each task are made, and the cut before; for results that are to be compared."""
         cut = f', cut to multiples of {self.crop_multiple}' if self.crop_multiple > 1 else ''
+        cut += ', grey' if self.tasks[0].channels == 1 else ''
         return {task.name: (task.degrade.describe() if task.degrade else 'pairs') + cut for task in self.tasks}
 
     def __len__(self) -> int:
