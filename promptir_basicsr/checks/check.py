@@ -11,6 +11,7 @@ from promptir_basicsr.checks.data import (
     duplicates_of,
     extra_findings,
     image_findings,
+    list_findings,
 )
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
 from promptir_basicsr.checks.run import check_options
@@ -68,7 +69,8 @@ def check_file(
     report.findings = [_told(problem, ours, places) for problem in problems]
     for dataset in ours:
         for survey in dataset.surveys:
-            report.findings += count_findings(survey, allow_counts) + image_findings(survey, dataset, images)
+            report.findings += list_findings(survey) + count_findings(survey, allow_counts)
+            report.findings += image_findings(survey, dataset, images)
     report.findings += extra_findings(ours)
     for key, dataset_options in sets.items():
         where = f'datasets.{key}'

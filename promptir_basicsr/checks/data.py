@@ -129,6 +129,12 @@ def count_findings(survey: TaskSurvey, allowed: bool) -> list[Finding]:
     return [Finding(NOTE if allowed else ERROR, 'count', survey.where, told)]
 
 
+def list_findings(survey: TaskSurvey) -> list[Finding]:
+    """How a list was read that does not hold the very names of the folder."""
+    notes = survey.task.notes if survey.task else ()
+    return [Finding(NOTE, 'list', survey.where, f'{survey.where}: {note}.') for note in notes]
+
+
 def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) -> list[Finding]:
     """What is wrong with the images of a task, and what is small."""
     task = survey.task

@@ -310,6 +310,7 @@ def describe_tasks(
                 f"  Note: task '{task.name}' leaves out {len(task.left_out):,} images of '{task.lq.root}' that do not "
                 f'fit its pairing rule: {first_few(task.left_out)}.'
             )
+        lines += [f"  Note: task '{task.name}': {note}." for note in task.notes]
         lines += [f'  Note: {note}' for note in _count_notes(task)]
     unread = dict.fromkeys(line for task in tasks for source in (task.lq, task.gt) for line in source.unread)
     return lines + [f'  Note: {line}' for line in unread]
