@@ -8,7 +8,7 @@ from typing import Any
 from promptir_basicsr.checks.images import ImageFacts, Wanted, find_duplicates, inspect_images
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, Duplicates, Finding, TaskReport
 from promptir_basicsr.core.problems import Keys, place
-from promptir_basicsr.data.images import centre_area
+from promptir_basicsr.data.images import centre_area, without_border
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampling import check_sampling, epoch_shares
 from promptir_basicsr.data.sources import Source
@@ -151,6 +151,7 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
             if fact.problem:
                 unreadable[path] = fact.problem
         lq, gt = facts[0].size, facts[1].size
+        gt = gt and without_border(gt, task.crop_border_gt)
         if lq is not None and gt is not None and lq != gt:
             differing.append((task.lq.where(lq_name), f'{_size(lq)}, clear {_size(gt)}'))
         elif gt is not None and patch and min(centre_area(gt, multiple)[2:]) < patch:
@@ -162,7 +163,10 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
 
     told = f'of {len(distinct):,} images cannot be read. Replace the files, or take them out of the list.'
     found = finding(ERROR, 'unreadable', list(unreadable.items()), told)
-    told = f'of {len(task):,} pairs differ in size. Check the pairing rule, or cut both to the same area.'
+    told = (
+        f'of {len(task):,} pairs differ in size. '
+        'Check the pairing rule, cut both to the same area, or set `crop_border_gt`.'
+    )
     found += finding(ERROR, 'different_size', differing, told)
     told = f'of {len(task):,} images are smaller than the {patch} pixel crop; they are reflected up to it.'
     return found + finding(NOTE, 'smaller_than_patch', small, told)

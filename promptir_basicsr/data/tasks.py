@@ -33,6 +33,7 @@ class Task:
         known_counts: other counts that are met, and what they mean, `what is wrong: more words`.
         left_out: files of the lq folder that the pairing rule does not speak of.
         notes: sentences on how its list was read.
+        crop_border_gt: pixels that the clear images of a paired task lose at each side.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task:
     weight: float | None = None
     known_counts: Mapping[int, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    crop_border_gt: int = 0
 
     @property
     def paired(self) -> bool:
@@ -219,6 +221,7 @@ class _TaskBuilder:
                 weight=options.weight,
                 known_counts=options.known_counts or {},
                 notes=self.notes,
+                crop_border_gt=options.crop_border_gt,
             )
         return self.survey
 
@@ -234,7 +237,7 @@ class _TaskBuilder:
         return label or 0
 
     def _check_degrade(self) -> None:
-        for key in ('root', 'lq', 'gt', 'pairing'):
+        for key in ('root', 'lq', 'gt', 'pairing', 'crop_border_gt'):
             if key in self.given:
                 self._wrong(key, 'belongs to paired tasks; this one is made from `clean`.')
         if 'degrade' not in self.given:

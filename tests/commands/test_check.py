@@ -242,6 +242,17 @@ def test_damaged_images_are_named(workers: int, tree: Path) -> None:
     assert differing.message.startswith(f'{DERAIN}: 1 of 3 pairs differ in size.')
 
 
+def test_clear_images_with_a_border(tree: Path) -> None:
+    """The sizes compared are those that pairs have without it."""
+    for number in range(3):
+        write(f'Derain/rainy/rain-{number}.png', 255 - photograph(4 + number)[3:-3, 3:-3])
+    assert found(check_file('tiny.yml'), 'different_size').items[0][1] == '74x58, clear 80x64'
+    options(lambda written: task(written, 1, crop_border_gt=3))
+    assert check_file('tiny.yml').findings == check_file('tiny.yml', decode=False).findings == []
+    report = check_file('tiny.yml', ['datasets:train:tasks:1:crop_border_gt=4'])
+    assert found(report, 'different_size').items[0][1] == '74x58, clear 72x56'
+
+
 def test_fast_reads_the_beginnings(tree: Path) -> None:
     damage()
     write('Denoise/plain.bmp', photograph(14))
@@ -265,7 +276,7 @@ def test_missing_images_are_named_with_the_sentences_of_train(tree: Path, capsys
     os.remove('test/target/1.png')
     report = check_file('tiny.yml')
     missing, orphans, mistake = found(report, 'missing'), found(report, 'orphans'), found(report, 'options')
-    assert missing.items == [(f'{number}.jpg', '') for number in range(4, 30)]
+    assert missing.items == [(f'{number}.jpg', f'line {number + 1}') for number in range(4, 30)]
     assert orphans.items == [('input/1.png', 'needs target/1.png')]
     assert (missing.where, mistake.where) == (DENOISE, DERAIN)
     assert orphans.where == 'datasets.val.tasks[0] (Rain100L)'
