@@ -62,7 +62,7 @@ def check_file(
     images = Images()
     for dataset in ours:
         for task in dataset.tasks():
-            images.want(task, decode and training)
+            images.want(task, decode and (training or task.paired), decode and task.paired)
     images.read(decode, workers, progress)
 
     report = Report(path, training, decode)

@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from promptir_basicsr.checks.images import ImageFacts, Wanted, find_duplicates, inspect_images
+from promptir_basicsr.checks.images import (
+    LEAST_LIKENESS,
+    ImageFacts,
+    Wanted,
+    find_duplicates,
+    inspect_images,
+    likeness,
+)
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, Duplicates, Finding, TaskReport
 from promptir_basicsr.core.problems import Keys, place
 from promptir_basicsr.data.images import centre_area, without_border
@@ -84,11 +91,11 @@ class Images:
             self._sources.append(source)
         return self._roots[id(source)][1] + name
 
-    def want(self, task: Task, fingerprints: bool) -> None:
-        """Ask for the images of a task; of the clear ones with fingerprints."""
+    def want(self, task: Task, clear: bool, degraded: bool) -> None:
+        """Ask for the images of a task; of the clear and of the degraded ones with fingerprints."""
         for lq_name, gt_name in task.names:
-            self._want(task.lq, lq_name, False)
-            self._want(task.gt, gt_name, fingerprints)
+            self._want(task.lq, lq_name, degraded)
+            self._want(task.gt, gt_name, clear)
 
     def _want(self, source: Source, name: str, fingerprint: bool) -> None:
         path = self.path(source, name)
@@ -141,7 +148,7 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
     if task is None:
         return []
     unreadable: dict[str, str] = {}
-    differing, small, distinct = [], [], set()
+    differing, small, unlike, distinct = [], [], [], set()
     patch: int | None = dataset.opt.get('gt_size') if dataset.training else None
     multiple: int = dataset.opt.get('crop_multiple', 1)
     for lq_name, gt_name in task.names:
@@ -156,6 +163,9 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
             differing.append((task.lq.where(lq_name), f'{_size(lq)}, clear {_size(gt)}'))
         elif gt is not None and patch and min(centre_area(gt, multiple)[2:]) < patch:
             small.append((task.lq.where(lq_name), _size(gt)))
+        prints = [fact.fingerprint for fact in facts]
+        if task.paired and lq == gt and None not in prints and likeness(*prints) < LEAST_LIKENESS:
+            unlike.append((task.lq.where(lq_name), f'clear {task.gt.where(gt_name)}'))
 
     def finding(severity: str, kind: str, items: list[tuple[str, str]], sentence: str) -> list[Finding]:
         told = f'{survey.where}: {len(items):,} {sentence}'
@@ -169,7 +179,9 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
     )
     found += finding(ERROR, 'different_size', differing, told)
     told = f'of {len(task):,} images are smaller than the {patch} pixel crop; they are reflected up to it.'
-    return found + finding(NOTE, 'smaller_than_patch', small, told)
+    found += finding(NOTE, 'smaller_than_patch', small, told)
+    told = f'of {len(task):,} pairs do not look alike. Compare the images: they may show different scenes.'
+    return found + finding(NOTE, 'unlike', unlike, told)
 
 
 def _size(size: tuple[int, int]) -> str:

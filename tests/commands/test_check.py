@@ -245,12 +245,12 @@ def test_damaged_images_are_named(workers: int, tree: Path) -> None:
 def test_clear_images_with_a_border(tree: Path) -> None:
     """The sizes compared are those that pairs have without it."""
     for number in range(3):
-        write(f'Derain/rainy/rain-{number}.png', 255 - photograph(4 + number)[3:-3, 3:-3])
-    assert found(check_file('tiny.yml'), 'different_size').items[0][1] == '74x58, clear 80x64'
-    options(lambda written: task(written, 1, crop_border_gt=3))
+        write(f'Derain/rainy/rain-{number}.png', 255 - photograph(4 + number)[1:-1, 1:-1])
+    assert found(check_file('tiny.yml'), 'different_size').items[0][1] == '78x62, clear 80x64'
+    options(lambda written: task(written, 1, crop_border_gt=1))
     assert check_file('tiny.yml').findings == check_file('tiny.yml', decode=False).findings == []
-    report = check_file('tiny.yml', ['datasets:train:tasks:1:crop_border_gt=4'])
-    assert found(report, 'different_size').items[0][1] == '74x58, clear 72x56'
+    options(lambda written: task(written, 1, crop_border_gt=2))
+    assert found(check_file('tiny.yml'), 'different_size').items[0][1] == '78x62, clear 76x60'
 
 
 def test_fast_reads_the_beginnings(tree: Path) -> None:
@@ -384,6 +384,27 @@ def test_a_protocol_by_name(tree: Path) -> None:
 
 
 # notes
+
+
+def test_pairs_of_two_scenes_are_a_note(tree: Path) -> None:
+    """The published LOL has three such pairs; training and test sets are looked at."""
+    write('Derain/gt/norain-1.png', photograph(12))
+    write('test/target/0.png', photograph(13))
+    first, second = (finding for finding in check_file('tiny.yml').findings if finding.kind == 'unlike')
+    assert (first.severity, first.where, second.where) == ('note', DERAIN, 'datasets.val.tasks[0] (Rain100L)')
+    assert first.items == [('Derain/rainy/rain-1.png', 'clear Derain/gt/norain-1.png')]
+    assert second.items == [('test/input/0.png', 'clear test/target/0.png')]
+    assert first.message == (
+        f'{DERAIN}: 1 of 3 pairs do not look alike. Compare the images: they may show different scenes.'
+    )
+    assert check_file('tiny.yml').right
+    assert check_file('tiny.yml', decode=False).findings == []
+
+    def test_alone(written: dict[str, Any]) -> None:
+        del written['datasets']['train'], written['train']
+
+    options(test_alone)
+    assert found(check_file('tiny.yml'), 'unlike').items == second.items
 
 
 def test_small_images_are_a_note(tree: Path) -> None:
