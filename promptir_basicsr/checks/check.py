@@ -14,7 +14,7 @@ from promptir_basicsr.checks.data import (
     list_findings,
 )
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
-from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.checks.run import averaged_tasks, check_options
 from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.data.sampler import plan_epochs
 from promptir_basicsr.data.tasks import TaskSurvey
@@ -71,6 +71,9 @@ def check_file(
         for survey in dataset.surveys:
             report.findings += list_findings(survey) + count_findings(survey, allow_counts)
             report.findings += image_findings(survey, dataset, images)
+    tested = {dataset.where: [task.name for task in dataset.tasks()] for dataset in ours if not dataset.training}
+    for told in averaged_tasks(options.get('model_type'), tested):
+        report.findings.append(Finding(NOTE, 'averaged', told.partition(': ')[0], told))
     report.findings += extra_findings(ours)
     for key, dataset_options in sets.items():
         where = f'datasets.{key}'

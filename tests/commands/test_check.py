@@ -447,6 +447,22 @@ def test_extra_files_are_a_note(tree: Path) -> None:
     assert report.right
 
 
+def test_a_model_that_measures_all_tasks_as_one_is_a_note(tree: Path) -> None:
+    def change(written: dict[str, Any], **model: str) -> None:
+        second = {'type': 'denoise', 'clean': 'test/target', 'degrade': {'type': 'jpeg', 'quality': 40}}
+        written['datasets']['val']['tasks'].append(second)
+        written.update(model)
+
+    options(lambda written: change(written, model_type='SwinIRModel'))
+    note = found(check_file('tiny.yml'), 'averaged')
+    assert (note.severity, note.where) == ('note', 'datasets.val')
+    assert note.message.startswith('datasets.val: SwinIRModel reports one average over its 2 tasks (Rain100L, denoise)')
+    options(change)
+    assert check_file('tiny.yml').findings == []
+    options(lambda written: written.update(model_type='SRModel'))
+    assert 'averaged' not in {finding.kind for finding in check_file('tiny.yml').findings}
+
+
 def test_files_that_another_task_or_set_uses_are_not_extra(tree: Path) -> None:
     def change(written: dict[str, Any]) -> None:
         task(written, 0, files=['0.jpg', '2.jpg'])
