@@ -11,10 +11,11 @@ from promptir_basicsr.checks.data import (
     duplicates_of,
     extra_findings,
     image_findings,
+    list_findings,
 )
 from promptir_basicsr.checks.rehearsal import rehearse
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
-from promptir_basicsr.checks.run import check_options
+from promptir_basicsr.checks.run import averaged_tasks, check_options
 from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.data.allinone_dataset import forget_tasks
 from promptir_basicsr.data.sampler import plan_epochs
@@ -63,14 +64,18 @@ def check_file(
     images = Images()
     for dataset in ours:
         for task in dataset.tasks():
-            images.want(task, decode and training)
+            images.want(task, decode and (training or task.paired), decode and task.paired)
     images.read(decode, workers, progress)
 
     report = Report(path, training, decode)
     report.findings = [_told(problem, ours, places) for problem in problems]
     for dataset in ours:
         for survey in dataset.surveys:
-            report.findings += count_findings(survey, allow_counts) + image_findings(survey, dataset, images)
+            report.findings += list_findings(survey) + count_findings(survey, allow_counts)
+            report.findings += image_findings(survey, dataset, images)
+    tested = {dataset.where: [task.name for task in dataset.tasks()] for dataset in ours if not dataset.training}
+    for told in averaged_tasks(options.get('model_type'), tested):
+        report.findings.append(Finding(NOTE, 'averaged', told.partition(': ')[0], told))
     report.findings += extra_findings(ours)
     for key, dataset_options in sets.items():
         where = f'datasets.{key}'

@@ -5,10 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from promptir_basicsr.checks.images import ImageFacts, Wanted, find_duplicates, inspect_images
+from promptir_basicsr.checks.images import (
+    LEAST_LIKENESS,
+    ImageFacts,
+    Wanted,
+    find_duplicates,
+    inspect_images,
+    likeness,
+)
 from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, Duplicates, Finding, TaskReport
 from promptir_basicsr.core.problems import Keys, place
-from promptir_basicsr.data.images import centre_area
+from promptir_basicsr.data.images import centre_area, without_border
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampling import check_sampling, epoch_shares
 from promptir_basicsr.data.sources import Source
@@ -84,11 +91,11 @@ class Images:
             self._sources.append(source)
         return self._roots[id(source)][1] + name
 
-    def want(self, task: Task, fingerprints: bool) -> None:
-        """Ask for the images of a task; of the clear ones with fingerprints."""
+    def want(self, task: Task, clear: bool, degraded: bool) -> None:
+        """Ask for the images of a task; of the clear and of the degraded ones with fingerprints."""
         for lq_name, gt_name in task.names:
-            self._want(task.lq, lq_name, False)
-            self._want(task.gt, gt_name, fingerprints)
+            self._want(task.lq, lq_name, degraded)
+            self._want(task.gt, gt_name, clear)
 
     def _want(self, source: Source, name: str, fingerprint: bool) -> None:
         path = self.path(source, name)
@@ -129,13 +136,19 @@ def count_findings(survey: TaskSurvey, allowed: bool) -> list[Finding]:
     return [Finding(NOTE if allowed else ERROR, 'count', survey.where, told)]
 
 
+def list_findings(survey: TaskSurvey) -> list[Finding]:
+    """How a list was read that does not hold the very names of the folder."""
+    notes = survey.task.notes if survey.task else ()
+    return [Finding(NOTE, 'list', survey.where, f'{survey.where}: {note}.') for note in notes]
+
+
 def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) -> list[Finding]:
     """What is wrong with the images of a task, and what is small."""
     task = survey.task
     if task is None:
         return []
     unreadable: dict[str, str] = {}
-    differing, small, distinct = [], [], set()
+    differing, small, unlike, distinct = [], [], [], set()
     patch: int | None = dataset.opt.get('gt_size') if dataset.training else None
     multiple: int = dataset.opt.get('crop_multiple', 1)
     for lq_name, gt_name in task.names:
@@ -145,10 +158,14 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
             if fact.problem:
                 unreadable[path] = fact.problem
         lq, gt = facts[0].size, facts[1].size
+        gt = gt and without_border(gt, task.crop_border_gt)
         if lq is not None and gt is not None and lq != gt:
             differing.append((task.lq.where(lq_name), f'{_size(lq)}, clear {_size(gt)}'))
         elif gt is not None and patch and min(centre_area(gt, multiple)[2:]) < patch:
             small.append((task.lq.where(lq_name), _size(gt)))
+        prints = [fact.fingerprint for fact in facts if fact.fingerprint is not None]
+        if task.paired and lq == gt and len(prints) == 2 and likeness(*prints) < LEAST_LIKENESS:
+            unlike.append((task.lq.where(lq_name), f'clear {task.gt.where(gt_name)}'))
 
     def finding(severity: str, kind: str, items: list[tuple[str, str]], sentence: str) -> list[Finding]:
         told = f'{survey.where}: {len(items):,} {sentence}'
@@ -156,10 +173,15 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
 
     told = f'of {len(distinct):,} images cannot be read. Replace the files, or take them out of the list.'
     found = finding(ERROR, 'unreadable', list(unreadable.items()), told)
-    told = f'of {len(task):,} pairs differ in size. Check the pairing rule, or cut both to the same area.'
+    told = (
+        f'of {len(task):,} pairs differ in size. '
+        'Check the pairing rule, cut both to the same area, or set `crop_border_gt`.'
+    )
     found += finding(ERROR, 'different_size', differing, told)
     told = f'of {len(task):,} images are smaller than the {patch} pixel crop; they are reflected up to it.'
-    return found + finding(NOTE, 'smaller_than_patch', small, told)
+    found += finding(NOTE, 'smaller_than_patch', small, told)
+    told = f'of {len(task):,} pairs do not look alike. Compare the images: they may show different scenes.'
+    return found + finding(NOTE, 'unlike', unlike, told)
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -33,12 +33,14 @@ _HEAD = 4096  # bytes that the size of almost every image stands in
 
 HASH_SIDE, THUMBNAIL_SIDE = 16, 32
 HASH_BYTES = HASH_SIDE * HASH_SIDE // 8
+LEAST_LIKENESS = 0.2  # of a pair; docs/check.md has the figures of benchmarks/likeness.py
 FINGERPRINT_BYTES = HASH_BYTES + THUMBNAIL_SIDE * THUMBNAIL_SIDE
 
 _MARGIN = 1.0  # grey levels; below, a difference is noise of the compression and not of the photograph
 _MOST_BITS = 48  # of 256 that copies may differ in; JPEG at quality 75 flips up to 26, unrelated photographs about 100
 _LEAST_CORRELATION = 0.9  # of thumbnails; copies reach 0.99, neighbouring areas of one photograph 0.5
 _LEAST_DETAIL = 1.0  # grey levels of contrast; below, a thumbnail is as good as flat and tells nothing
+_LEAST_STRUCTURE = 0.25  # grey levels of contrast; below, nothing is known of what an image shows
 _REDUCED = 32 * THUMBNAIL_SIDE  # pixels of a side; a larger image is first reduced, as integers
 _BLUR = 2  # cells of a thumbnail to each side; what is left of it after blurring is detail
 _ROWS = 4096  # compared at once
@@ -205,6 +207,36 @@ def find_duplicates(first: list[bytes], second: list[bytes]) -> list[tuple[int, 
     return sorted(found, key=lambda pair: (pair[1], pair[0]))
 
 
+def likeness(first: bytes, second: bytes) -> float:
+    """How alike two images are by their fingerprints, from 0 to 1: whether they have edges in the same places.
+
+    The correlation, without its sign, of two thumbnails whose brightness and contrast are made the same in each area of
+    5 x 5 cells. Haze, darkness, noise and weather change edges little; a negative has those of its image. It is 1 where
+    one of the images has no detail, so that nothing can be said.
+    """
+    one, other = (_structure(fingerprint) for fingerprint in (first, second))
+    if one is None or other is None:
+        return 1.0
+    return abs(float(np.corrcoef(one, other)[0, 1]))
+
+
+def _structure(fingerprint: bytes) -> np.ndarray | None:
+    """Details of a thumbnail in units of their own neighbourhood's contrast; None where there are none."""
+    thumbnail = np.frombuffer(fingerprint, np.uint8, offset=HASH_BYTES).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    detail = _detail(thumbnail)
+    inner = (slice(_BLUR, -_BLUR),) * 2
+    if float(np.sqrt(np.mean(detail[inner] ** 2))) < _LEAST_STRUCTURE:
+        return None
+    contrast = np.sqrt(cv2.blur(detail**2, (2 * _BLUR + 1,) * 2))
+    return (detail / (contrast + 0.5))[inner].ravel()
+
+
+def _detail(thumbnail: np.ndarray) -> np.ndarray:
+    """What is left of a thumbnail without its blurred version; at the border a mere slope looks like detail."""
+    levels = thumbnail.astype(np.float32)
+    return levels - cv2.blur(levels, (2 * _BLUR + 1,) * 2)
+
+
 def _unpack(fingerprints: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Bits as signs (N, 256), and details of the thumbnails (N, 784) of length 1; zero where there are none."""
     table = np.frombuffer(b''.join(fingerprints), np.uint8).reshape(len(fingerprints), FINGERPRINT_BYTES)
@@ -212,9 +244,7 @@ def _unpack(fingerprints: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     inner = THUMBNAIL_SIDE - 2 * _BLUR
     details = np.empty((len(table), inner * inner), np.float32)
     for row, content in zip(details, table[:, HASH_BYTES:], strict=True):
-        thumbnail = content.reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE).astype(np.float32)
-        # Without the border, where a mere slope of brightness looks like detail.
-        detail = (thumbnail - cv2.blur(thumbnail, (2 * _BLUR + 1,) * 2))[_BLUR:-_BLUR, _BLUR:-_BLUR]
+        detail = _detail(content.reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE))[_BLUR:-_BLUR, _BLUR:-_BLUR]
         contrast = float(np.sqrt(np.mean(detail**2)))
         row[:] = detail.ravel() / (contrast * inner) if contrast >= _LEAST_DETAIL else 0
     return signs, details

@@ -214,7 +214,7 @@ def _shortened(options: Mapping[str, Any], is_train: bool) -> dict[str, Any]:
 
 def _smallest(task: Task, multiple: int) -> int:
     """Position of the image with the shortest side."""
-    sides = [min(centre_area(image_size(task.gt, name), multiple)[2:]) for _, name in task.names]
+    sides = [min(centre_area(image_size(task.lq, name), multiple)[2:]) for name, _ in task.names]
     return int(np.argmin(sides))
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -362,6 +363,26 @@ def check_metric(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
     problems += check_arguments(where, metric, arguments, given=('img', 'img2'))
     told = {each.path for each in problems}
     return problems + [each for each in type_problems(where, metric, arguments) if each.path not in told]
+
+
+def averaged_tasks(model_type: Any, tasks: Mapping[str, Sequence[str]]) -> list[str]:
+    """Warnings about test sets whose tasks a model of BasicSR measures as one.
+
+    Args:
+        tasks: their names, by the place of each validation or test set.
+    """
+    if check_registered('', '', model_type, MODEL_REGISTRY):
+        return []
+    model = find_registered(MODEL_REGISTRY, model_type)
+    if getattr(model, 'nondist_validation', None) is not SRModel.nondist_validation:
+        return []
+    return [
+        f'{where}: {model_type} reports one average over its {len(names)} tasks ({first_few(names)}) and saves images '
+        'under their file names, so that tasks with the same clean images overwrite each other. '
+        'Use `model_type: PromptModel` for results of each task.'
+        for where, names in tasks.items()
+        if len(names) > 1
+    ]
 
 
 def label_problems(options: Mapping[str, Any]) -> list[Problem]:

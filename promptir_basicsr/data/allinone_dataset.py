@@ -24,7 +24,7 @@ from promptir_basicsr.data.images import centre_area, centre_crop, flip_rotate, 
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampler import EpochIndex
 from promptir_basicsr.data.sampling import TaskShare, check_sampling, check_shares, epoch_shares
-from promptir_basicsr.data.sources import StoredImage
+from promptir_basicsr.data.sources import BorderCut, StoredImage
 from promptir_basicsr.data.tasks import Task, TaskSurvey, known_count, survey_tasks
 from promptir_basicsr.options.data import AllInOneOptions, AllInOneTrainingOptions, LoadedDataset
 
@@ -213,14 +213,16 @@ class AllInOneDataset(Dataset):
 
     def _open(self, task: Task, lq_name: str, gt_name: str) -> list[StoredImage]:
         """[clean] or [degraded, clear]."""
-        stored = [task.gt.open(gt_name)]
+        stored: list[StoredImage] = [task.gt.open(gt_name)]
         if task.paired:
+            if task.crop_border_gt:
+                stored[0] = BorderCut(stored[0], task.crop_border_gt)
             stored.insert(0, task.lq.open(lq_name))
             if stored[0].size != stored[1].size:
                 sizes = ' and '.join(f'{width}x{height}' for height, width in (image.size for image in stored))
                 raise ImageError(
                     f'{task.lq.where(lq_name)} and {task.gt.where(gt_name)} differ in size ({sizes}). '
-                    'Check the pairing rule, or cut both to the same area.'
+                    'Check the pairing rule, cut both to the same area, or set `crop_border_gt`.'
                 )
         return stored
 
@@ -330,6 +332,7 @@ def describe_tasks(
                 f"  Note: task '{task.name}' leaves out {len(task.left_out):,} images of '{task.lq.root}' that do not "
                 f'fit its pairing rule: {first_few(task.left_out)}.'
             )
+        lines += [f"  Note: task '{task.name}': {note}." for note in task.notes]
         lines += [f'  Note: {note}' for note in _count_notes(task)]
     unread = dict.fromkeys(line for task in tasks for source in (task.lq, task.gt) for line in source.unread)
     return lines + [f'  Note: {line}' for line in unread]

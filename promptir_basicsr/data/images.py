@@ -260,6 +260,11 @@ def centre_area(size: Sequence[int], multiple: int) -> tuple[int, int, int, int]
     return (size[0] - height) // 2, (size[1] - width) // 2, height, width
 
 
+def without_border(size: tuple[int, int], border: int) -> tuple[int, int]:
+    """Height and width without some pixels at each side; nothing is left of smaller images."""
+    return max(0, size[0] - 2 * border), max(0, size[1] - 2 * border)
+
+
 def centre_crop(image: np.ndarray, multiple: int) -> np.ndarray:
     """Cut at the centre to sides that are multiples, see `centre_area`."""
     top, left, height, width = centre_area(image.shape[:2], multiple)

@@ -10,7 +10,7 @@ import numpy as np
 from promptir_basicsr.core.errors import ImageError
 from promptir_basicsr.core.files import open_regular
 from promptir_basicsr.core.vocabulary import MAX_PIXELS
-from promptir_basicsr.data.images import EncodedImage
+from promptir_basicsr.data.images import EncodedImage, without_border
 from promptir_basicsr.data.lmdb.reader import LmdbSource
 from promptir_basicsr.pictures.picture import EXTENSIONS, extension_of, unread_pictures
 
@@ -29,6 +29,26 @@ class StoredImage(Protocol):
 
     def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """An area of it: the very pixels of the whole. Not to be written to."""
+
+
+class BorderCut:
+    """A stored image without its border of some pixels at each side."""
+
+    def __init__(self, image: StoredImage, border: int) -> None:
+        self._image, self._border = image, border
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return without_border(self._image.size, self._border)
+
+    def pixels(self) -> np.ndarray:
+        """The whole of it. Not to be written to."""
+        return self.crop(0, 0, *self.size)
+
+    def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """An area of it. Not to be written to."""
+        return self._image.crop(top + self._border, left + self._border, height, width)
 
 
 class Source(Protocol):

@@ -9,7 +9,8 @@ from promptir_basicsr.core.errors import raise_problems
 from promptir_basicsr.core.messages import first_few, unknown_name
 from promptir_basicsr.core.problems import Item, Keys, Problem, keys, place, problem
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
-from promptir_basicsr.data.pairing import find_pairs
+from promptir_basicsr.data.lists import Clear, Entry, Names, find_names, read_list
+from promptir_basicsr.data.pairing import PairFinder, find_pairs
 from promptir_basicsr.data.sources import Source, open_source, resolve
 from promptir_basicsr.degradations.spec import Degrade
 from promptir_basicsr.options.data import AllInOneOptions, TaskOptions
@@ -32,6 +33,8 @@ class Task:
         known_counts: other counts that are met, and what they mean, `what is wrong: more words`.
         channels: of the images, 3 (RGB) or 1 (grey).
         left_out: files of the lq folder that the pairing rule does not speak of.
+        notes: sentences on how its list was read.
+        crop_border_gt: pixels that the clear images of a paired task lose at each side.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Task:
     weight: float | None = None
     known_counts: Mapping[int, str] = field(default_factory=dict)
     channels: int = 3
+    notes: Sequence[str] = ()
+    crop_border_gt: int = 0
 
     @property
     def paired(self) -> bool:
@@ -191,6 +196,7 @@ class _TaskBuilder:
         self.options, problems = TaskOptions.parse(options, path)
         self.survey = TaskSurvey(path, str(options.get('name', options.get('type'))), self.options, problems=problems)
         self.left_out: Sequence[str] = ()
+        self.notes: list[str] = []
 
     def _wrong(self, place: str, message: str, *others: Keys) -> None:
         """Note a problem with an option of the task."""
@@ -226,6 +232,8 @@ class _TaskBuilder:
                 weight=options.weight,
                 known_counts=options.known_counts or {},
                 channels=options.channels,
+                notes=self.notes,
+                crop_border_gt=options.crop_border_gt,
             )
         return self.survey
 
@@ -241,7 +249,7 @@ class _TaskBuilder:
         return label or 0
 
     def _check_degrade(self) -> None:
-        for key in ('root', 'lq', 'gt', 'pairing'):
+        for key in ('root', 'lq', 'gt', 'pairing', 'crop_border_gt'):
             if key in self.given:
                 self._wrong(key, 'belongs to paired tasks; this one is made from `clean`.')
         if 'degrade' not in self.given:
@@ -273,11 +281,15 @@ class _TaskBuilder:
             self._wrong('pairing', 'equal names need two folders; give `lq` and `gt`, not `root`.')
             return None, None, []
         listed = 'list' in given or 'files' in given
+        rule = rule.without_folder() if apart and rule in PAIRING_RULES.values() else rule
+        gt_names = self.sources.names(gt)
+        finder = PairFinder(rule, gt_names)
+        clear = Clear(Names(gt_names, gt.root), lambda name: finder.gt_of(name)[0])
         pairing = find_pairs(
             self.survey.path,
-            rule.without_folder() if apart and rule in PAIRING_RULES.values() else rule,
-            self._names('lq' if apart else 'root', lq),
-            self.sources.names(gt),
+            rule,
+            self._names('lq' if apart else 'root', lq, clear),
+            gt_names,
             listed=listed,
             one_folder=not apart,
         )
@@ -324,17 +336,14 @@ class _TaskBuilder:
         expected = f' Expected there: {", ".join(parts)}.' if parts else ''
         return f'{expected} Mend the path, or `dataroot` of the dataset (now {self.dataroot or "."!r}).'
 
-    def _names(self, key: str, source: Source | None) -> list[str]:
+    def _names(self, key: str, source: Source | None, clear: Clear | None = None) -> list[str]:
         """The names to use: the list's, the option's, or all in the folder."""
-        options = self.options
         if 'list' in self.given and 'files' in self.given:
             self._lacks('give `list` (a text file) or `files` (names), not both.', 'list')
         if source is None:
             return []
-        if 'list' in self.given:
-            return self._existing(self._read_list(options.list), source, 'list')
-        if 'files' in self.given:
-            return self._existing(options.files, source, 'files')
+        if 'list' in self.given or 'files' in self.given:
+            return self._listed('list' if 'list' in self.given else 'files', source, clear)
         names = self.sources.names(source)
         if not names:
             message = f"no images in '{source.root}'.{self._expectation()}"
@@ -342,33 +351,41 @@ class _TaskBuilder:
             self.survey.gaps.append(Problem(path, message, 'missing', others=(self._dataroot,)))
         return names
 
-    def _read_list(self, file: str | None) -> list[str] | None:
-        """The names in a file, or None where that was told."""
-        if file is None:
-            return None
-        path = resolve(file, self.dataroot)
-        try:
-            lines = path.read_text(encoding='utf-8-sig').splitlines()
-        except (OSError, ValueError) as error:  # not there, not text, no name of a file
-            self._wrong('list', f"'{path}' cannot be read as text ({error}).")
-            return None
-        names = [line.strip() for line in lines]
-        return [name for name in names if name and not name.startswith('#')]
-
-    def _existing(self, names: Sequence[str] | None, source: Source, key: str) -> list[str]:
-        if not names:
-            if names is not None:
+    def _listed(self, key: str, source: Source, clear: Clear | None) -> list[str]:
+        """The names of `list` or `files` that exist."""
+        given: str | Sequence[str] | None = getattr(self.options, key)
+        if not given:
+            if given is not None:
                 self._wrong(key, 'no names in it.')
             return []
-        present = set(self.sources.names(source))
-        missing = [name for name in names if name not in present]
-        if missing:
-            meaning = known_count(len(names) - len(missing), len(names), self.options.known_counts or {})
-            message = (
-                f"{len(missing):,} of {len(names):,} entries are not in '{source.root}': "
-                f'{first_few(missing)}. {meaning}{". " if meaning else ""}'
-                'Complete the folder, or take the names out of the list.'
+        present = Names(self.sources.names(source), source.root)
+        if isinstance(given, str):
+            path = resolve(given, self.dataroot)
+            try:
+                listing = read_list(path, present, clear)
+            except (OSError, ValueError) as error:  # not there, not text, no name of a file
+                self._wrong(key, f"'{path}' cannot be read as text ({error}).")
+                return []
+        else:
+            listing = find_names([Entry(text) for text in given], present, clear)
+        self.notes += listing.notes
+        if not listing.entries:
+            self._wrong(key, 'no names in it.')
+        for mistake in listing.mistakes:
+            self._wrong(key, mistake)
+        if listing.missing:
+            total = listing.entries
+            meaning = known_count(total - len(listing.missing), total, self.options.known_counts or {})
+            several = (
+                (entry, f', which may be {" or ".join(like)}' if like else '') for entry, like in listing.missing
             )
-            items = tuple((name, '') for name in missing)
+            example = next(iter(self.sources.names(source)), '') if not listing.names else ''
+            message = (
+                f"{len(listing.missing):,} of {total:,} entries are not in '{source.root}': "
+                f'{first_few(f"{entry}{like}" for entry, like in several)}. {meaning}{". " if meaning else ""}'
+                + (f"Images there have names such as '{example}'. " if example else '')
+                + 'Complete the folder, or take the names out of the list.'
+            )
+            items = tuple((entry.text, entry.place) for entry, _ in listing.missing)
             self.survey.gaps.append(Problem((*self.survey.path, key), message, 'missing', items))
-        return [name for name in names if name in present]
+        return listing.names

@@ -16,7 +16,7 @@ from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.data.allinone_dataset import unique_names
 from promptir_basicsr.data.images import centre_crop
 from promptir_basicsr.data.pairing import find_pairs
-from promptir_basicsr.data.sources import Source, open_source, resolve
+from promptir_basicsr.data.sources import BorderCut, Source, open_source, resolve
 from promptir_basicsr.data.tasks import Task
 from promptir_basicsr.evaluation.results import Mean
 from promptir_basicsr.options.pairing import PAIRING_RULES, PairingRule
@@ -64,6 +64,7 @@ class Pairs:
         restored, target: where they are.
         names: (restored, target), each below its source.
         crop_multiple: both are cut at the centre to sides that are multiples of this.
+        border: pixels that the targets lose at each side before.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Pairs:
     target: Source
     names: Sequence[tuple[str, str]]
     crop_multiple: int = 1
+    border: int = 0
 
 
 def pairs_by_rule(restored: str, target: str, rule: PairingRule, crop_multiple: int = 1) -> Pairs:
@@ -119,7 +121,7 @@ def pairs_of_task(restored: str, task: Task, crop_multiple: int) -> Pairs:
             f"RESTORED: {len(absent):,} of {len(task.names):,} images of {task.name} are not in '{source.root}': "
             f'{first_few(absent)}. Call them as their inputs, or as `basicsr test` does, NAME_restored.'
         )
-    return Pairs(task.name, source, task.gt, names, crop_multiple)
+    return Pairs(task.name, source, task.gt, names, crop_multiple, task.crop_border_gt)
 
 
 def _source(flag: str, path: str) -> Source:
@@ -138,7 +140,7 @@ def measure_pairs(pairs: Pairs, metrics: Mapping[str, Mapping[str, Any]]) -> dic
     """
     mean = Mean()
     for restored, target in pairs.names:
-        images = [pairs.restored.open(restored).pixels(), pairs.target.open(target).pixels()]
+        images = [pairs.restored.open(restored).pixels(), BorderCut(pairs.target.open(target), pairs.border).pixels()]
         cut = [centre_crop(image, pairs.crop_multiple) for image in images]
         if cut[0].shape != cut[1].shape:
             sizes = ' and '.join(f'{image.shape[1]}x{image.shape[0]}' for image in cut)

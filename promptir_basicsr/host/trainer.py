@@ -22,10 +22,12 @@ from basicsr.utils import MessageLogger
 from basicsr.utils.logger import initialized_logger
 from torch import distributed
 
+from promptir_basicsr.checks.run import averaged_tasks
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.locks import FolderLock, LockedError
 from promptir_basicsr.core.messages import Printable
 from promptir_basicsr.core.vocabulary import STOP_SIGNALS
+from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampler import EpochSampler
 from promptir_basicsr.host.failures import KNOWN, explained
 from promptir_basicsr.host.options import copy_option_file
@@ -140,6 +142,7 @@ class Trainer:
 
     def build_model(self, opt: dict[str, Any]) -> Any:
         """BasicSR's; a PromptModel gets to know the run."""
+        _warn_of_averages(opt)
         model = self._build_model(opt)
         if isinstance(model, PromptModel):
             self.model, model.run = model, self.run
@@ -242,22 +245,37 @@ def test_pipeline(root_path: str) -> None:
     Raises:
         RunError: whatever else has ended the test, in words.
     """
-    parse, locks = basicsr.test.parse_options, []
+    parse, build, locks = basicsr.test.parse_options, basicsr.test.build_model, []
 
     def parse_options(root_path: str, is_train: bool = True) -> Any:
         opt, args = parse(root_path, is_train)
         locks.append(lock_folder(opt['path']['results_root'], opt))
         return opt, args
 
+    def build_model(opt: dict[str, Any]) -> Any:
+        _warn_of_averages(opt)
+        return build(opt)
+
     _forget_log()
     try:
-        with replaced(basicsr.test, {'parse_options': parse_options}):
+        with replaced(basicsr.test, {'parse_options': parse_options, 'build_model': build_model}):
             _host_test_pipeline(root_path)
     except Exception as error:
         raise explained(error, 'validation') from error
     finally:
         for lock in filter(None, locks):
             lock.release()
+
+
+def _warn_of_averages(opt: Mapping[str, Any]) -> None:
+    """A model of BasicSR knows nothing of tasks."""
+    tested = {}
+    for key, dataset in opt['datasets'].items():
+        if key != 'train' and dataset['type'] == 'AllInOneDataset':
+            tasks = expand_protocol(dataset, ('datasets', key))['tasks']
+            tested[f'datasets.{key}'] = [task.get('name', task['type']) for task in tasks]
+    for told in averaged_tasks(opt['model_type'], tested):
+        logger.warning(told)
 
 
 @contextmanager

@@ -156,6 +156,9 @@ class TaskOptions(Section, json_schema_extra={'required': ['type']}):
     pairing: Annotated[PairingRule, Parsed(pairing_rule, str | PairingOptions)] = option(
         'same_name', description='paired: name of a rule of data.md, or templates; needed with `root`'
     )
+    crop_border_gt: CountFromZero = option(
+        0, description='paired: pixels cut from each side of the clear images; 10 for SOTS indoor as published'
+    )
     list: Text = option(None, description='text file, one name a line: which images to take; left out, all')
     files: Names = option(None, description='the same as a list of names in the option file')
 

@@ -242,6 +242,17 @@ def test_damaged_images_are_named(workers: int, tree: Path) -> None:
     assert differing.message.startswith(f'{DERAIN}: 1 of 3 pairs differ in size.')
 
 
+def test_clear_images_with_a_border(tree: Path) -> None:
+    """The sizes compared are those that pairs have without it."""
+    for number in range(3):
+        write(f'Derain/rainy/rain-{number}.png', 255 - photograph(4 + number)[1:-1, 1:-1])
+    assert found(check_file('tiny.yml'), 'different_size').items[0][1] == '78x62, clear 80x64'
+    options(lambda written: task(written, 1, crop_border_gt=1))
+    assert check_file('tiny.yml').findings == check_file('tiny.yml', decode=False).findings == []
+    options(lambda written: task(written, 1, crop_border_gt=2))
+    assert found(check_file('tiny.yml'), 'different_size').items[0][1] == '78x62, clear 76x60'
+
+
 def test_fast_reads_the_beginnings(tree: Path) -> None:
     damage()
     write('Denoise/plain.bmp', photograph(14))
@@ -265,7 +276,7 @@ def test_missing_images_are_named_with_the_sentences_of_train(tree: Path, capsys
     os.remove('test/target/1.png')
     report = check_file('tiny.yml')
     missing, orphans, mistake = found(report, 'missing'), found(report, 'orphans'), found(report, 'options')
-    assert missing.items == [(f'{number}.jpg', '') for number in range(4, 30)]
+    assert missing.items == [(f'{number}.jpg', f'line {number + 1}') for number in range(4, 30)]
     assert orphans.items == [('input/1.png', 'needs target/1.png')]
     assert (missing.where, mistake.where) == (DENOISE, DERAIN)
     assert orphans.where == 'datasets.val.tasks[0] (Rain100L)'
@@ -375,6 +386,27 @@ def test_a_protocol_by_name(tree: Path) -> None:
 # notes
 
 
+def test_pairs_of_two_scenes_are_a_note(tree: Path) -> None:
+    """The published LOL has three such pairs; training and test sets are looked at."""
+    write('Derain/gt/norain-1.png', photograph(12))
+    write('test/target/0.png', photograph(13))
+    first, second = (finding for finding in check_file('tiny.yml').findings if finding.kind == 'unlike')
+    assert (first.severity, first.where, second.where) == ('note', DERAIN, 'datasets.val.tasks[0] (Rain100L)')
+    assert first.items == [('Derain/rainy/rain-1.png', 'clear Derain/gt/norain-1.png')]
+    assert second.items == [('test/input/0.png', 'clear test/target/0.png')]
+    assert first.message == (
+        f'{DERAIN}: 1 of 3 pairs do not look alike. Compare the images: they may show different scenes.'
+    )
+    assert check_file('tiny.yml').right
+    assert check_file('tiny.yml', decode=False).findings == []
+
+    def test_alone(written: dict[str, Any]) -> None:
+        del written['datasets']['train'], written['train']
+
+    options(test_alone)
+    assert found(check_file('tiny.yml'), 'unlike').items == second.items
+
+
 def test_small_images_are_a_note(tree: Path) -> None:
     write('Denoise/small.png', photograph(12)[:40, :47])
     write('Denoise/enough.png', photograph(13)[:32, :32])
@@ -413,6 +445,22 @@ def test_extra_files_are_a_note(tree: Path) -> None:
         '1 of 5 images in test are used by no task of this file.': [('target/9.png', '')],
     }
     assert report.right
+
+
+def test_a_model_that_measures_all_tasks_as_one_is_a_note(tree: Path) -> None:
+    def change(written: dict[str, Any], **model: str) -> None:
+        second = {'type': 'denoise', 'clean': 'test/target', 'degrade': {'type': 'jpeg', 'quality': 40}}
+        written['datasets']['val']['tasks'].append(second)
+        written.update(model)
+
+    options(lambda written: change(written, model_type='SwinIRModel'))
+    note = found(check_file('tiny.yml'), 'averaged')
+    assert (note.severity, note.where) == ('note', 'datasets.val')
+    assert note.message.startswith('datasets.val: SwinIRModel reports one average over its 2 tasks (Rain100L, denoise)')
+    options(change)
+    assert check_file('tiny.yml').findings == []
+    options(lambda written: written.update(model_type='SRModel'))
+    assert 'averaged' not in {finding.kind for finding in check_file('tiny.yml').findings}
 
 
 def test_files_that_another_task_or_set_uses_are_not_extra(tree: Path) -> None:

@@ -477,6 +477,17 @@ def test_the_first_ten_of_many_are_named(options, data, prepare, capsys) -> None
     assert '  and 15 more\n' in said
 
 
+def test_clear_images_with_a_border_are_stored_whole(options, data, prepare) -> None:
+    """The new options cut it, as the old ones do."""
+    (task,) = [task for task in options['datasets']['train']['tasks'] if task.get('lq') == 'pairs/dark']
+    task['crop_border_gt'] = 2
+    for number, image in enumerate((CAT, PERSON, COFFEE), 1):
+        write(data / f'pairs/dark/night {number}.png', image[2:-2, 2:-2] // 8)
+    save(data.parent / 'three.yml', options)
+    assert prepare('--verify', 'all') == 0
+    assert_same_samples(options, load_yaml('out/three.yml'))
+
+
 def test_pairs_of_different_size_are_named(options, data, prepare, capsys) -> None:
     write(data / 'pairs/bright/night 2.jpg', PERSON[:90])
     assert prepare() == 1

@@ -124,6 +124,24 @@ def test_tiny_and_thin_images_are_validated(height, width, expected, denoise, wr
     assert torch.equal(batches[1]['lq'], batches[1]['gt'])
 
 
+@pytest.mark.parametrize('suffix', ['png', 'jpg', 'bmp'])
+def test_clear_images_lose_their_border_before_anything_else(write, suffix) -> None:
+    """As in SOTS indoor, whose hazy images are 620 x 460 and whose clear ones are 640 x 480."""
+    clear = cv2.imread(str(write(f'gt/1400.{suffix}', coordinates(60, 80))))[..., ::-1]
+    folder = write('hazy/1400_1.png', 255 - clear[10:-10, 10:-10]).parents[1]
+    task = {'type': 'dehaze', 'lq': f'{folder}/hazy', 'gt': f'{folder}/gt', 'pairing': 'reside_sots'}
+    sample = validation({**task, 'crop_border_gt': 10})[0]
+    np.testing.assert_array_equal(levels(sample['gt']), clear[10:-10, 10:-10])
+    np.testing.assert_array_equal(levels(sample['lq']), 255 - clear[10:-10, 10:-10])
+    (cut,) = validation({**task, 'crop_border_gt': 10}, crop_multiple=16)
+    np.testing.assert_array_equal(levels(cut['gt']), clear[14:-14, 16:-16])
+    for crop in training({**task, 'crop_border_gt': 10, 'copies': 20}, use_hflip=True, use_rot=True):
+        np.testing.assert_array_equal(levels(crop['lq']), 255 - levels(crop['gt']))
+    for border, size in ((0, '80x60'), (9, '62x42'), (40, '0x0')):
+        with pytest.raises(ImageError, match=rf'differ in size \(60x40 and {size}\).* or set `crop_border_gt`'):
+            validation({**task, 'crop_border_gt': border})[0]
+
+
 def test_16_bit_pairs_keep_their_depth(write) -> None:
     deep = np.arange(32 * 32 * 3, dtype=np.uint16).reshape(32, 32, 3) * 21
     write('gt/1.png', deep)

@@ -220,7 +220,8 @@ def test_entries_that_are_missing_are_counted_and_named(write, tmp_path) -> None
     message = problems_of(tmp_path, root='.', pairing='rain100l_train', list='train.txt')
     assert 'tasks[0] (derain).list: 6 of 7 entries' in message
     assert str(tmp_path) in message
-    assert 'rainy/rain-2.png, rainy/rain-3.png, rainy/rain-4.png and 3 more' in message
+    named = [f'rainy/rain-{number}.png (line {number})' for number in (2, 3, 4)]
+    assert f'{", ".join(named)} and 3 more' in message
     assert 'Complete the folder' in message
 
 

@@ -98,6 +98,7 @@ def test_options_are_not_changed(denoise, derain) -> None:
         ({'name': 25}, '.name: 25 is not a name'),
         ({'clean': 5}, '.clean: 5 is not a folder.'),
         ({'root': 'x'}, '.root: belongs to paired tasks; this one is made from `clean`.'),
+        ({'crop_border_gt': 10}, '.crop_border_gt: belongs to paired tasks'),
         ({'pairing': 'lol'}, '.pairing: belongs to paired tasks'),
         ({'degrade': {'type': 'gausian_noise'}}, ".degrade: unknown degradation 'gausian_noise'. Did you mean"),
         ({'degrade': {'type': 'gaussian_noise'}}, 'needs sigma'),

@@ -68,6 +68,33 @@ def goes_on_like_one_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, l
     assert_same_end(other, folder, last + 2)
 
 
+# models that know nothing of tasks
+
+
+def test_a_model_of_basicsr_measures_all_tasks_as_one_which_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {'train__total_iter': 2, 'val__val_freq': 2, 'logger__save_checkpoint_freq': 2}
+    changes = {**few, 'model_type': 'SRModel', 'train__scheduler': {'type': 'MultiStepLR', 'milestones': [2]}}
+    changes['val__metrics'] = {'psnr': {'type': 'calculate_psnr', 'crop_border': 0}}
+    assert run(tmp_path, monkeypatch, **changes) == 0
+    told = (
+        'WARNING: datasets.val: SRModel reports one average over its 2 tasks (denoise, lowlight) and saves images '
+        'under their file names, so that tasks with the same clean images overwrite each other. '
+        'Use `model_type: PromptModel` for results of each task.'
+    )
+    assert log(tmp_path).count(told) == 1
+    written = yaml.safe_load((tmp_path / 'run.yml').read_text())
+    del written['train'], written['datasets']['train']
+    written['path'] = {'pretrain_network_g': 'experiments/run/models/net_g_latest.pth'}
+    (tmp_path / 'test.yml').write_text(yaml.safe_dump(written))
+    assert cli.main(['test', '-opt', 'test.yml']) == 0
+    (result,) = (tmp_path / 'results/run').glob('*.log')
+    assert result.read_text().count(told) == 1
+    assert run(tmp_path / 'ours', monkeypatch, **few) == 0
+    assert 'one average' not in log(tmp_path / 'ours')
+
+
 # two runs, one folder
 
 

@@ -20,6 +20,7 @@ from promptir_basicsr.core.files import atomic_write, in_units
 from promptir_basicsr.core.messages import printable
 from promptir_basicsr.core.vocabulary import VERIFIED_IMAGES
 from promptir_basicsr.data.allinone_dataset import check_dataset
+from promptir_basicsr.data.images import without_border
 from promptir_basicsr.data.lmdb.plan import HEADER, Preparation, difference, estimated_bytes
 from promptir_basicsr.data.lmdb.reader import STEM, LmdbSource, Record
 from promptir_basicsr.data.lmdb.writer import DatabasePlan, DatabaseWriter, PrepareError, Value, make_record
@@ -197,10 +198,15 @@ def _size_mismatches(
             paths = [dataset.database(source).path for source in (task.lq, task.gt)]
             for names in task.names:
                 found = [records[path].get(name) for path, name in zip(paths, names, strict=True)]
-                sizes = [f'{record.width}x{record.height}' for record in found if record]
+                sizes = [
+                    without_border((record.height, record.width), border)
+                    for record, border in zip(found, (0, task.crop_border_gt), strict=True)
+                    if record
+                ]
                 if len(set(sizes)) == 2:
+                    shown = ' and '.join(f'{width}x{height}' for height, width in sizes)
                     where = f'{task.lq.where(names[0])} and {task.gt.where(names[1])}'
-                    problems[f'{where} differ in size ({" and ".join(sizes)}).'] = None
+                    problems[f'{where} differ in size ({shown}).'] = None
                     databases.update(paths)
     return list(problems), databases
 
