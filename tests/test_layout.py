@@ -20,6 +20,7 @@ LATE = {
     ('export/graphs.py', 'onnxscript'): 'extra export',
     ('export/graphs.py', 'onnxruntime'): 'extra export',
     ('pictures/decode.py', 'pillow_heif'): 'extra heif',
+    ('commands/compare.py', 'promptir_basicsr.explain.figures'): 'extra explain',
     ('host/trainer.py', 'wandb'): 'where the option file asks for it',
     ('runtime/compilation.py', 'torch._dynamo'): 'takes seconds, for torch.compile alone',
     ('runtime/compilation.py', 'torch._inductor'): 'takes seconds, for torch.compile alone',

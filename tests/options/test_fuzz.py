@@ -190,7 +190,7 @@ def hold(content: bytes, force_yml: list[str]) -> None:
     Path(NAME).write_bytes(content)
     problems = []
     try:
-        options = checked_options(NAME, force_yml, is_train=b'train:' in content)
+        options, _ = checked_options(NAME, force_yml, is_train=b'train:' in content)
         assert yaml.safe_dump(options)  # it can be handed to BasicSR's own parser
     except OptionError as error:
         problems = error.lines or ['']
