@@ -14,6 +14,7 @@ import promptir_basicsr  # noqa: F401  (registers)
 from promptir_basicsr.cli import main
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.protocol import expand_protocol, load_protocol
+from promptir_basicsr.data.stages import stages_of
 
 OPTIONS = Path(__file__).parents[1] / 'options'
 TRAINING = sorted(path.name for path in OPTIONS.glob('*.yml') if not path.name.startswith('test_'))
@@ -26,12 +27,11 @@ EPOCHS = {
     'promptir_cdd11.yml': 120,
     'promptir_allweather.yml': 120,
     'sensor.yml': 10,
-    'pip_5d_stage2.yml': 50,
 }
 # Epochs between validations, where they are not 10.
 VALIDATION = {'promptir_allweather.yml': 40, 'sensor.yml': 1}
 # Epochs of warm-up, where they are not 15.
-WARMUP = {'sensor.yml': 1, 'pip_allinone.yml': 10, 'pip_5d.yml': 10, 'pip_5d_stage2.yml': 0, 'pip_nafnet.yml': 0}
+WARMUP = {'sensor.yml': 1, 'pip_allinone.yml': 10, 'pip_5d.yml': 10, 'pip_5d_stages.yml': 10, 'pip_nafnet.yml': 0}
 KINDS = 'low haze rain snow low_haze low_rain low_snow haze_rain haze_snow low_haze_rain low_haze_snow'.split()
 SHORT = [
     'datasets:train:gt_size=32',
@@ -49,7 +49,12 @@ SMALL_PIP = [*SMALL, 'network_g:prompt_dims=~', 'network_g:prompt_sizes=[8,8,8]'
 SMALL_OF = {
     'pip_allinone.yml': SMALL_PIP,
     'pip_5d.yml': SMALL_PIP,
-    'pip_5d_stage2.yml': [*SMALL_PIP, 'path:pretrain_network_g=~'],
+    'pip_5d_stages.yml': [
+        *SMALL_PIP,
+        'datasets:train:stages:0:until=1',
+        'datasets:train:stages:1:gt_size=40',
+        'datasets:train:stages:1:batch_size_per_gpu=2',
+    ],
     'pip_swinir.yml': [
         'network_g:network:depths=[1,1]',
         'network_g:network:num_heads=[2,2]',
@@ -67,6 +72,7 @@ WARMED_UP = (
     'sensor.yml',
     'pip_allinone.yml',
     'pip_5d.yml',
+    'pip_5d_stages.yml',
     'pip_swinir.yml',
     *DEMOS,
 )
@@ -205,7 +211,8 @@ def test_the_numbers_of_a_protocol_fit_together(name):
     train = options['datasets']['train']
     samples = sum(task['expected_images'] * task['copies'] for task in train['tasks'])
     epoch = math.ceil(samples / train['batch_size_per_gpu'])
-    assert options['train']['total_iter'] == EPOCHS.get(name, 200) * epoch
+    if name != 'pip_5d_stages.yml':
+        assert options['train']['total_iter'] == EPOCHS.get(name, 200) * epoch
     assert options['logger']['save_checkpoint_freq'] == epoch
     assert options['val']['val_freq'] == VALIDATION.get(name, 10) * epoch
     text = (OPTIONS / name).read_text()
@@ -244,18 +251,22 @@ def test_training_and_test_files_refer_to_one_protocol(name):
         assert load_yaml(str(OPTIONS / name))['network_g'] == trained['network_g']
 
 
-def test_the_second_stage_of_pip_goes_on_from_a_checkpoint_that_the_first_writes():
-    first, second = (load_yaml(str(OPTIONS / name)) for name in ('pip_5d.yml', 'pip_5d_stage2.yml'))
-    assert second['network_g'] == first['network_g']
-    path = Path(second['path']['pretrain_network_g'])
-    assert path.parent == Path('experiments/pip_5d/models')
-    iteration = int(path.stem.removeprefix('net_g_'))
-    epoch = first['logger']['save_checkpoint_freq']
-    assert iteration == 150 * epoch
-    warmup, total = first['train']['scheduler']['warmup_iter'], first['train']['total_iter']
-    rate = first['train']['optim_g']['lr'] * (1 + math.cos(math.pi * (iteration - warmup) / (total - warmup))) / 2
-    assert second['train']['optim_g']['lr'] == pytest.approx(rate, rel=0.01)
-    assert second['datasets']['train']['gt_size'] == 200
+def test_the_stages_of_pip_are_those_of_the_paper():
+    """150 epochs of crops of 128 at the released program's batch, 50 of 200 at 16; all else as in pip_5d.yml."""
+    options, plain = read('pip_5d_stages.yml'), read('pip_5d.yml')
+    samples = sum(task['expected_images'] * task['copies'] for task in options['datasets']['train']['tasks'])
+    first, second = stages_of(options['datasets']['train'])
+    epochs = [math.ceil(samples / stage.batch) for stage in (first, second)]
+    assert [(stage.gt_size, stage.batch) for stage in (first, second)] == [(128, 48), (200, 16)]
+    assert first.until == 150 * epochs[0]
+    assert options['train'].pop('total_iter') == first.until + 50 * epochs[1]
+    text = (OPTIONS / 'pip_5d_stages.yml').read_text()
+    assert f'{epochs[1]:,}\n# iterations' in text
+    warmup, total = options['train']['scheduler']['warmup_iter'], first.until + 50 * epochs[1]
+    rate = options['train']['optim_g']['lr'] * (1 + math.cos(math.pi * (first.until - warmup) / (total - warmup))) / 2
+    assert f'is at {rate:.1e}'.replace('e-0', 'e-') in text
+    del plain['train']['total_iter'], options['datasets']['train']['stages']
+    assert {**options, 'name': 'pip_5d'} == plain
 
 
 def test_a_missing_folder_stops_the_run_before_anything_is_created(released_tree, capsys):

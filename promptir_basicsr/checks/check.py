@@ -14,11 +14,12 @@ from promptir_basicsr.checks.data import (
     list_findings,
 )
 from promptir_basicsr.checks.rehearsal import rehearse
-from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
+from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report, StageReport
 from promptir_basicsr.checks.run import averaged_tasks, check_options
 from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.data.allinone_dataset import forget_tasks
 from promptir_basicsr.data.sampler import plan_epochs
+from promptir_basicsr.data.stages import stages_of
 from promptir_basicsr.data.tasks import TaskSurvey
 from promptir_basicsr.optim.rates import rate_curve
 from promptir_basicsr.options.file import Places, read_option_file
@@ -120,13 +121,20 @@ def _epoch(options: Mapping[str, Any], ours: Sequence[CheckedDataset], processes
     samples = dataset.report().samples if dataset else 0
     if dataset is None or not samples or 'batch_size_per_gpu' not in dataset.opt or 'train' not in options:
         return None
-    plan = plan_epochs({**options, 'datasets': {'train': dataset.opt}}, samples, processes)
-    if plan is None or not plan.iterations:
-        return None
-    total = options['train']['total_iter']
-    return EpochReport(
-        plan.samples, plan.batch, plan.iterations, total, total / plan.iterations, total * plan.batch, processes
-    )
+    total, stages, total_samples = options['train'].get('total_iter'), [], 0
+    for stage in stages_of(dataset.opt):
+        opt = {**dataset.opt, 'batch_size_per_gpu': stage.batch}
+        plan = plan_epochs({**options, 'datasets': {'train': opt}}, samples, processes)
+        if plan is None or not plan.iterations:
+            return None
+        end = int(min(stage.until, total))
+        if (count := end - stage.begin) > 0:
+            epochs = count / plan.iterations
+            stages.append(StageReport(end, stage.gt_size, plan.batch, plan.iterations, epochs))
+            total_samples += count * plan.batch
+    first, epochs = stages[0], sum(stage.epochs for stage in stages)
+    given = stages if dataset.opt.get('stages') else []
+    return EpochReport(plan.samples, first.batch, first.iterations, total, epochs, total_samples, processes, given)
 
 
 _RATE_OPTIONS = ('total_iter', 'warmup_iter', 'optim_g', 'scheduler')

@@ -19,8 +19,9 @@ from promptir_basicsr.data.images import centre_area, without_border
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampling import check_sampling, epoch_shares
 from promptir_basicsr.data.sources import Source
+from promptir_basicsr.data.stages import by_stage
 from promptir_basicsr.data.tasks import Task, TaskSurvey, known_count
-from promptir_basicsr.options.data import AllInOneOptions
+from promptir_basicsr.options.data import AllInOneOptions, AllInOneTrainingOptions
 
 
 @dataclass
@@ -36,7 +37,8 @@ class CheckedDataset:
     def of(cls, key: str, opt: Mapping[str, Any], surveys: list[TaskSurvey]) -> 'CheckedDataset':
         phase = key.split('_')[0]
         expanded = expand_protocol({**opt, 'phase': phase}, ('datasets', key))
-        return cls(key, AllInOneOptions.sound(expanded)[0], surveys)
+        schema = AllInOneTrainingOptions if phase == 'train' else AllInOneOptions
+        return cls(key, schema.sound(expanded)[0], surveys)
 
     @property
     def path(self) -> Keys:
@@ -149,7 +151,7 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
         return []
     unreadable: dict[str, str] = {}
     differing, small, unlike, distinct = [], [], [], set()
-    patch: int | None = dataset.opt.get('gt_size') if dataset.training else None
+    patch = max(by_stage(dataset.opt, 'gt_size').values(), default=None) if dataset.training else None
     multiple: int = dataset.opt.get('crop_multiple', 1)
     for lq_name, gt_name in task.names:
         facts = [images.facts(task.lq, lq_name), images.facts(task.gt, gt_name)]

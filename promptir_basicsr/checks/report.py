@@ -1,6 +1,6 @@
 """What `basicsr check` found."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from promptir_basicsr.optim.rates import RatePoint
@@ -69,14 +69,34 @@ class DatasetReport:
 
 
 @dataclass
+class StageReport:
+    """A stage of the run.
+
+    Attributes:
+        until: its last iteration.
+        gt_size: side of the crops.
+        batch: over all processes and GPUs.
+        iterations: of an epoch.
+        epochs: that its iterations amount to.
+    """
+
+    until: int
+    gt_size: int
+    batch: int
+    iterations: int
+    epochs: float
+
+
+@dataclass
 class EpochReport:
     """The length of the run.
 
     Attributes:
         samples: of an epoch, over all processes.
-        batch: over all processes and GPUs.
-        iterations: of an epoch.
+        batch: over all processes and GPUs, in the first stage.
+        iterations: of an epoch, in the first stage.
         epochs: that total_iter amounts to.
+        stages: empty without the option.
     """
 
     samples: int
@@ -86,6 +106,7 @@ class EpochReport:
     epochs: float
     total_samples: int
     processes: int
+    stages: list[StageReport] = field(default_factory=list)
 
 
 @dataclass
@@ -140,7 +161,7 @@ class Report:
                 {**vars(finding), 'items': [{'name': name, 'detail': detail} for name, detail in finding.items]}
                 for finding in self.findings
             ],
-            'epoch': vars(self.epoch) if self.epoch else None,
+            'epoch': asdict(self.epoch) if self.epoch else None,
             'schedule': self.schedule,
             'learning_rate': None if rates is None else [point._asdict() for point in rates],
             'duplicates': None

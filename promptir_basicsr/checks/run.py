@@ -34,6 +34,7 @@ from promptir_basicsr.data.allinone_dataset import check_dataset
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampler import plan_epochs
 from promptir_basicsr.data.sampling import epoch_shares
+from promptir_basicsr.data.stages import by_stage
 from promptir_basicsr.data.tasks import Task, TaskSurvey
 from promptir_basicsr.inference.restoring import Settings
 from promptir_basicsr.options.registered import type_problems
@@ -204,10 +205,16 @@ def _check_datasets(
             channels[*where, 'tasks'] = tasks[0].channels
             problems += _check_labels(where, tasks, network) if known else []
             if phase == 'train':
-                problems += _check_patch(where, dataset['gt_size'], network) if known else []
-                if 'batch_size_per_gpu' in dataset:
-                    samples = sum(share.samples for share in epoch_shares(tasks, dataset))
-                    problems += _check_epochs(options, samples, processes)
+                problems += _check_stages((*where, 'stages'), dataset.get('stages'), options['train'].get('total_iter'))
+                for path, size in by_stage(dataset, 'gt_size').items() if known else ():
+                    problems += _check_patch((*where, *path), size, network)
+                samples = sum(share.samples for share in epoch_shares(tasks, dataset))
+                for path, batch in by_stage(dataset, 'batch_size_per_gpu').items():
+                    changed = {'train': {**dataset, 'batch_size_per_gpu': batch}}
+                    problems += _check_epochs({**options, 'datasets': changed}, samples, processes, path)
+        elif phase == 'train' and dataset.get('stages'):
+            message = f'for AllInOneDataset, not for {dataset.get("type")}. Leave the key out.'
+            problems.append(problem((*where, 'stages'), message))
     problems += _check_channels(channels, right) if right is not None and known else []
     return problems + _same_names(options['datasets'])
 
@@ -241,6 +248,22 @@ def _check_loading(where: Keys, dataset: Mapping[str, Any], phase: str) -> list[
     return problems
 
 
+def _check_stages(where: Keys, stages: Sequence[Mapping[str, Any]] | None, total: int | None) -> list[Problem]:
+    """Stages begin before the end of the training, and the last one goes on until then."""
+    if not stages or total is None:
+        return []
+    *ends, last = (stage.get('until') for stage in stages)
+    if late := [(n, end) for n, end in enumerate(ends, 1) if end >= total]:
+        message = (
+            f'would begin after iteration {late[0][1]:,}, and total_iter is {total:,}. Leave it out, or train longer.'
+        )
+        return [Problem((*where, late[0][0]), message, 'short')]
+    if last is not None and last < total:
+        message = f'{last:,} is before total_iter {total:,}. Leave `until` of the last stage out.'
+        return [problem((*where, len(ends), 'until'), message)]
+    return []
+
+
 def _check_patch(where: Keys, size: int, network: Mapping[str, Any]) -> list[Problem]:
     """Training patches go into the network as they are; images of a validation are padded."""
     kind = network['type']
@@ -249,7 +272,7 @@ def _check_patch(where: Keys, size: int, network: Mapping[str, Any]) -> list[Pro
         return []
     nearest = max(1, round(size / multiple)) * multiple
     message = f'{size} is not a multiple of {multiple}, which {kind} needs. Take {nearest}.'
-    return [problem((*where, 'gt_size'), message)]
+    return [problem(where, message)]
 
 
 def _size_multiple(kind: str, options: Mapping[str, Any]) -> int:
@@ -305,25 +328,31 @@ def _check_channels(tasks: Mapping[Keys, int], network: Mapping[str, Any]) -> li
     return []
 
 
-def _check_epochs(options: Mapping[str, Any], samples: int, processes: int) -> list[Problem]:
-    """Training has to reach total_iter, see `plan_epochs`."""
+def _check_epochs(options: Mapping[str, Any], samples: int, processes: int, batch: Keys) -> list[Problem]:
+    """Training has to reach total_iter, see `plan_epochs`; in stages it does if each has a batch an epoch.
+
+    Args:
+        batch: place of the batch size in the data set.
+    """
     plan = plan_epochs(options, samples, processes)
     if plan is None:  # told elsewhere
         return []
     total = options['train']['total_iter']
-    if plan.epochs * plan.iterations >= total:
+    dataset = options['datasets']['train']
+    if plan.epochs * plan.iterations >= total or (dataset.get('stages') and plan.iterations):
         return []
-    sampling = options['datasets']['train'].get('sampling') or {}
+    sampling = dataset.get('sampling') or {}
     longer, key = '`sampling.epoch_size`', 'sampling'
     if not sampling.get('epoch_size'):
         longer, key = 'the `copies` of the tasks', 'tasks'
-    named: list[Keys] = [(key,), ('dataset_enlarge_ratio',), ('batch_size_per_gpu',)]
+    named: list[Keys] = [(key,), ('dataset_enlarge_ratio',), batch]
     mend = f'Raise {longer} or `dataset_enlarge_ratio`, or lower `batch_size_per_gpu`.'
     if plan.in_process > 1:
         mend, named = 'Start one process a GPU (torchrun ... --launcher pytorch), or take `num_gpu: 1`.', []
+    ending = f'would end after {plan.epochs * plan.iterations:,} of {total:,} iterations'
     message = (
         f'an epoch has {plan.samples:,} samples, {plan.iterations:,} whole batches of {plan.batch:,}; training '
-        f'would end after {plan.epochs * plan.iterations:,} of {total:,} iterations. {mend}'
+        f'{"could not go on in this stage" if dataset.get("stages") else ending}. {mend}'
     )
     return [problem(('datasets', 'train'), message, *named)]
 

@@ -1,5 +1,6 @@
 """Find what does not go together in the options of precision, memory and speed, each of which is right by itself."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,8 +9,10 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr.archs.fast.kernels import kernel_problems
-from promptir_basicsr.core.problems import Keys, Problem, problem
+from promptir_basicsr.core.problems import Keys, Problem, place, problem
 from promptir_basicsr.core.registry import build
+from promptir_basicsr.data.stages import by_stage
+from promptir_basicsr.options.data import AllInOneTrainingOptions
 from promptir_basicsr.runtime.precision import device_problems
 from promptir_basicsr.runtime.recompute import set_blocks
 
@@ -30,8 +33,8 @@ def check_speed(
     if is_train:
         problems += check_device('precision', options.get('precision'), gpus)
         problems += check_compile(options.get('compile'), gpus, processes)
-        batch = options.get('datasets', {}).get('train', {}).get('batch_size_per_gpu')
-        problems += check_accumulate(options.get('train', {}), batch)
+        dataset = AllInOneTrainingOptions.sound(options.get('datasets', {}).get('train', {}))[0]
+        problems += check_accumulate(options.get('train', {}), by_stage(dataset, 'batch_size_per_gpu'))
     problems += check_device(('val', 'precision'), options.get('val', {}).get('precision'), gpus)
     problems += _of_machine(kernel_problems('kernels', options.get('kernels'), _device(gpus)), gpus)
     if network is not None:
@@ -63,15 +66,21 @@ def check_compile(how: object, gpus: object, processes: int) -> list[Problem]:
     return [problem('compile', f'not for {number} GPUs of one process. {advice}')]
 
 
-def check_accumulate(train: Mapping[str, Any], batch: int | None) -> list[Problem]:
-    """In how many equal parts a batch passes the network, which only losses that are means allow."""
+def check_accumulate(train: Mapping[str, Any], sizes: Mapping[Keys, int]) -> list[Problem]:
+    """In how many equal parts a batch passes the network, which only losses that are means allow.
+
+    Args:
+        sizes: of batches, by their places in the training set.
+    """
     where, count = ('train', 'accumulate'), train.get('accumulate')
     if not count or count == 1:
         return []
     problems: list[Problem] = []
-    if batch and batch % count:
-        allowed = ', '.join(str(number) for number in range(1, batch + 1) if batch % number == 0)
-        message = f'{count} does not divide datasets.train.batch_size_per_gpu, {batch}, into equal parts.'
+    common = math.gcd(*sizes.values())
+    if wrong_sizes := [(path, size) for path, size in sizes.items() if size % count]:
+        allowed = ', '.join(str(number) for number in range(1, common + 1) if common % number == 0)
+        path, batch = wrong_sizes[0]
+        message = f'{count} does not divide {place(("datasets", "train", *path))}, {batch}, into equal parts.'
         problems.append(problem(where, f'{message} Allowed: {allowed}.'))
     for key in ('pixel_opt', 'frequency_opt', 'perceptual_opt'):
         loss = train.get(key)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptir_basicsr.checks.check import check_file
-from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report
+from promptir_basicsr.checks.report import ERROR, NOTE, DatasetReport, EpochReport, Finding, Report, StageReport
 from promptir_basicsr.core.console import plain_console
 from promptir_basicsr.core.errors import ImageError
 from promptir_basicsr.core.messages import printable
@@ -59,6 +59,8 @@ def print_report(report: Report, console: Console) -> None:
             console.print(_tasks_table(dataset, report))
     if report.epoch:
         _say(console, _epoch_sentence(report.epoch))
+        for n, stage in enumerate(report.epoch.stages, 1):
+            _say(console, _stage_sentence(n, stage, report.epoch.processes), indent=2)
     if report.learning_rate:
         _say(console, f'Learning rate: {report.schedule}', 'bold')
         console.print(_rate_table(report.learning_rate))
@@ -118,11 +120,23 @@ def _state(found: Sequence[str]) -> str:
 
 
 def _epoch_sentence(epoch: EpochReport) -> str:
-    of = f' of {epoch.processes} processes' if epoch.processes > 1 else ''
+    of = _of(epoch.processes)
+    first = '' if epoch.stages else f', {epoch.iterations:,} iterations at batch {epoch.batch:,}{of}'
     return (
-        f'An epoch: {epoch.samples:,} samples, {epoch.iterations:,} iterations at batch {epoch.batch:,}{of}. '
+        f'An epoch: {epoch.samples:,} samples{first}. '
         f'The run: {epoch.total_iter:,} iterations, {epoch.epochs:,.1f} epochs, {epoch.total_samples:,} samples.'
     )
+
+
+def _stage_sentence(number: int, stage: StageReport, processes: int) -> str:
+    return (
+        f'Stage {number}, to iteration {stage.until:,}: crops of {stage.gt_size}, {stage.iterations:,} iterations an '
+        f'epoch at batch {stage.batch:,}{_of(processes)}, {stage.epochs:,.1f} epochs.'
+    )
+
+
+def _of(processes: int) -> str:
+    return f' of {processes} processes' if processes > 1 else ''
 
 
 def _rate_table(points: Sequence[RatePoint]) -> Table:

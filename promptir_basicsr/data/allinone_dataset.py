@@ -25,6 +25,7 @@ from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampler import EpochIndex
 from promptir_basicsr.data.sampling import TaskShare, check_sampling, check_shares, epoch_shares
 from promptir_basicsr.data.sources import BorderCut, StoredImage
+from promptir_basicsr.data.stages import by_stage, check_stages, stages_of
 from promptir_basicsr.data.tasks import Task, TaskSurvey, known_count, survey_tasks
 from promptir_basicsr.options.data import AllInOneOptions, AllInOneTrainingOptions, LoadedDataset
 
@@ -34,7 +35,7 @@ logger = logging.getLogger('basicsr')
 
 # What BasicSR's own loader and option parser read or set in a dataset's options.
 HOST_KEYS = tuple(LoadedDataset.model_fields)
-DATASET_KEYS = tuple(AllInOneOptions.model_fields)
+DATASET_KEYS = tuple(AllInOneTrainingOptions.model_fields)
 
 
 class TrainingGenerator(np.random.Generator):
@@ -87,6 +88,7 @@ class AllInOneDataset(Dataset):
             lowlight.
         sampling: shares of the tasks other than by `copies`, see `docs/sampling.md`; training only.
         gt_size: side of the square training crop in pixels. Smaller images are reflected up to it.
+        stages: other crops and batches from given iterations on, see `docs/data.md`; training only.
         crop_multiple: first cut the image at its centre so that both sides are multiples of this (the published
             protocols: 16). Default: 1, nothing is cut.
         use_hflip: random horizontal flips. Default: False.
@@ -118,6 +120,7 @@ class AllInOneDataset(Dataset):
         self.seed = opt.get('seed') or 0
         self.gt_size: int = opt.get('gt_size') or 0
         self.crop_multiple = opt.get('crop_multiple', 1)
+        self.stages = stages_of(opt) if opt.get('stages') else []
         self.epoch = 0
         self._flip_modes = flip_modes(opt)
         self.shares = epoch_shares(self.tasks, opt)
@@ -125,8 +128,9 @@ class AllInOneDataset(Dataset):
         self._image_names = [unique_names([lq for lq, _ in task.names]) for task in self.tasks]
         # Shared with the workers, so that they warn once together.
         self._enlarged = torch.zeros(len(self.tasks), dtype=torch.bool).share_memory_()
-        if self.training and self.gt_size % self.crop_multiple:
-            logger.warning(f'{where}: gt_size {self.gt_size} is not a multiple of crop_multiple {self.crop_multiple}.')
+        for size in dict.fromkeys(by_stage(opt, 'gt_size').values() if self.training else ()):
+            if size % self.crop_multiple:
+                logger.warning(f'{where}: gt_size {size} is not a multiple of crop_multiple {self.crop_multiple}.')
         for line in describe_tasks(self.tasks, opt.get('name', ''), self.training, self.shares):
             logger.info(line)
 
@@ -153,14 +157,15 @@ class AllInOneDataset(Dataset):
         """The epoch of samples that are asked for by a plain number, as a sampler of somebody else's does."""
         self.epoch = epoch
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, ...]) -> dict[str, Any]:
         """A sample.
 
         Args:
-            key: an index, or (epoch, index) as `EpochSampler` gives it. `EpochIndex` says which image it stands for.
-                Training indices at or beyond the length are further draws (`dataset_enlarge_ratio`).
+            key: an index, or (epoch, index) or (epoch, index, gt_size) as `EpochSampler` gives it. `EpochIndex` says
+                which image it stands for. Training indices at or beyond the length are further draws
+                (`dataset_enlarge_ratio`).
         """
-        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        epoch, index, *crop = key if isinstance(key, tuple) else (self.epoch, key)
         if index < 0:
             index += len(self)
         number, position = self._epoch_index.locate(epoch, index)
@@ -169,7 +174,7 @@ class AllInOneDataset(Dataset):
         try:
             if self.training:
                 rng = TrainingGenerator([self.seed, epoch, index])
-                lq, gt = self._training_images(number, lq_name, gt_name, rng)
+                lq, gt = self._training_images(number, lq_name, gt_name, crop[0] if crop else self.gt_size, rng)
             else:
                 lq, gt, bits = self._whole_images(task, lq_name, gt_name, self._image_names[number][position])
         except ImageError as error:
@@ -186,14 +191,14 @@ class AllInOneDataset(Dataset):
         }
 
     def _training_images(
-        self, number: int, lq_name: str, gt_name: str, rng: np.random.Generator
+        self, number: int, lq_name: str, gt_name: str, size: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        task, size = self.tasks[number], self.gt_size
+        task = self.tasks[number]
         stored = self._open(task, lq_name, gt_name)
         top, left, height, width = centre_area(stored[0].size, self.crop_multiple)
         small = min(height, width) < size
         if small:
-            self._warn_enlarged(number, lq_name, (height, width))
+            self._warn_enlarged(number, lq_name, (height, width), size)
         top += int(rng.integers(max(height, size) - size + 1))
         left += int(rng.integers(max(width, size) - size + 1))
         if small:
@@ -237,12 +242,12 @@ class AllInOneDataset(Dataset):
         clear = to_float(images[0])
         return task.degrade(clear, rng), clear
 
-    def _warn_enlarged(self, number: int, name: str, shape: Sequence[int]) -> None:
+    def _warn_enlarged(self, number: int, name: str, shape: Sequence[int], size: int) -> None:
         if not self._enlarged[number]:
             self._enlarged[number] = True
             logger.warning(
                 f"task '{self.tasks[number].name}': {name} is {shape[1]}x{shape[0]}, smaller than the "
-                f'{self.gt_size} pixel crop; such images are reflected up to it. This is said once a task.'
+                f'{size} pixel crop; such images are reflected up to it. This is said once a task.'
             )
 
 
@@ -280,14 +285,14 @@ def check_dataset(
         OptionError: every mistake found.
     """
     opt = expand_protocol(opt, where)
-    problems = unknown_keys(where, opt, (*HOST_KEYS, *DATASET_KEYS))
-    training = opt.get('phase', 'train') == 'train'
-    opt, wrong = (AllInOneTrainingOptions if training else AllInOneOptions).sound(opt, where)
+    schema = AllInOneTrainingOptions if opt.get('phase', 'train') == 'train' else AllInOneOptions
+    problems = unknown_keys(where, opt, (*HOST_KEYS, *schema.model_fields))
+    opt, wrong = schema.sound(opt, where)
     found, more = survey_tasks(opt, where)
     if surveys is not None:
         surveys[keys(where)] = found
     tasks = [survey.task for survey in found if survey.task is not None]
-    problems += [*wrong, *check_sampling(opt, where), *more]
+    problems += [*wrong, *check_sampling(opt, where), *check_stages(opt, where), *more]
     for source in (source for task in tasks for source in (task.lq, task.gt)):
         source.max_pixels = opt.get('max_pixels', MAX_PIXELS)
     if not problems:

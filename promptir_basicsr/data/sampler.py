@@ -1,5 +1,6 @@
 """Tell the dataset the epoch, whatever the workers do, and fill the batches as it asks."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -8,9 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from basicsr.data.data_sampler import EnlargedSampler
+from torch.utils.data import BatchSampler
 
 from promptir_basicsr.core.messages import check_count
 from promptir_basicsr.data.sampling import TaskShare
+from promptir_basicsr.data.stages import Stage
+
+logger = logging.getLogger('basicsr')
 
 
 class EpochSampler(EnlargedSampler):
@@ -24,18 +29,27 @@ class EpochSampler(EnlargedSampler):
     Where the dataset's `shares` have a number of samples `in_batch`, every batch of their sum holds just these, on
     every process, and the epoch ends with the last whole batch.
 
+    Where the dataset has `stages`, it is asked for (epoch, index, gt_size). An epoch has one stage: it ends where the
+    stage does, and the next one begins.
+
     Attributes:
-        seen: samples of the epoch that training has had, all processes together; `host.trainer` counts them.
+        seen: samples of the epoch that training has had, all processes together; see `count`.
+        iteration: batches that training has had.
     """
 
     def __init__(self, dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> None:
         super().__init__(dataset, num_replicas, rank, ratio)
-        shares = getattr(dataset, 'shares', ())
-        self._batch = sum(share.in_batch for share in shares) if getattr(dataset, 'takes_epoch', False) else 0
+        shares, stages = getattr(dataset, 'shares', ()), getattr(dataset, 'stages', ())
+        takes_epoch = getattr(dataset, 'takes_epoch', False)
+        self._batch = sum(share.in_batch for share in shares) if takes_epoch else 0
+        self.stages: Sequence[Stage] = stages if takes_epoch else ()
+        self._batches = BatchSampler(self, 1, drop_last=True)
+        self._gpus = 1
+        self._stage: Stage | None = None
         if self._batch:
             self.num_samples -= self.num_samples % self._batch
             self.total_size = self.num_samples * num_replicas
-        self.seen = 0
+        self.seen = self.iteration = 0
         self._start = (0, 0)
 
     def start_at(self, epoch: int, seen: int) -> None:
@@ -46,22 +60,66 @@ class EpochSampler(EnlargedSampler):
         """
         self._start = (epoch, seen)
 
+    def drive(self, batches: BatchSampler) -> None:
+        """Set the size of the batches in each stage, and count with it.
+
+        Args:
+            batches: of a loader that was built by the dataset's options.
+        """
+        self._batches = batches
+        if self.stages:
+            self._gpus = batches.batch_size // self.dataset.opt['batch_size_per_gpu']
+
     def set_epoch(self, epoch: int) -> None:
-        """BasicSR's; counts anew."""
+        """BasicSR's; counts anew, and begins a stage where its time has come."""
         super().set_epoch(epoch)
         self.seen = self._first
+        if self.stages and self._stage != (stage := self._stage_at(self.iteration)):
+            self._stage, self._batches.batch_size = stage, stage.batch * self._gpus
+            number, end = self.stages.index(stage) + 1, 'on' if stage.until == math.inf else f'to {stage.until:,}'
+            logger.info(
+                f'Stage {number} of {len(self.stages)}, from iteration {stage.begin + 1:,} {end}: '
+                f'gt_size {stage.gt_size}, batch_size_per_gpu {stage.batch}.'
+            )
+
+    def count(self) -> None:
+        """Training has received a batch, as in every process."""
+        self.iteration += 1
+        self.seen += self._batches.batch_size * self.num_replicas
+
+    def last_epoch(self, epoch: int, total_iter: int) -> int:
+        """The epoch of the last iteration, in a training in stages that begins or goes on in `epoch`."""
+        iteration, seen = self.iteration, self._start[1] if epoch == self._start[0] else 0
+        while (iteration := iteration + self._left(iteration, seen)) < total_iter:
+            epoch, seen = epoch + 1, 0
+        return epoch
+
+    def _stage_at(self, iteration: int) -> Stage:
+        return next(stage for stage in self.stages if iteration < stage.until)
+
+    def _left(self, iteration: int, seen: int) -> int:
+        """Batches of an epoch from here on, to its end or the stage's; none where a stage has just ended within it."""
+        stage = self._stage_at(iteration)
+        if seen and stage.begin == iteration:
+            return 0
+        whole = (self.num_samples - seen // self.num_replicas) // (stage.batch * self._gpus)
+        return int(min(whole, stage.until - iteration))
 
     @property
     def _first(self) -> int:
         return self._start[1] if self.epoch == self._start[0] else 0
 
-    def __iter__(self) -> Iterator[int | tuple[int, int]]:
+    def __iter__(self) -> Iterator[int | tuple[int, ...]]:
         first = self._first // self.num_replicas
         if not getattr(self.dataset, 'takes_epoch', False):
             return islice(super().__iter__(), first, None)
-        epoch = self.epoch
+        epoch, order, crop = self.epoch, self.order()[first:], ()
+        if self.stages:
+            stage = self._stage_at(self.iteration)
+            order = order[: self._left(self.iteration, self.seen) * stage.batch * self._gpus]
+            crop = (stage.gt_size,)
         # Not the whole epoch as Python's numbers at once: they are ten times as large.
-        return ((epoch, index) for part in self.order()[first:].split(8192) for index in part.tolist())
+        return ((epoch, index, *crop) for part in order.split(8192) for index in part.tolist())
 
     def order(self) -> torch.Tensor:
         """(len(self),) int64: the indices of this process in this epoch, the first batch's first.

@@ -73,7 +73,6 @@ class Trainer:
         self._state: dict[str, Any] | None = None
         self._notes: list[str] = []
         self._begun = False
-        self._samples = 0  # of a batch, all processes together
         self._folder: FolderLock | None = None
         self._force: list[str] | None = None
         names = ('parse_options', 'create_train_val_dataloader', 'build_model', 'init_tb_loggers')
@@ -130,15 +129,18 @@ class Trainer:
         return self.run.tb_logger
 
     def create_train_val_dataloader(self, opt: dict[str, Any], host_logger: logging.Logger) -> Any:
-        """BasicSR's; the sampler of a resumed training starts where its state says."""
-        result = self._loaders(opt, host_logger)
-        train_loader, sampler, self.run.val_loaders = result[:3]
+        """BasicSR's; the sampler of a resumed training starts where its state says, and knows the epochs of stages."""
+        train_loader, sampler, self.run.val_loaders, epochs, total = self._loaders(opt, host_logger)
         self.run.sampler = sampler if isinstance(sampler, EpochSampler) else None
-        self._samples = train_loader.batch_size * opt['world_size']
         restarts = self.run.take_position(self._state) if self._state else None
         for note in (*self._notes, *filter(None, [restarts])):
             logger.warning(note)
-        return result
+        if self.run.sampler is not None:
+            self.run.sampler.drive(train_loader.batch_sampler)
+            if self.run.sampler.stages:
+                epochs = self.run.sampler.last_epoch(self._state['epoch'] if self._state else 0, total)
+                logger.info(f'In {len(self.run.sampler.stages)} stages training ends in epoch {epochs}.')
+        return train_loader, sampler, self.run.val_loaders, epochs, total
 
     def build_model(self, opt: dict[str, Any]) -> Any:
         """BasicSR's; a PromptModel gets to know the run."""
@@ -205,7 +207,7 @@ class Trainer:
     def on_batch(self) -> None:
         """Count the samples of the epoch."""
         if self.run.sampler is not None:
-            self.run.sampler.seen += self._samples
+            self.run.sampler.count()
 
     def on_error(self, error: Exception) -> Exception:
         """Save the last complete iteration, where that can be done, and say what has ended the training.

@@ -40,6 +40,7 @@ class Run:
         """Go on after the last sample that the training of a state has seen; why the epoch begins again instead."""
         if self.sampler is None:
             return None
+        self.sampler.iteration = state['iter']
         position = state.get('position')
         if position is None:
             return 'The state does not tell how far its epoch was; the epoch begins again.'

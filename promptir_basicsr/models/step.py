@@ -17,6 +17,7 @@ from promptir_basicsr.archs.fast.kernels import kernel_problems, set_kernels
 from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.archs.traits import unwrapped
 from promptir_basicsr.core.errors import OptionError, raise_problems
+from promptir_basicsr.data.stages import by_stage
 from promptir_basicsr.losses.loss_scaler import LossScaler
 from promptir_basicsr.models.batch import Batch, run_network
 from promptir_basicsr.models.nonfinite import SickSteps, Step, running_statistics
@@ -106,7 +107,8 @@ class TrainingStep:
         yield 'channels last' if self.opt.get('channels_last') else 'default layout'
         how = self.opt.get('compile') or False
         yield f'compiled ({how})' if isinstance(how, str) else 'compiled' if how else 'not compiled'
-        size = self.opt['datasets']['train'].get('batch_size_per_gpu')
+        sizes = by_stage(self.opt['datasets']['train'], 'batch_size_per_gpu').values()
+        size = ', '.join(map(str, dict.fromkeys(sizes)))
         if self.accumulate > 1:
             yield f'batches of {size} in {self.accumulate} parts' if size else f'batches in {self.accumulate} parts'
         else:

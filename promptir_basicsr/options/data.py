@@ -28,6 +28,7 @@ from promptir_basicsr.options.section import (
     Told,
     is_file_name,
     option,
+    told,
 )
 
 
@@ -64,6 +65,24 @@ class LoadedTraining(LoadedDataset):
 
     batch_size_per_gpu: Count = option(description='samples of an iteration, of each GPU or process')
     num_worker_per_gpu: CountFromZero = option(description='processes that read images; 0 reads in the main process')
+
+
+class StageOptions(Section):
+    """A part of a training with crops and batches of its own; see docs/data.md."""
+
+    example = 'such as {until: 92000, gt_size: 128, batch_size_per_gpu: 8}'
+
+    until: Count | None = option(None, description='its last iteration; the last stage may leave it out')
+    gt_size: Count | None = option(None, description="side of the crops in pixels; left out, the data set's")
+    batch_size_per_gpu: Count | None = option(None, description="samples of an iteration; left out, the data set's")
+
+
+def _in_order(stages: list[StageOptions]) -> list[StageOptions]:
+    ends = [stage.until for stage in stages]
+    ends = ends[:-1] if ends[-1] is None else ends
+    if None in ends or ends != sorted(set(ends)):
+        raise told('`until` must rise from stage to stage; only the last one may leave it out.')
+    return stages
 
 
 class SamplingOptions(Section):
@@ -208,6 +227,9 @@ class AllInOneTrainingOptions(AllInOneOptions):
     """In training the size of the crops is needed."""
 
     gt_size: Count = option(description='side of the square random crop in pixels')
+    stages: Annotated[list[StageOptions], Field(min_length=1), AfterValidator(_in_order)] | None = option(
+        None, description='list of stages, which change `gt_size` and `batch_size_per_gpu` during training; data.md'
+    )
 
 
 def _needs_tasks(schema: dict[str, Any]) -> None:

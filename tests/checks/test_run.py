@@ -491,6 +491,60 @@ def test_batch_larger_than_the_epoch() -> None:
     assert 'an epoch has 16 samples, 0 whole batches of 17; training would end after 0 of 8 iterations' in problem
 
 
+STAGED = 'datasets.train.stages'
+
+
+@pytest.mark.parametrize(
+    ('stages', 'changes', 'said'),
+    [
+        ([{'until': 4}, {'gt_size': 24, 'batch_size_per_gpu': 16}], {}, None),
+        ([{'until': 4}, {'until': 8, 'gt_size': 24}], {}, None),
+        ([{'until': 4, 'gt_size': 24}, {'gt_size': 24}], {'datasets.train.gt_size': 17}, None),
+        (
+            [{'until': 4}, {'gt_size': 20}],
+            {},
+            f'{STAGED}[1].gt_size: 20 is not a multiple of 8, which PromptIR needs. Take 16.',
+        ),
+        (
+            [{'until': 4}, {'batch_size_per_gpu': 17}],
+            {},
+            'datasets.train: an epoch has 16 samples, 0 whole batches of 17; training could not go on in this stage. ',
+        ),
+        (
+            [{'until': 8}, {'until': 9}, {}],
+            {},
+            f'{STAGED}[1]: would begin after iteration 8, and total_iter is 8. Leave it out, or train longer.',
+        ),
+        (
+            [{'until': 4}, {'until': 7}],
+            {},
+            f'{STAGED}[1].until: 7 is before total_iter 8. Leave `until` of the last stage out.',
+        ),
+        ([{'until': 4}, {'until': 3}], {}, f'{STAGED}: `until` must rise from stage to stage; only the last one may'),
+        (
+            [{'until': 4}, {'batch_size_per_gpu': 3}],
+            {'train.accumulate': 2},
+            f'train.accumulate: 2 does not divide {STAGED}[1].batch_size_per_gpu, 3, into equal parts. Allowed: 1.',
+        ),
+        (
+            [{'until': 4}, {'batch_size_per_gpu': 3}],
+            {'datasets.train.sampling': {'fixed_shares': True}},
+            'datasets.train.sampling.fixed_shares: needs one batch_size_per_gpu in all stages, not 2, 3.',
+        ),
+        (
+            [{'until': 4}, {}],
+            {'datasets.train.type': 'PairedImageDataset'},
+            f'{STAGED}: for AllInOneDataset, not for PairedImageDataset. Leave the key out.',
+        ),
+        ('late', {}, f'{STAGED}: '),
+    ],
+)
+def test_stages_fit_the_training(stages: Any, changes: dict[str, Any], said: str | None) -> None:
+    problems = problems_of({STAGED: stages, **changes})
+    assert len(problems) == (said is not None), problems
+    assert not said or problems[0].startswith(said)
+
+
 def test_host_schedules_that_are_right() -> None:
     right = [
         {'type': 'MultiStepLR', 'milestones': [2, 4], 'gamma': 0.5},

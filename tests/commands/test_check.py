@@ -163,7 +163,7 @@ def test_a_right_training_as_a_program_sees_it(tree: Path) -> None:
     assert [(row['name'], row['images'], row['samples']) for row in val['tasks']] == [('Rain100L', 2, 2)]
     assert report['epoch'] == {
         'samples': 24, 'batch': 2, 'iterations': 12, 'total_iter': 40, 'epochs': 40 / 12, 'total_samples': 80,
-        'processes': 1,
+        'processes': 1, 'stages': [],
     }  # fmt: skip
     rates = {point['iteration']: (point['rate'], point['event']) for point in report['learning_rate']}
     assert rates[1] == (pytest.approx(1e-3 / 8), '')
@@ -196,6 +196,37 @@ def test_several_processes_share_an_epoch(tree: Path) -> None:
     report = check_file('tiny.yml', ['datasets:train:batch_size_per_gpu=5'], processes=6)
     assert report.epoch is None  # not one whole batch
     assert 'training would end after 0 of 40 iterations' in found(report, 'options').message
+
+
+def test_stages_have_a_line_each(tree: Path) -> None:
+    """The smallest image has sides of 48: crops of the second stage alone are larger."""
+    change = ['datasets:train:stages=[{until: 10}, {until: 30, gt_size: 56, batch_size_per_gpu: 5}, {}]']
+    report = check_file('tiny.yml', change, processes=2)
+    assert report.epoch is not None
+    stages = [(stage.until, stage.gt_size, stage.batch, stage.iterations) for stage in report.epoch.stages]
+    assert [(until, batch, iterations) for until, _, batch, iterations in stages] == [
+        (10, 4, 6),
+        (30, 10, 2),
+        (40, 4, 6),
+    ]
+    assert (report.epoch.epochs, report.epoch.total_samples) == (pytest.approx(10 / 6 + 10 + 10 / 6), 280)
+    lines = text(report, 200)
+    assert 'An epoch: 24 samples. The run: 40 iterations, 13.3 epochs, 280 samples.' in lines
+    (line,) = (line for line in lines if 'Stage 2' in line)
+    assert line.strip() == (
+        'Stage 2, to iteration 30: crops of 56, 2 iterations an epoch at batch 10 of 2 processes, 10.0 epochs.'
+    )
+    assert json.loads(json.dumps(report.as_json()))['epoch']['stages'][1]['batch'] == 10
+
+
+def test_stages_after_a_shortened_training_are_a_note(tree: Path) -> None:
+    stages = 'datasets:train:stages=[{until: 10}, {until: 30}, {}]'
+    report = check_file('tiny.yml', [stages, 'train:total_iter=20'])
+    short = [finding for finding in report.findings if finding.kind == 'short']
+    assert [finding.severity for finding in short] == ['note'] * len(short)
+    assert any('stages[2]: would begin after iteration 30, and total_iter is 20.' in each.message for each in short)
+    assert report.epoch is not None
+    assert [stage.until for stage in report.epoch.stages] == [10, 20]
 
 
 def test_shares_are_those_of_the_sampler(tree: Path) -> None:

@@ -211,6 +211,56 @@ def test_the_epoch_goes_on_with_the_same_batches(alone: Path, tmp_path: Path, mo
     assert 'Not exact' not in said
 
 
+STAGES: dict[str, Any] = {
+    'datasets__train__stages': [{'until': 4}, {'until': 7, 'gt_size': 24, 'batch_size_per_gpu': 3}, {'gt_size': 8}],
+    'logger__save_checkpoint_freq': 1,
+}
+
+
+@pytest.fixture(scope='module')
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was left alone: 4 iterations of its 6, 3 of 4 in larger crops, then 5 with an epoch's end."""
+    folder = tmp_path_factory.mktemp('staged')
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(folder, patch, train__total_iter=14, **STAGES) == 0
+    return folder
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('at', [2, 4, 5])
+def test_a_training_in_stages_goes_on_to_the_same_weights(
+    at: int, workers: int, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From within the first stage, from its end, and from within the second."""
+    loading = {'datasets__train__num_worker_per_gpu': workers}
+    assert resumed(staged, tmp_path, monkeypatch, at=at, train__total_iter=14, **STAGES, **loading) == 0
+    assert_same_end(staged, tmp_path, 14, went_back=True)
+    begun = [int(number) for number in re.findall(r'Stage (\d) of 3', log(tmp_path))]
+    assert begun == ([1, 2, 3] if at < 4 else [2, 3])
+
+
+@pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_training_in_stages_is_killed_and_ends_with_the_same_weights(processes: int, tmp_path: Path) -> None:
+    """With workers that live on from stage to stage."""
+    alone, over = tmp_path / 'alone', tmp_path / 'killed'
+    loading = {'datasets__train__num_worker_per_gpu': 2, 'datasets__train__persistent_workers': True}
+    for folder in (alone, over):
+        options(folder, train__total_iter=14, **STAGES, **loading)
+    killed(alone, processes)
+    assert killed(over, processes, 3, 0.4, alone) == ['step', 'save', 'validation']
+    assert_same_end(alone, over, 14)
+
+
+def test_stages_count_as_they_are_when_a_training_goes_on(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a training without any, as if they had been there from the start: iteration 8 is the end of the first."""
+    stages = {'datasets__train__stages': [{'until': 8}, {'gt_size': 24, 'batch_size_per_gpu': 4}]}
+    assert resumed(alone, tmp_path, monkeypatch, at=8, **stages) == 0
+    assert run(tmp_path / 'other', monkeypatch, **stages) == 0
+    assert_same_end(tmp_path / 'other', tmp_path, 12, went_back=True)
+
+
 def test_a_torn_state_costs_the_iterations_behind_the_one_before(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,16 +66,27 @@ def saved(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in (folder / 'experiments/run/training_states').glob('*.state'))
 
 
+# A stage every two iterations.
+STAGES = [{'until': n, 'gt_size': 16 + n % 4 * 4, 'batch_size_per_gpu': 2 + n % 4 // 2} for n in range(2, 60, 2)]
+
+
 @pytest.mark.parametrize(
-    'name',
-    ['SIGINT', pytest.param('SIGTERM', marks=pytest.mark.slow), pytest.param('SIGUSR1', marks=pytest.mark.slow)],
+    ('name', 'stages'),
+    [
+        ('SIGINT', []),
+        ('SIGTERM', [*STAGES, {}]),
+        pytest.param('SIGTERM', [], marks=pytest.mark.slow),
+        pytest.param('SIGUSR1', [], marks=pytest.mark.slow),
+    ],
+    ids=['SIGINT', 'SIGTERM in stages', 'SIGTERM', 'SIGUSR1'],
 )
 def test_a_stopped_training_goes_on_to_the_same_weights(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, stages: list[dict[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal reaches the workers as well, as Ctrl-C does; the training goes on with another number of them."""
     folder, alone = tmp_path / 'stopped', tmp_path / 'alone'
-    endless(folder, datasets__train__num_worker_per_gpu=2, logger__stop_signals=['SIGUSR1'])
+    staged = {'datasets__train__stages': stages} if stages else {}
+    endless(folder, datasets__train__num_worker_per_gpu=2, logger__stop_signals=['SIGUSR1'], **staged)
     training = Training(folder)
     training.wait_for('iter:       3,')
     os.killpg(training.process.pid, signal.Signals[name])
@@ -92,7 +103,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
         f'logger:save_checkpoint_freq={total}',
     ]
     words += [f'val:val_freq={total}']
-    endless(alone)
+    endless(alone, **staged)
     for each in (folder, alone):
         monkeypatch.chdir(each)
         assert cli.main(words) == 0

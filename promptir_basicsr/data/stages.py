@@ -1,0 +1,53 @@
+"""Progressive training: sizes of crops and batches that change at given iterations."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from promptir_basicsr.core.problems import Keys, Problem, keys, problem
+
+
+class Stage(NamedTuple):
+    """A part of a training.
+
+    Attributes:
+        begin: number of iterations before it.
+        until: its last iteration; inf for the last stage.
+        gt_size: side of the crops in pixels.
+        batch: `batch_size_per_gpu`.
+    """
+
+    begin: int
+    until: float
+    gt_size: int
+    batch: int
+
+
+def stages_of(opt: Mapping[str, Any]) -> list[Stage]:
+    """The stages of a training set; a single one without the option `stages`.
+
+    Args:
+        opt: the dataset's options, without those that are wrong by themselves.
+    """
+    given = opt.get('stages') or [{}]
+    ends = [stage['until'] for stage in given[:-1]]
+    sizes, batches = ([stage.get(key) or opt.get(key) for stage in given] for key in ('gt_size', 'batch_size_per_gpu'))
+    return [Stage(*part) for part in zip([0, *ends], [*ends, math.inf], sizes, batches, strict=True)]
+
+
+def by_stage(opt: Mapping[str, Any], key: str) -> dict[Keys, int]:
+    """Values of `gt_size` or `batch_size_per_gpu` in the stages, by their places in the options of the data set."""
+    stages = enumerate(opt.get('stages') or [{}])
+    found = {('stages', n, key) if stage.get(key) else (key,): stage.get(key) or opt.get(key) for n, stage in stages}
+    return {path: value for path, value in found.items() if value}
+
+
+def check_stages(opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
+    """Whether `sampling.fixed_shares` can hold in every stage; see `stages_of`."""
+    sizes = dict.fromkeys(by_stage(opt, 'batch_size_per_gpu').values())
+    if len(sizes) < 2 or not (opt.get('sampling') or {}).get('fixed_shares'):
+        return []
+    message = (
+        f'needs one batch_size_per_gpu in all stages, not {", ".join(map(str, sizes))}. Change only gt_size there.'
+    )
+    return [problem((*keys(where), 'sampling', 'fixed_shares'), message)]
