@@ -127,14 +127,14 @@ def _epoch(options: Mapping[str, Any], ours: Sequence[CheckedDataset], processes
         plan = plan_epochs({**options, 'datasets': {'train': opt}}, samples, processes)
         if plan is None or not plan.iterations:
             return None
-        end = int(min(stage.until, total))
+        end, drawn = int(min(stage.until, total)), plan.samples
         if (count := end - stage.begin) > 0:
             epochs = count / plan.iterations
             stages.append(StageReport(end, stage.gt_size, plan.batch, plan.iterations, epochs))
             total_samples += count * plan.batch
     first, epochs = stages[0], sum(stage.epochs for stage in stages)
     given = stages if dataset.opt.get('stages') else []
-    return EpochReport(plan.samples, first.batch, first.iterations, total, epochs, total_samples, processes, given)
+    return EpochReport(drawn, first.batch, first.iterations, total, epochs, total_samples, processes, given)
 
 
 _RATE_OPTIONS = ('total_iter', 'warmup_iter', 'optim_g', 'scheduler')

@@ -252,15 +252,15 @@ def _check_stages(where: Keys, stages: Sequence[Mapping[str, Any]] | None, total
     """Stages begin before the end of the training, and the last one goes on until then."""
     if not stages or total is None:
         return []
-    *ends, last = (stage.get('until') for stage in stages)
-    if late := [(n, end) for n, end in enumerate(ends, 1) if end >= total]:
+    last = stages[-1].get('until')
+    if late := [(n, stage['until']) for n, stage in enumerate(stages[:-1], 1) if stage['until'] >= total]:
         message = (
             f'would begin after iteration {late[0][1]:,}, and total_iter is {total:,}. Leave it out, or train longer.'
         )
         return [Problem((*where, late[0][0]), message, 'short')]
     if last is not None and last < total:
         message = f'{last:,} is before total_iter {total:,}. Leave `until` of the last stage out.'
-        return [problem((*where, len(ends), 'until'), message)]
+        return [problem((*where, len(stages) - 1, 'until'), message)]
     return []
 
 

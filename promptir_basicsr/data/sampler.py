@@ -113,7 +113,8 @@ class EpochSampler(EnlargedSampler):
         first = self._first // self.num_replicas
         if not getattr(self.dataset, 'takes_epoch', False):
             return islice(super().__iter__(), first, None)
-        epoch, order, crop = self.epoch, self.order()[first:], ()
+        epoch, order = self.epoch, self.order()[first:]
+        crop: tuple[int, ...] = ()
         if self.stages:
             stage = self._stage_at(self.iteration)
             order = order[: self._left(self.iteration, self.seen) * stage.batch * self._gpus]

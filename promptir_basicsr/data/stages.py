@@ -30,9 +30,14 @@ def stages_of(opt: Mapping[str, Any]) -> list[Stage]:
         opt: the dataset's options, without those that are wrong by themselves.
     """
     given = opt.get('stages') or [{}]
-    ends = [stage['until'] for stage in given[:-1]]
-    sizes, batches = ([stage.get(key) or opt.get(key) for stage in given] for key in ('gt_size', 'batch_size_per_gpu'))
-    return [Stage(*part) for part in zip([0, *ends], [*ends, math.inf], sizes, batches, strict=True)]
+    found: list[Stage] = []
+    begin = 0
+    for number, stage in enumerate(given, 1):
+        last = number == len(given)
+        size, batch = (stage.get(key) or opt.get(key, 0) for key in ('gt_size', 'batch_size_per_gpu'))
+        found.append(Stage(begin, math.inf if last else stage['until'], size, batch))
+        begin = 0 if last else stage['until']
+    return found
 
 
 def by_stage(opt: Mapping[str, Any], key: str) -> dict[Keys, int]:

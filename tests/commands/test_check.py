@@ -320,8 +320,10 @@ def test_missing_images_are_named_with_the_sentences_of_train(tree: Path, capsys
     lines = text(report, 80)
     start = lines.index(f'  {missing.message}')
     assert lines[start + 1 : start + 13] == [
-        *(f'      {f"{number}.jpg":6}  line {number + 1}' for number in range(4, 14)), '      and 16 more', f'  {mistake.message}'
-    ]  # fmt: skip
+        *(f'      {f"{number}.jpg":6}  line {number + 1}' for number in range(4, 14)),
+        '      and 16 more',
+        f'  {mistake.message}',
+    ]
     assert lines[-1] == 'Training would be wrong: 3 errors.'
 
 
