@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: the verb's (0 where it has none), 1 where an image turned out to be damaged, 2 for a mistake of
         the user, 3 where a signal has stopped a training, 4 where a file could not be saved, 5 where too many steps of
         a training were not finite, 6 where a worker of the data loader was killed, 7 where there was not enough
-        memory, 8 where another error has ended a run; all are told in plain words on standard error.
+        memory, 8 where another error has ended a run, 9 where another process of a training has ended; all are told in
+        plain words on standard error.
     """
     for stream in (sys.stdout, sys.stderr):  # names of files may be anything
         getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
