@@ -206,7 +206,7 @@ def low_light(
     Linear light is scaled by `exposure` and a colour cast, a factor of each channel; the sensor counts electrons
     (Poisson) and adds Gaussian read noise; the result is encoded as sRGB and rounded to 8 bits.
     """
-    gain = exposure * (1 + cast * rng.uniform(-1, 1, image.shape[2]))
+    gain = exposure * (1 + cast * rng.uniform(-1, 1, image.shape[2:]))
     expected = srgb_to_linear(image) * (gain * full_well).astype(np.float32)
     electrons = rng.poisson(expected) + read_noise * rng.standard_normal(image.shape, dtype=np.float32)
     return quantise(linear_to_srgb((electrons / full_well).astype(np.float32)))
