@@ -324,7 +324,7 @@ def _check_channels(tasks: Mapping[Keys, int], network: Mapping[str, Any]) -> li
             message += f'Set {setting(channels)}.' if names else 'Take another network.'
         else:
             continue
-        return [Problem(wrong[0], f'{" and ".join(map(place, wrong))}: {message}', shown=(), others=(*wrong[1:],))]
+        return [Problem(wrong[0], f'{" and ".join(map(place, wrong))}: {message}', shown=(), others=tuple(wrong[1:]))]
     return []
 
 

@@ -90,7 +90,7 @@ class Picture:
         return self.image.ndim == 3 and self.image.shape[2] >= 3
 
     def with_image(self, image: np.ndarray) -> 'Picture':
-        """Another image in the same file; of a grey one without a colour profile, which only RGB can have."""
+        """Another image in the same file. Colours that became grey are noted, and lose their RGB profile."""
         changed = replace(self, image=image)
         if changed.has_colours or not self.has_colours:
             return changed
