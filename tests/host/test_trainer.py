@@ -74,7 +74,7 @@ def goes_on_like_one_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, l
 def test_a_model_of_basicsr_measures_all_tasks_as_one_which_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = {'train__total_iter': 2, 'val__val_freq': 2, 'logger__save_checkpoint_freq': 2}
+    few = {**ENDLESS, 'train__total_iter': 2, 'val__val_freq': 2}
     changes = {**few, 'model_type': 'SRModel', 'train__scheduler': {'type': 'MultiStepLR', 'milestones': [2]}}
     changes['val__metrics'] = {'psnr': {'type': 'calculate_psnr', 'crop_border': 0}}
     assert run(tmp_path, monkeypatch, **changes) == 0
