@@ -37,10 +37,10 @@ from promptir_basicsr.models.batch import run_network
 from promptir_basicsr.models.prompt_model import PromptModel
 from promptir_basicsr.models.sensor_model import SensorModel
 from promptir_basicsr.options.run import OwnRun, run_schema
+from promptir_basicsr.runtime.memory import is_out_of_memory
 from promptir_basicsr.runtime.random_state import kept_random_state
 
 _PATCH, _MEASURED = 32, 256  # sides of what network and metrics are tried with; a larger image takes longer
-_NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 Sample = Mapping[str, Any]
 
@@ -90,10 +90,9 @@ class _Rehearsal:
             raise
         except OptionError as error:
             self.problems += [each for each in error.problems if each not in self.problems]
-        except _NO_MEMORY:  # a question of the machine and of sizes, not of what fits together
-            pass
         except Exception as error:
-            self.problems.append(Problem(path, f'{what}: {_in_words(error)}', kind))
+            if not is_out_of_memory(error):  # a question of the machine and of sizes, not of what fits together
+                self.problems.append(Problem(path, f'{what}: {_in_words(error)}', kind))
         return None
 
     def _dataset(self, key: str, opt: Mapping[str, Any]) -> Any:
@@ -113,12 +112,13 @@ class _Rehearsal:
 
     def _samples(self, path: Keys, dataset: Any) -> Iterator[list[tuple[Keys, Sample]]]:
         """Batches of samples with the places of their tasks: of all tasks, or of one where the run has no more."""
-        picked: list[tuple[Keys, int]] = [(path, 0)]
+        picked: list[tuple[Keys, Any]] = [(path, 0)]
         if isinstance(dataset, AllInOneDataset):
             picked, start = [], 0
             for number, (task, share) in enumerate(zip(dataset.tasks, dataset.shares, strict=True)):
                 place = 0 if dataset.training else _smallest(task, dataset.crop_multiple)
-                picked.append(((*path, 'tasks', Item(number, task.name)), start + place))
+                key = (0, start) if dataset.training else start + place  # as the samplers ask
+                picked.append(((*path, 'tasks', Item(number, task.name)), key))
                 start += share.samples
         tried = [(place, self._tried(place, 'gives no sample', partial(getitem, dataset, n))) for place, n in picked]
         found = [(place, sample) for place, sample in tried if sample is not None]

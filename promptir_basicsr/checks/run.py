@@ -402,8 +402,8 @@ def averaged_tasks(model_type: Any, tasks: Mapping[str, Sequence[str]]) -> list[
     """
     if check_registered('', '', model_type, MODEL_REGISTRY):
         return []
-    model = find_registered(MODEL_REGISTRY, model_type)
-    if getattr(model, 'nondist_validation', None) is not SRModel.nondist_validation:
+    kind = find_registered(MODEL_REGISTRY, model_type)
+    if getattr(kind, 'nondist_validation', None) is not SRModel.nondist_validation:
         return []
     return [
         f'{where}: {model_type} reports one average over its {len(names)} tasks ({first_few(names)}) and saves images '

@@ -68,7 +68,7 @@ def _draw(runs: list[str], results: list[Results], metric: str, path: str) -> No
     Raises:
         OptionError: no run has a `metrics.csv` with it.
     """
-    from promptir_basicsr.explain.figures import curves_figure, save, style
+    from promptir_basicsr.explain.figures import curves_figure, save_both, style
 
     curves: dict[str, list[tuple[float, float]]] = {}
     for run, result in zip(runs, results, strict=True):
@@ -85,4 +85,4 @@ def _draw(runs: list[str], results: list[Results], metric: str, path: str) -> No
     if not curves:
         raise OptionError(f"--curves: no run has a metrics.csv with the average of '{metric}'.")
     with style():
-        save(curves_figure(curves, metric), Path(path).parent, Path(path).name)
+        save_both(curves_figure(curves, metric), Path(path).parent, Path(path).name)

@@ -77,7 +77,7 @@ def drawing(height: float, width: float = WIDTH) -> Drawing:
     return Drawing(figsize=(width, height), layout='constrained')
 
 
-def save(figure: Drawing, folder: Path, name: str) -> tuple[Path, Path]:
+def save_both(figure: Drawing, folder: Path, name: str) -> tuple[Path, Path]:
     """Write NAME.png and NAME.svg; the same figure gives the same bytes. Returns both paths."""
     png, svg = folder / f'{name}.png', folder / f'{name}.svg'
     _print(FigureCanvasAgg(figure), png, 'png', {'Software': None})

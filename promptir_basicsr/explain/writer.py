@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Drawing
 
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.explain.experiments import Findings
-from promptir_basicsr.explain.figures import save
+from promptir_basicsr.explain.figures import save_both
 from promptir_basicsr.explain.page.model import Figure, Report, Table
 from promptir_basicsr.explain.prompted import PromptedNet, Sample
 from promptir_basicsr.explain.scores import Score
@@ -35,7 +35,7 @@ class Writer:
 
     def figure(self, name: str, title: str, drawing: Drawing, caption: str) -> Figure:
         """NAME.png and NAME.svg; made within `style`."""
-        return Figure(title, *save(drawing, self.folder, name), caption)
+        return Figure(title, *save_both(drawing, self.folder, name), caption)
 
     def table(
         self, name: str, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str

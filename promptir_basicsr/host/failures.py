@@ -23,6 +23,7 @@ from promptir_basicsr.core.errors import (
 from promptir_basicsr.core.files import in_units
 from promptir_basicsr.core.messages import first_few, printable
 from promptir_basicsr.host.distributed import dead_processes
+from promptir_basicsr.runtime.memory import is_out_of_memory
 
 logger = logging.getLogger('basicsr')
 
@@ -110,12 +111,9 @@ def _process(error: BaseException) -> Exception | None:
 
 
 def _memory(error: BaseException, doing: str) -> Exception | None:
-    text = str(error)
-    on_gpu = isinstance(error, torch.OutOfMemoryError)
-    on_cpu = isinstance(error, MemoryError) or 'DefaultCPUAllocator' in text or 'Cannot allocate memory' in text
-    if not (on_gpu or on_cpu):
+    if not is_out_of_memory(error):
         return None
-    where = 'The GPU' if on_gpu else 'The machine'
+    where = 'The GPU' if isinstance(error, torch.OutOfMemoryError) else 'The machine'
     if doing == 'validation':
         advice = 'Set `val: {tile: auto}` or a number of pixels, so that images are restored in tiles.'
     else:

@@ -79,8 +79,9 @@ class StageOptions(Section):
 
 def _in_order(stages: list[StageOptions]) -> list[StageOptions]:
     ends = [stage.until for stage in stages]
-    known = [end for end in (ends[:-1] if ends[-1] is None else ends) if end is not None]
-    if len(known) < len(ends) - 1 or known != sorted(set(known)):
+    ends = ends[:-1] if ends[-1] is None else ends
+    known = [end for end in ends if end is not None]
+    if len(known) < len(ends) or known != sorted(set(known)):
         raise told('`until` must rise from stage to stage; only the last one may leave it out.')
     return stages
 

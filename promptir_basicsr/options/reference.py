@@ -28,6 +28,7 @@ _SECTIONS = (
     ('A task', 'TaskOptions'),
     ('pairing of a task', 'PairingOptions'),
     ('sampling of a training set', 'SamplingOptions'),
+    ('a stage of a training set', 'StageOptions'),
     ('train, of PromptModel', 'PromptTrainOptions'),
     ('train, of SensorModel', 'SensorTrainOptions'),
     ('val, of PromptModel', 'PromptTrainingValOptions'),

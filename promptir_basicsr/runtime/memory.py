@@ -26,6 +26,13 @@ UNKNOWN = 2 * 2**30
 Run = Callable[[Tensor], object]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, of a GPU or of the machine."""
+    text = str(error)
+    on_cpu = 'DefaultCPUAllocator' in text or 'Cannot allocate memory' in text
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 @dataclass(frozen=True)
 class Need:
     """The memory that a network needs for a batch of images.

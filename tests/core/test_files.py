@@ -225,7 +225,6 @@ ALLOWED = {
     ('core/files.py', 'tempfile.TemporaryDirectory'): 'the writer of folders',
     ('checkpoints/folder.py', 'torch.save'): 'into the stream of the writer',
     ('explain/figures.py', 'print_figure'): 'into the stream of the writer',
-    ('explain/writer.py', 'save'): 'that of explain/figures.py',
     ('core/locks.py', 'os.open'): 'a lock, whose content is a name',
     ('models/prompt_model.py', 'save'): "BasicSR's, which saves by save_network and save_training_state",
     ('explain/page/embed.py', 'save'): 'into memory',

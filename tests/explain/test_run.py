@@ -22,7 +22,7 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import atomic_folder
 from promptir_basicsr.explain.chapters import weights_section
 from promptir_basicsr.explain.experiments import investigate, untrained_network
-from promptir_basicsr.explain.figures import embedding_figure, in_digits, save, style, words
+from promptir_basicsr.explain.figures import embedding_figure, in_digits, save_both, style, words
 from promptir_basicsr.explain.prompted import PromptedNet, observe
 from promptir_basicsr.explain.run import Settings, _load, explain
 from promptir_basicsr.explain.writer import Study, Writer
@@ -107,7 +107,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
     for _ in range(2):
         with style():
             drawn = embedding_figure({'a': (points, 'x', 'y')}, np.repeat([0, 1, 2], 3), TASKS)
-            written_files.append([path.read_bytes() for path in save(drawn, tmp_path, 'map')])
+            written_files.append([path.read_bytes() for path in save_both(drawn, tmp_path, 'map')])
     assert written_files[0] == written_files[1]
 
 
