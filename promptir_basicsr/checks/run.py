@@ -402,8 +402,9 @@ def averaged_tasks(model_type: Any, tasks: Mapping[str, Sequence[str]]) -> list[
     """
     if check_registered('', '', model_type, MODEL_REGISTRY):
         return []
-    kind = find_registered(MODEL_REGISTRY, model_type)
-    if getattr(kind, 'nondist_validation', None) is not SRModel.nondist_validation:
+    kind: Any = find_registered(MODEL_REGISTRY, model_type)
+    own = isinstance(kind, type) and issubclass(kind, SRModel)
+    if not own or kind.nondist_validation is not SRModel.nondist_validation:
         return []
     return [
         f'{where}: {model_type} reports one average over its {len(names)} tasks ({first_few(names)}) and saves images '

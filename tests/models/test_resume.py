@@ -257,7 +257,7 @@ def test_stages_count_as_they_are_when_a_training_goes_on(
     """Of a training without any, as if they had been there from the start: iteration 8 is the end of the first."""
     stages = {'datasets__train__stages': [{'until': 8}, {'gt_size': 24, 'batch_size_per_gpu': 4}]}
     assert resumed(alone, tmp_path, monkeypatch, at=8, **stages) == 0
-    assert run(tmp_path / 'other', monkeypatch, **stages) == 0
+    assert run(tmp_path / 'other', monkeypatch, logger__print_freq=1, **stages) == 0
     assert_same_end(tmp_path / 'other', tmp_path, 12, went_back=True)
 
 
