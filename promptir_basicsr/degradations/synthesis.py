@@ -215,7 +215,7 @@ def low_light(
 @degradation(quality=Number((10, 50), low=1, high=100, integer=True), subsampling=Choice('420', ('420', '422', '444')))
 def jpeg(image: Image, rng: np.random.Generator, quality: int, subsampling: str) -> Image:
     """JPEG compression (libjpeg tables), after rounding to 8 bits. A grey image has no colours to subsample."""
-    levels = np.rint(np.clip(image, 0, 1) * np.float32(255)).astype(np.uint8)
+    levels: np.ndarray = np.rint(np.clip(image, 0, 1) * np.float32(255)).astype(np.uint8)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     if image.shape[2] == 3:
         levels = cv2.cvtColor(levels, cv2.COLOR_RGB2BGR)
