@@ -60,7 +60,10 @@ def rehearse(options: Mapping[str, Any], is_train: bool, keep: bool = True) -> l
         ImageError: an image cannot be read.
     """
     with kept_random_state(), _silence():
-        return _Rehearsal(options, is_train, keep).run()
+        problems = _Rehearsal(options, is_train, keep).run()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # for other processes on the GPU
+    return problems
 
 
 class _Rehearsal:
