@@ -156,8 +156,8 @@ def _grouped(findings: Sequence[Finding]) -> Iterator[list[str]]:
         ordered.setdefault((finding.kind, *finding.items) if finding.items else (number,), []).append(finding)
     for group in ordered.values():
         items = group[0].items
-        if all(name in group[0].message and not detail for name, detail in items):
-            items = []  # the sentence names them
+        if all(name in group[0].message and detail in group[0].message for name, detail in items):
+            items = []  # the sentence has all of it
         width = min(48, max((len(name) for name, _ in items[:NAMES_SHOWN]), default=0))
         names = [f'    {f"{name:{width}}  {detail}" if detail else name}' for name, detail in items[:NAMES_SHOWN]]
         more = [f'    and {len(items) - NAMES_SHOWN:,} more'] if len(items) > NAMES_SHOWN else []

@@ -327,6 +327,14 @@ def test_missing_images_are_named_with_the_sentences_of_train(tree: Path, capsys
     assert lines[-1] == 'Training would be wrong: 3 errors.'
 
 
+def test_what_a_sentence_says_is_not_said_again_below_it(tree: Path) -> None:
+    Path('list.txt').write_text('0.jpg\n8.jpg\n1.jpg\n9.jpg\n')
+    options(lambda written: task(written, 0, list='list.txt'))
+    report = check_file('tiny.yml')
+    assert found(report, 'missing').items == [('8.jpg', 'line 2'), ('9.jpg', 'line 4')]
+    assert [line for line in text(report, 400) if '8.jpg' in line] == [f'  {found(report, "missing").message}']
+
+
 def test_images_of_several_tasks_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def change(written: dict[str, Any]) -> None:
         tasks = written['datasets']['train']['tasks']
