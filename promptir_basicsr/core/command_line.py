@@ -90,7 +90,7 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help=f'compare N images of each database with their sources (default {VERIFIED_IMAGES}), or all',
     )
-    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
+    parser.add_argument('--force_yml', '--set', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
 
 
 def _restore(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +187,7 @@ def _explain(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f'--{name}', type=int, metavar='N', default=EXPLAIN_DEFAULTS[name], help=help_text)
     parser.add_argument('--device', default='auto', help='such as cpu or cuda:0; default: a GPU where there is one')
     parser.add_argument('--no-page', action='store_true', help='no HTML page')
-    parser.add_argument('--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
+    parser.add_argument('--force_yml', '--set', nargs='+', metavar='KEY=VALUE', help='replace options of FILE')
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -247,7 +247,11 @@ def _measure(parser: argparse.ArgumentParser) -> None:
 
 def _force_yml(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--force_yml', nargs='+', metavar='KEY=VALUE', help='replace options, e.g. train:total_iter=1000 name=trial'
+        '--force_yml',
+        '--set',
+        nargs='+',
+        metavar='KEY=VALUE',
+        help='replace options, e.g. train:total_iter=1000 name=trial',
     )
 
 

@@ -32,7 +32,7 @@ from promptir_basicsr.host.distributed import (
     restarted,
     start_processes,
 )
-from promptir_basicsr.options.file import Places, find_option_file, read_option_file
+from promptir_basicsr.options.file import Places, find_option_file, has_base, read_option_file
 
 _host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = host_options.parse_options
 
@@ -84,15 +84,15 @@ def make_exp_dirs(opt: Mapping[str, Any]) -> None:
 def copy_option_file(opt_file: str, force_yml: list[str] | None, experiments_root: str) -> None:
     """Copy the option file of a run into its folder, below comments with the time and the command.
 
-    With `--force_yml`, the options are written as they count, without the comments and anchors of the file. By the
-    first process alone: it makes the folder, and BasicSR lets the others go on before it is there.
+    With `--force_yml` or `base`, the options are written as they count, without the comments and anchors of the file.
+    By the first process alone: it makes the folder, and BasicSR lets the others go on before it is there.
 
     Raises:
         SaveError: the copy could not be written.
     """
     comments = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {printable(" ".join(sys.argv))}\n\n'
     content = Path(opt_file).read_bytes().removeprefix(codecs.BOM_UTF8)
-    if force_yml:
+    if force_yml or has_base(opt_file):
         options, _ = read_option_file(opt_file, force_yml)
         content = yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode('utf-8')
     atomic_write(comments.encode('utf-8') + content, os.path.join(experiments_root, os.path.basename(opt_file)))

@@ -9,15 +9,18 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.messages import did_you_mean, printable
+from promptir_basicsr.core.messages import did_you_mean, printable, shown
 from promptir_basicsr.core.problems import Item, Keys, Problem
-from promptir_basicsr.core.yaml_loader import load_yaml_with_places, parse_value
+from promptir_basicsr.core.yaml_loader import load_yaml, load_yaml_with_places, parse_value
 from promptir_basicsr.options.catalogue import find_section
 from promptir_basicsr.options.registered import Registered
 from promptir_basicsr.options.run import run_schema
 from promptir_basicsr.options.section import Section, alternatives, alternatives_of
 
 _LONGEST = 160  # of a replacement, as messages quote it
+
+BASE = 'base'
+"""The key of the option files that a file goes on from."""
 
 _NOTHING = ('', '~', 'null', 'none')
 
@@ -49,7 +52,7 @@ class Places:
         mark = next((mark for mark, complete in found if complete), found[0][0])
         if mark is None:
             return self.path
-        return str(mark.name) if _from_command_line(mark) else f'{self.path}:{mark.line + 1}'
+        return str(mark.name) if _from_command_line(mark) else f'{mark.name}:{mark.line + 1}'
 
     def located(self, problem: Problem) -> str:
         """The text of a problem after the file and the line of its option. The words of the text do not matter."""
@@ -115,12 +118,78 @@ def read_options(path: str, force_yml: list[str] | None = None) -> dict[str, Any
 def read_option_file(path: str, force_yml: list[str] | None = None) -> tuple[dict[str, Any], Places]:
     """`read_options`, and where the options stand."""
     path = find_option_file(path)
-    options, node = load_yaml_with_places(path)
+    options, node = _with_base(path, ())
     places = Places(path, node)
     for entry in force_yml or []:
         where = f'--force_yml {printable(entry[:_LONGEST])}{"..." * (len(entry) > _LONGEST)}'
         places.replace(_replace(options, entry, where), where)
     return _with_whole_numbers(options), places
+
+
+def has_base(path: str) -> bool:
+    """Whether an option file goes on from others."""
+    return BASE in load_yaml(path)
+
+
+def _with_base(path: str, chain: tuple[str, ...]) -> tuple[dict[str, Any], yaml.Node]:
+    """The options of a file and their nodes, on top of those of the files that its key `base` names.
+
+    Args:
+        chain: files that have led here.
+    """
+    chain = (*chain, os.path.realpath(path))
+    options, node = load_yaml_with_places(path)
+    given = options.pop(BASE, None)
+    files = [given] if isinstance(given, str) else given or []
+    where = Places(path, node).line((BASE,))
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise OptionError(f'{where}: {BASE}: give the name of an option file, or a list of names, not {shown(given)}.')
+    merged: tuple[dict[str, Any], yaml.Node] = {}, yaml.MappingNode('tag:yaml.org,2002:map', [], node.start_mark)
+    for file in files:
+        beside = os.path.join(os.path.dirname(path), os.path.expanduser(file))
+        try:
+            found = beside if os.path.isfile(beside) else find_option_file(file)
+        except OptionError as error:
+            raise OptionError(f'{where}: {BASE}: {error}') from error
+        if os.path.realpath(found) in chain:
+            raise OptionError(f"{where}: {BASE}: '{file}' goes on from '{path}', which goes on from it.")
+        merged = _on_top(*_with_base(found, chain), *merged)
+    return _on_top(options, node, *merged)
+
+
+def _on_top(
+    options: Mapping[str, Any], node: yaml.Node, base: Mapping[str, Any], base_node: yaml.Node
+) -> tuple[dict[str, Any], yaml.Node]:
+    """Options in place of those of a base; mappings are merged, unless they have another `type`, lists are replaced.
+
+    `~` takes an option of the base away.
+    """
+    result, nodes = dict(base), list(base_node.value)
+    for key, value in options.items():
+        below = result.get(key)
+        pair, pair_below = (
+            next((p for p in reversed(n.value) if p[0].value == str(key)), None) for n in (node, base_node)
+        )
+        if value is None and key in base:
+            del result[key]
+        elif (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and pair
+            and pair_below
+            and not _is_another(value, below)
+        ):
+            result[key], merged = _on_top(value, pair[1], below, pair_below[1])
+            pair = pair[0], merged
+        else:
+            result[key] = value
+        nodes += [pair] if pair else []
+    return result, yaml.MappingNode(node.tag, nodes, node.start_mark)
+
+
+def _is_another(options: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
+    """Whether options are of another network, loss, data set, ... than those below."""
+    return 'type' in options and options['type'] != base.get('type')
 
 
 def _with_whole_numbers(value: Any, key: object = None) -> Any:

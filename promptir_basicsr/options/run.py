@@ -331,6 +331,9 @@ class HostRun(Section, extra='ignore'):
         'Left out, BasicSR draws one and logs it',
     )
     path: PathOptions = option(description='files and folders')
+    base: Text | list[str] | None = option(
+        None, description='option file, or several, whose options count where this file has none; see options.md'
+    )
 
 
 class HostTraining(HostRun):
