@@ -22,18 +22,18 @@ import yaml
 from promptir_basicsr import cli
 
 TINY = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 1, 1]}
-CHANNELS = [(3, 3)] * 16 + [(1, 1), (1, 3), (3, 1), (6, 3)]
+ODD_CHANNELS = [(1, 1), (3, 3), (1, 3), (3, 1), (6, 3)]
 WORDS = ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight', 'moire')
 
 
-def network(draw: random.Random) -> dict[str, Any]:
-    """A network that may fit."""
-    into, out = draw.choice(CHANNELS)
+def network(draw: random.Random, channels: int) -> dict[str, Any]:
+    """A network that in most cases fits images of so many channels."""
+    into, out = draw.choice(ODD_CHANNELS) if draw.random() < 0.1 else (channels, channels)
     kind = draw.choice(
         ['PromptIR'] * 3
         + ['PIPRestormer'] * 2
         + ['PIPNAFNet', 'SwinIR', 'RRDBNet', 'EDSR', 'RCAN', 'RIDNet', 'SRVGGNetCompact', 'PromptedNetwork'] * 2
-        + ['MSRResNet', 'DegradationSensor', 'VGGStyleDiscriminator']
+        + (['MSRResNet', 'DegradationSensor', 'VGGStyleDiscriminator'] if draw.random() < 0.3 else [])
     )
     of_others = {'num_in_ch': into, 'num_out_ch': out}
     options: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def network(draw: random.Random) -> dict[str, Any]:
             'img_channel': into,
             'width': 8,
             'enc_blk_nums': [1, 1, 1, 1],
-            'prompt_dims': [8, 8, 8, 8],
+            'prompt_dims': [16, 16, 16, 16],
             'prompt_sizes': [8, 8, 8, 8],
         },
         'SwinIR': {
@@ -72,7 +72,7 @@ def network(draw: random.Random) -> dict[str, Any]:
         'VGGStyleDiscriminator': {'num_in_ch': into, 'num_feat': 4},
         'PromptedNetwork': {
             'network': {'type': 'EDSR', **of_others, 'num_feat': 8, 'num_block': 1, 'upscale': 1},
-            'taps': {'conv_after_body': {}},
+            'taps': ['conv_after_body'],
         },
     }
     return {'type': kind, **options[kind]}
@@ -93,14 +93,13 @@ def pictures(draw: random.Random, folder: Path) -> list[str]:
     return names
 
 
-def tasks(draw: random.Random, folder: Path, prefix: str) -> list[dict[str, Any]]:
+def tasks(draw: random.Random, folder: Path, prefix: str, channels: int) -> list[dict[str, Any]]:
     """Synthesised and paired tasks."""
     found = []
-    channels = draw.choice([{}, {}, {}, {'channels': 1}]) if CHANNELS_IN_TASKS else {}
     for number in range(draw.choice([1, 1, 2, 3])):
         name = f'{prefix}{number}'
         pictures(draw, folder / name)
-        task: dict[str, Any] = {'name': name, 'type': draw.choice(WORDS[:5]), **channels}
+        task: dict[str, Any] = {'name': name, 'type': draw.choice(WORDS[:5]), 'channels': channels}
         if draw.random() < 0.3:
             task |= {'lq': name, 'gt': name if draw.random() < 0.02 else f'{name}_gt'}
             (folder / f'{name}_gt').mkdir()
@@ -116,17 +115,14 @@ def tasks(draw: random.Random, folder: Path, prefix: str) -> list[dict[str, Any]
     return found
 
 
-CHANNELS_IN_TASKS = True
-
-
-def data_set(draw: random.Random, folder: Path, phase: str) -> dict[str, Any]:
+def data_set(draw: random.Random, folder: Path, phase: str, channels: int) -> dict[str, Any]:
     kind = draw.choice(['AllInOneDataset'] * 14 + ['PairedImageDataset', 'SingleImageDataset'])
     options: dict[str, Any] = {'name': phase, 'type': kind}
     if phase == 'train':
-        options |= {'batch_size_per_gpu': draw.choice([1, 2, 3]), 'num_worker_per_gpu': 0}
+        options |= {'batch_size_per_gpu': draw.choice([1, 2, 2, 3]), 'num_worker_per_gpu': 0}
         options['gt_size'] = draw.choice([8, 16, 16, 16, 20, 32, 32, 32, 48])
     if kind == 'AllInOneDataset':
-        options['tasks'] = tasks(draw, folder, phase)
+        options['tasks'] = tasks(draw, folder, phase, channels)
         options['crop_multiple'] = draw.choice([1, 1, 8, 16])
         if phase == 'train':
             options['dataset_enlarge_ratio'] = 10
@@ -154,7 +150,8 @@ def validation(draw: random.Random) -> dict[str, Any]:
     chosen = draw.sample(metrics[:5], draw.choice([1, 2])) if draw.random() < 0.9 else metrics[5:]
     val = {'val_freq': 2, 'save_img': draw.random() < 0.5, 'metrics': {f'm{n}': each for n, each in enumerate(chosen)}}
     choices = [{}, {}, {'tile': draw.choice([8, 40, 64])}, {'ensemble': True}, {'size_multiple': 16}]
-    choices += [{'contact_sheet': True}, {'precision': 'bf16'}, {'labels': {'denoise': 1.0}}]
+    choices += [{'contact_sheet': True}, {'precision': 'bf16'}, {'comparisons': 1}]
+    choices += [{'labels': {'denoise': 1.0}}] if draw.random() < 0.2 else []
     return val | draw.choice(choices)
 
 
@@ -162,15 +159,17 @@ def combination(draw: random.Random, folder: Path) -> dict[str, Any]:
     """The options of a training."""
     losses: list[dict[str, Any]] = [{'pixel_opt': {'type': kind}} for kind in ('L1Loss', 'MSELoss', 'CharbonnierLoss')]
     losses += [{'frequency_opt': {'type': 'FrequencyLoss'}}]
-    if draw.random() < 0.2:
+    channels = draw.choice([3, 3, 3, 1])
+    net = network(draw, channels)
+    if draw.random() < (0.2 if 'P' in net['type'] else 0.05):
         losses = [{'pixel_opt': {'type': 'L1Loss'}, 'prompt_opt': {'type': 'PromptDecorrelationLoss'}}]
     options = {
         'name': 'run',
-        'model_type': 'PromptModel' if draw.random() < 0.9 else draw.choice(['SensorModel', 'SRModel']),
+        'model_type': 'PromptModel' if draw.random() < 0.93 else draw.choice(['SensorModel', 'SRModel']),
         'num_gpu': 0,
         'manual_seed': 0,
-        'datasets': {phase: data_set(draw, folder, phase) for phase in ('train', 'val')},
-        'network_g': network(draw),
+        'datasets': {phase: data_set(draw, folder, phase, channels) for phase in ('train', 'val')},
+        'network_g': net,
         'path': {},
         'train': {
             'total_iter': 2,
@@ -183,7 +182,9 @@ def combination(draw: random.Random, folder: Path) -> dict[str, Any]:
     }
     options |= {'scale': 1} if draw.random() < 0.8 else {}
     options |= draw.choice([{}, {}, {}, {'precision': 'bf16'}, {'channels_last': True}])
-    options['train'] |= draw.choice([{}, {}, {}, {'ema_decay': 0.9}, {'ema_decay': 0.9}, {'accumulate': 2}])
+    options['train'] |= draw.choice([{}, {}, {}, {'ema_decay': 0.9}, {'ema_decay': 0.9}, {'ema_decay': 0.9}])
+    if draw.random() < 0.1:
+        options['train']['accumulate'] = 2
     return options
 
 
