@@ -81,7 +81,14 @@ class _Rehearsal:
         for key, dataset in sets.items():
             path = ('datasets', key)
             for samples in self._samples(path, dataset):
-                if model is not None and not (self._train if key == 'train' else self._measure)(model, path, samples):
+                if model is None:
+                    continue
+                needed = ['lq', 'gt'] if key == 'train' and not isinstance(model, SensorModel) else ['lq']
+                lacking = [f'`{name}`' for name in needed if name not in samples[0][1]]
+                if lacking:
+                    message = f'its samples have no {" and ".join(lacking)}, which {self.opt["model_type"]} needs.'
+                    self.problems.append(Problem(path, message))
+                if lacking or not (self._train if key == 'train' else self._measure)(model, path, samples):
                     break  # with the other tasks it would fail in the same way
         return self.problems
 

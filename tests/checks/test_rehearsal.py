@@ -237,6 +237,12 @@ def test_a_data_set_of_others_that_is_empty(options: dict[str, Any], tmp_path: P
     assert found == 'datasets.val: has no images. Correct its paths.'
 
 
+def test_a_training_set_without_clear_images(options: dict[str, Any]) -> None:
+    single = {'type': 'SingleImageDataset', 'name': 's', 'dataroot_lq': 'clean', 'io_backend': {'type': 'disk'}}
+    options['datasets']['train'] = {**single, 'batch_size_per_gpu': 1, 'num_worker_per_gpu': 0}
+    assert problems(options) == ['datasets.train: its samples have no `gt`, which PromptModel needs.']
+
+
 @pytest.mark.parametrize('verb', ['train', 'test', 'check'])
 def test_commands_refuse_before_anything_is_created(
     verb: str, options: dict[str, Any], write: Callable[..., Path], photographs: Any, tmp_path: Path
