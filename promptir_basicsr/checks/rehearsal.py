@@ -40,7 +40,7 @@ from promptir_basicsr.options.run import OwnRun, run_schema
 from promptir_basicsr.runtime.memory import is_out_of_memory
 from promptir_basicsr.runtime.random_state import kept_random_state
 
-_PATCH, _MEASURED = 32, 256  # sides of what network and metrics are tried with; a larger image takes longer
+_PATCH, _MEASURED = 32, 256  # pixels; of larger images a corner is tried, which takes less time
 
 Sample = Mapping[str, Any]
 
@@ -138,8 +138,8 @@ class _Rehearsal:
             yield found if len(found) > 1 else found * 2
 
     def _train(self, model: PromptModel, path: Keys, samples: Sequence[tuple[Keys, Sample]]) -> bool:
-        def step(side: int | None) -> None:
-            model.feed_data(default_collate([_cut(sample, side) for _, sample in samples]))
+        def step(period: int | None) -> None:
+            model.feed_data(default_collate([_cut(sample, period) for _, sample in samples]))
             try:
                 output, _ = model.step.compute_gradients(model.batch)
             except RuntimeError:  # a loss says less of shapes that differ
@@ -157,8 +157,8 @@ class _Rehearsal:
         name = self.opt['datasets'][path[-1]]['name']
         labels = LabelSource(model.net_g, self.opt['val'].get('labels', True), name)
 
-        def restore(side: int | None) -> None:
-            data = default_collate([_cut(sample, side)])
+        def restore(period: int | None) -> None:
+            data = default_collate([_cut(sample, period)])
             model.feed_data(data)
             label = labels.give(model.batch.lq, data, model.batch.degradation)
             model.batch = replace(model.batch, degradation=label)
@@ -166,8 +166,9 @@ class _Rehearsal:
             self._check_shape(model, model.output)
 
         def measure() -> None:
-            data = default_collate([_cut(sample, _MEASURED)])
-            visuals = {'lq': data['lq'], 'result': data['lq'], **({'gt': data['gt']} if 'gt' in data else {})}
+            data = default_collate([sample])
+            visuals = {key: data[key][..., :_MEASURED, :_MEASURED] for key in ('lq', 'gt') if key in data}
+            visuals['result'] = visuals['lq']
             if isinstance(model, SensorModel):
                 visuals = dict(model.get_current_visuals())
             model.measurement_class(model.report, name, 0, False).add(visuals, data)
@@ -181,9 +182,8 @@ class _Rehearsal:
 
     def _small_then_whole(self, model: PromptModel, what: str, run: Callable[[int | None], None]) -> bool:
         """Whether a crop passes the network, or else the whole sample: some networks want a certain size."""
-        multiple = model.size_multiple
         try:
-            run(multiple * math.ceil(_PATCH / multiple))
+            run(math.lcm(_PATCH, model.size_multiple))
             return True
         except Exception:
             before = len(self.problems)
@@ -228,12 +228,14 @@ def _smallest(task: Task, multiple: int) -> int:
     return int(np.argmin(sides))
 
 
-def _cut(sample: Sample, side: int | None) -> Sample:
-    """A sample with a corner of its images, where both are of one size."""
+def _cut(sample: Sample, period: int | None) -> Sample:
+    """A sample with a corner of its images, where both are of one size: what a network needs of sides stays right or
+    wrong when multiples of the period are left out of them."""
     shapes = {sample[key].shape for key in ('lq', 'gt') if key in sample}
-    if side is None or len(shapes) != 1:
+    if period is None or len(shapes) != 1:
         return sample
-    return {key: value[..., :side, :side] if key in ('lq', 'gt') else value for key, value in sample.items()}
+    height, width = (min(side, _PATCH + (side - _PATCH) % period) for side in shapes.pop()[-2:])
+    return {key: value[..., :height, :width] if key in ('lq', 'gt') else value for key, value in sample.items()}
 
 
 def _names(samples: Sequence[tuple[Keys, Sample]]) -> str:

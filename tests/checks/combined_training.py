@@ -165,7 +165,7 @@ def combination(draw: random.Random, folder: Path) -> dict[str, Any]:
         losses = [{'pixel_opt': {'type': 'L1Loss'}, 'prompt_opt': {'type': 'PromptDecorrelationLoss'}}]
     options = {
         'name': 'run',
-        'model_type': 'PromptModel' if draw.random() < 0.93 else draw.choice(['SensorModel', 'SRModel']),
+        'model_type': 'PromptModel' if draw.random() < 0.95 else 'SensorModel',
         'num_gpu': 0,
         'manual_seed': 0,
         'datasets': {phase: data_set(draw, folder, phase, channels) for phase in ('train', 'val')},
