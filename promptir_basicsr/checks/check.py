@@ -75,8 +75,8 @@ def check_file(
             report.findings += list_findings(survey) + count_findings(survey, allow_counts)
             report.findings += image_findings(survey, dataset, images)
     tested = {dataset.where: [task.name for task in dataset.tasks()] for dataset in ours if not dataset.training}
-    for told in averaged_tasks(options.get('model_type'), tested):
-        report.findings.append(Finding(NOTE, 'averaged', told.partition(': ')[0], told))
+    for where, warning in averaged_tasks(options.get('model_type'), tested).items():
+        report.findings.append(Finding(NOTE, 'averaged', where, f'{where}: {warning}'))
     report.findings += extra_findings(ours)
     for key, dataset_options in sets.items():
         where = f'datasets.{key}'

@@ -175,15 +175,15 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
 
     told = f'of {len(distinct):,} images cannot be read. Replace the files, or take them out of the list.'
     found = finding(ERROR, 'unreadable', list(unreadable.items()), told)
-    told = (
+    message = (
         f'of {len(task):,} pairs differ in size. '
         'Check the pairing rule, cut both to the same area, or set `crop_border_gt`.'
     )
-    found += finding(ERROR, 'different_size', differing, told)
+    found += finding(ERROR, 'different_size', differing, message)
     told = f'of {len(task):,} images are smaller than the {patch} pixel crop; they are reflected up to it.'
     found += finding(NOTE, 'smaller_than_patch', small, told)
-    told = f'of {len(task):,} pairs do not look alike. Compare the images: they may show different scenes.'
-    return found + finding(NOTE, 'unlike', unlike, told)
+    message = f'of {len(task):,} pairs do not look alike. Compare the images: they may show different scenes.'
+    return found + finding(NOTE, 'unlike', unlike, message)
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -185,7 +185,7 @@ class _Rehearsal:
         try:
             run(math.lcm(_PATCH, model.size_multiple))
             return True
-        except Exception:
+        except Exception:  # it may be the cut; what fails with the whole sample is reported
             before = len(self.problems)
         kind: Kind = 'machine' if self.elsewhere and not traits_of(model.net_g).declared else 'options'
         self._tried(('network_g',), what, lambda: run(None), kind)

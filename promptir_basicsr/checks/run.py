@@ -394,25 +394,25 @@ def check_metric(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
     return problems + [each for each in type_problems(where, metric, arguments) if each.path not in told]
 
 
-def averaged_tasks(model_type: Any, tasks: Mapping[str, Sequence[str]]) -> list[str]:
-    """Warnings about test sets whose tasks a model of BasicSR measures as one.
+def averaged_tasks(model_type: Any, tasks: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Warnings about test sets whose tasks a model of BasicSR measures as one, by their places.
 
     Args:
         tasks: their names, by the place of each validation or test set.
     """
     if check_registered('', '', model_type, MODEL_REGISTRY):
-        return []
+        return {}
     kind: Any = find_registered(MODEL_REGISTRY, model_type)
     own = isinstance(kind, type) and issubclass(kind, SRModel)
     if not own or kind.nondist_validation is not SRModel.nondist_validation:
-        return []
-    return [
-        f'{where}: {model_type} reports one average over its {len(names)} tasks ({first_few(names)}) and saves images '
+        return {}
+    return {
+        where: f'{model_type} reports one average over its {len(names)} tasks ({first_few(names)}) and saves images '
         'under their file names, so that tasks with the same clean images overwrite each other. '
         'Use `model_type: PromptModel` for results of each task.'
         for where, names in tasks.items()
         if len(names) > 1
-    ]
+    }
 
 
 def label_problems(options: Mapping[str, Any]) -> list[Problem]:

@@ -1,6 +1,7 @@
 """The verb `basicsr measure`."""
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -60,10 +61,9 @@ def _metric(word: str) -> tuple[str, dict[str, Any]]:
     kind = _SHORT.get(word, word)
     if kind not in METRIC_REGISTRY:
         raise OptionError(f'--metrics: {unknown_name("metric", word, [*_SHORT, *METRIC_REGISTRY.keys()])}')
-    options: dict[str, Any] = {'type': kind}
-    if kind in ('calculate_psnr', 'calculate_ssim', 'calculate_niqe'):
-        options['crop_border'] = 0
-    return word, options
+    border = inspect.signature(METRIC_REGISTRY.get(kind)).parameters.get('crop_border')
+    needed = border is not None and border.default is border.empty  # BasicSR's have no default
+    return word, {'type': kind, **({'crop_border': 0} if needed else {})}
 
 
 def _problems(args: argparse.Namespace) -> list[str]:

@@ -72,7 +72,7 @@ class Names:
     def find(self, texts: Sequence[str]) -> tuple[list[str | None], str]:
         """The image of each text, and the leading folders that all texts share and none of the images has.
 
-        Folders are left out only where no text names an image with them, and no more of them than it takes.
+        Folders are dropped only where no text names an image with them, and no more of them than it takes.
         """
         paths = [text if text in self._names else self._path(text) for text in texts]
         found = [self._known(path) for path in paths]
@@ -223,5 +223,5 @@ def _choose(
     ]
     if not differing:
         return lq, []
-    told = f'{len(differing):,} of {len(entries):,} lines pair other images than the pairing rule: '
-    return lq, [f'{told}{first_few(differing)}. Fix the list or `pairing`.']
+    message = f'{len(differing):,} of {len(entries):,} lines pair other images than the pairing rule: '
+    return lq, [f'{message}{first_few(differing)}. Fix the list or `pairing`.']

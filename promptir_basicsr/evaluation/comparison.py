@@ -14,6 +14,7 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few, unknown_name
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.evaluation.record import Results, TaskResult
+from promptir_basicsr.evaluation.results import in_digits
 
 PUBLISHED = Path(__file__).with_name('published.yml')
 AVERAGE = 'average'
@@ -62,11 +63,11 @@ class Comparison:
 
     def rank(self, entry: Entry, task: str, metric: str) -> int:
         """0 for the best of a column as it is printed, 1 for the second best, 2 for others."""
-        found = {text(metric, each.values[task, metric]) for each in self.entries if (task, metric) in each.values}
+        found = {in_digits(each.values[task, metric]) for each in self.entries if (task, metric) in each.values}
         if (task, metric) not in entry.values or len(self.entries) < 2:
             return 2
         order = sorted(found, key=float, reverse=metric not in self.lower)
-        return min(order.index(text(metric, entry.values[task, metric])), 2)
+        return min(order.index(in_digits(entry.values[task, metric])), 2)
 
 
 def compare(
@@ -93,14 +94,15 @@ def compare(
         if name not in common:
             raise OptionError(f'--metric: {unknown_name("metric of all runs", name, common)}')
     if not metrics:
-        raise OptionError('the runs have no metric in common.')
+        raise OptionError('the runs have no metric in common. Compare runs with the same `val.metrics`.')
     tasks = list(dict.fromkeys(task.task for task in results[0].tasks))
     tasks = [name for name in tasks if all(_find(each, name) for each in results)]
     printed = _published(published) if published else []
     if published:
         tasks = [name for name in tasks if any((name, metric) in row.values for row in printed for metric in metrics)]
     if not tasks:
-        raise OptionError('the runs have no task in common.' if not published else f"no task of '{published}'.")
+        of = f" with the published rows of '{published}'" if published else ''
+        raise OptionError(f'the runs have no task in common{of}. Compare runs with the same test sets.')
     reasons = differences(results, tasks, metrics)
     if reasons and not anyway:
         advice = 'Leave such runs out, or compare them all the same with --anyway.'
@@ -190,19 +192,14 @@ def _published(protocol: str) -> list[Entry]:
     return rows
 
 
-def text(metric: str, value: float) -> str:
-    """Two digits for decibels and the like, four for what is at most 1 by its nature, such as SSIM."""
-    return f'{value:.4f}' if abs(value) < 2 and 'psnr' not in metric else f'{value:.2f}'
-
-
 def cell(comparison: Comparison, entry: Entry, task: str, marked: Callable[[str, int], str]) -> str:
     """`31.31 / 0.8880`; `marked` shows the rank of each number."""
     parts = []
     for metric in comparison.metrics:
         value = entry.values.get((task, metric))
-        shown = '-' if value is None else text(metric, value)
+        shown = '-' if value is None else in_digits(value)
         if (task, metric) in entry.spread:
-            shown += f' ± {text(metric, entry.spread[task, metric])}'
+            shown += f' ± {in_digits(entry.spread[task, metric], value)}'
         parts.append(marked(shown, comparison.rank(entry, task, metric)))
     return ' / '.join(parts)
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def read_results(path: str | os.PathLike[str]) -> Results:
         if isinstance(error, OptionError):
             raise
         what = f'{type(error).__name__}: {error}'.partition('\n')[0]
-        raise OptionError(f"'{where}' does not hold results of this package ({printable(what)}).") from error
+        raise OptionError(
+            f"'{where}' does not hold results of this package ({printable(what)}). Validate the run again."
+        ) from error
 
 
 def _parsed(content: Any) -> Results:
@@ -159,6 +162,7 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+@cache
 def _commit() -> str | None:
     """Of the repository that the current folder is in, `-dirty` where files have changed; None outside of one."""
     command = ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']

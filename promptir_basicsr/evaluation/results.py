@@ -71,13 +71,14 @@ def markdown_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
 
 def number(metric: str, values: Mapping[str, float], inputs: Mapping[str, float]) -> str:
-    """`31.31 (20.17)`: two digits for decibels, four for what stays below one."""
+    """`31.31 (20.17)`."""
+    shown = in_digits(values[metric]) if metric in values else '-'
+    return f'{shown} ({in_digits(inputs[metric])})' if metric in inputs else shown
 
-    def text(value: float) -> str:
-        return f'{value:.4f}' if abs(value) < 2 else f'{value:.2f}'
 
-    shown = text(values[metric]) if metric in values else '-'
-    return f'{shown} ({text(inputs[metric])})' if metric in inputs else shown
+def in_digits(value: float, beside: float | None = None) -> str:
+    """Two digits after the point for decibels, four for what stays below one; or as many as a value beside it has."""
+    return f'{value:.4f}' if abs(value if beside is None else beside) < 2 else f'{value:.2f}'
 
 
 def aligned(table: Sequence[str]) -> list[str]:

@@ -276,8 +276,8 @@ def _warn_of_averages(opt: Mapping[str, Any]) -> None:
         if key != 'train' and dataset['type'] == 'AllInOneDataset':
             tasks = expand_protocol(dataset, ('datasets', key))['tasks']
             tested[f'datasets.{key}'] = [task.get('name', task['type']) for task in tasks]
-    for told in averaged_tasks(opt['model_type'], tested):
-        logger.warning(told)
+    for where, warning in averaged_tasks(opt['model_type'], tested).items():
+        logger.warning(f'{where}: {warning}')
 
 
 @contextmanager

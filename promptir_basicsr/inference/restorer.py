@@ -122,8 +122,8 @@ class Restorer:
         """A network that enlarges, or tells degradations apart, would give nonsense without a word."""
         net, traits = self.net, self.traits
         if self.channels not in (1, 3):
-            told = f'{type(net).__name__} takes images of {self.channels} channels'
-            raise OptionError(f"'{path}': {told}; pictures have 3 (RGB) or 1 (grey).")
+            found = f'{type(net).__name__} takes images of {self.channels} channels'
+            raise OptionError(f"'{path}': {found}; pictures have 3 (RGB) or 1 (grey).")
         side = -(-_PROBE // traits.size_multiple) * traits.size_multiple
         x = torch.zeros(1, self.channels, side, side, device=self.device)
         try:

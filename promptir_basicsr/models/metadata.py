@@ -1,4 +1,4 @@
-"""What a training tells about its weights, in the file of the weights, and about its numbers, in `results.json`."""
+"""Facts about a run: in the file of its weights, and in `results.json`."""
 
 import hashlib
 import json

@@ -6,7 +6,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -106,12 +105,11 @@ class PromptModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.run, self.is_measuring = Run(), False
         self._for_any_size: dict[nn.Module, nn.Module] = {}
-        recipe = deepcopy(opt)  # BasicSR takes the types out
         super().__init__(opt)
-        facts = run_facts(recipe, self.get_bare_model(self.net_g), self.device)
         self.load_sensor()
         self.report = self.report_class(opt)
-        self.report.facts = facts
+        given = {**opt, 'train': {**opt['train'], **self._recipe}} if self.is_train else opt
+        self.report.facts = run_facts(given, self.get_bare_model(self.net_g), self.device)
         self._best_file = os.path.join(opt['path'].get('models') or '', 'net_g_best.json')
         if self.is_train:
             if opt['path'].get('resume_state'):

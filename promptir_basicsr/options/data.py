@@ -73,8 +73,8 @@ class StageOptions(Section):
     example = 'such as {until: 92000, gt_size: 128, batch_size_per_gpu: 8}'
 
     until: Count | None = option(None, description='its last iteration; the last stage may leave it out')
-    gt_size: Count | None = option(None, description="side of the crops in pixels; left out, the data set's")
-    batch_size_per_gpu: Count | None = option(None, description="samples of an iteration; left out, the data set's")
+    gt_size: Count | None = option(None, description="side of the crops in pixels; default: the data set's")
+    batch_size_per_gpu: Count | None = option(None, description="samples of an iteration; default: the data set's")
 
 
 def _in_order(stages: list[StageOptions]) -> list[StageOptions]:

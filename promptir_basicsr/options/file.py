@@ -34,7 +34,7 @@ class Places:
     """
 
     def __init__(self, path: str, root: yaml.Node) -> None:
-        self.path, self._root = path, root
+        self.path, self._root, self._own = path, root, root.start_mark.name
 
     def replace(self, keys: Sequence[str], entry: str) -> None:
         """Note that options below `keys` are not the file's, but those of an entry, `--force_yml KEY=VALUE`."""
@@ -52,7 +52,9 @@ class Places:
         mark = next((mark for mark, complete in found if complete), found[0][0])
         if mark is None:
             return self.path
-        return str(mark.name) if _from_command_line(mark) else f'{mark.name}:{mark.line + 1}'
+        if _from_command_line(mark):
+            return str(mark.name)
+        return f'{self.path if mark.name == self._own else mark.name}:{mark.line + 1}'
 
     def located(self, problem: Problem) -> str:
         """The text of a problem after the file and the line of its option. The words of the text do not matter."""

@@ -9,17 +9,15 @@ import json
 import os
 import random
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import skimage.data
-import torch
 import yaml
 
-from promptir_basicsr import cli
+from tests.models.disturbed_training import run
 
 TINY = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 1, 1]}
 ODD_CHANNELS = [(1, 1), (3, 3), (1, 3), (3, 1), (6, 3)]
@@ -193,21 +191,7 @@ def train(folder: Path) -> tuple[int, str]:
     log = folder / 'said.txt'
     child = os.fork()
     if not child:
-        torch.set_num_threads(1)
-        output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-        os.dup2(output, 1), os.dup2(output, 2)
-        sys.stdout = sys.stderr = sys.__stderr__ = open(2, 'w', buffering=1, closefd=False)  # noqa: SIM115
-        os.chdir(folder)
-        status = 99
-        try:
-            status = cli.main(['train', '-opt', 'run.yml'])
-        except SystemExit as error:
-            status = int(error.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
+        run(folder, os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text(errors='replace')
 
 

@@ -86,7 +86,7 @@ class Case:
         child = os.fork()
         if not child:
             os.close(reading)
-            run(self.folder, writing)
+            run(self.folder, writing, '--auto_resume')
         os.close(writing)
         reader = threading.Thread(target=read, args=(reading, said))
         reader.start()
@@ -133,8 +133,8 @@ def damaged(path: Path) -> bool:
     return path.suffix == '.png' and not path.read_bytes().endswith(b'IEND\xaeB`\x82')
 
 
-def run(folder: Path, output: int) -> None:
-    """In a fork: train; does not return."""
+def run(folder: Path, output: int, *arguments: str) -> None:
+    """In a fork: train, with arguments beside the option file; does not return."""
     os.setpgid(0, 0)
     torch.set_num_threads(1)
     os.dup2(output, 1), os.dup2(output, 2)
@@ -142,7 +142,7 @@ def run(folder: Path, output: int) -> None:
     os.chdir(folder)
     status = 99
     try:
-        status = cli.main(['train', '-opt', 'run.yml', '--auto_resume'])
+        status = cli.main(['train', '-opt', 'run.yml', *arguments])
     except SystemExit as error:
         status = int(error.code or 0)
     except BaseException:
