@@ -27,9 +27,11 @@ def main() -> None:
     parser.add_argument('--example', type=int, default=0, help='which of the examples is restored; default: 0')
     parser.add_argument('--explain', help='page of `basicsr explain`')
     args = parser.parse_args()
-    with browser_page(1280, 800) as watched:
-        save(demo(watched.page, args), 'web.jpg')
-        if args.explain:
+    for width, name in ((1280, 'web.jpg'), (390, 'web_phone.jpg')):
+        with browser_page(width, 800) as watched:
+            save(demo(watched.page, args), name)
+    if args.explain:
+        with browser_page(1280, 1500) as watched:
             save(explain(watched.page, Path(args.explain)), 'explain_page.jpg')
 
 
@@ -54,11 +56,13 @@ def demo(page: Any, args: argparse.Namespace) -> bytes:
     try:
         process.stdout.readline()
         page.goto(f'http://127.0.0.1:{port}')
-        page.locator('.gallery-item').nth(args.example).click()
+        page.locator('#examples button').nth(args.example).click()
         page.wait_for_function('document.querySelector("#picture img")?.naturalWidth > 0')
         page.locator('#restore').click()
         page.wait_for_selector('.prompt-weights', timeout=120_000)
-        page.wait_for_function('[...document.querySelectorAll("#slider img")].every((image) => image.naturalWidth > 0)')
+        page.wait_for_function(
+            '[...document.querySelectorAll("#comparison img")].every((image) => image.naturalWidth > 0)'
+        )
         page.mouse.move(0, 0)
         page.wait_for_timeout(1000)
         return page.screenshot(full_page=True)
@@ -69,7 +73,6 @@ def demo(page: Any, args: argparse.Namespace) -> bytes:
 
 def explain(page: Any, path: Path) -> bytes:
     """The upper part of the page."""
-    page.set_viewport_size({'width': 1280, 'height': 1500})
     page.goto(path.resolve().as_uri())
     page.wait_for_timeout(1000)
     return page.screenshot()

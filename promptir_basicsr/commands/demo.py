@@ -6,9 +6,11 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.demo.app import Activity, build_page
 from promptir_basicsr.demo.content import copy_examples, make_examples
+from promptir_basicsr.demo.hosts import KnownHosts
 from promptir_basicsr.inference.restorer import Restorer
 from promptir_basicsr.inference.restoring import Settings
 
@@ -42,6 +45,10 @@ def main(args: argparse.Namespace) -> int:
     except OptionError as error:
         problems += error.problems
     raise_problems(problems)
+    for name in ('SIGTERM', 'SIGHUP'):  # the second when the terminal is closed; Windows lacks it, nohup ignores it
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
     work = Path(tempfile.mkdtemp(prefix='basicsr-demo-'))
     try:
         _prepare_gradio(work)
@@ -51,6 +58,10 @@ def main(args: argparse.Namespace) -> int:
         activity = Activity()
         page = build_page(restorer, work, examples, round(args.max_megapixels * 1e6), activity)
         _serve(page, args, activity)
+    except KeyboardInterrupt:
+        with suppress(OSError):  # the terminal may be gone
+            sys.stdout.write('\n')
+            sys.stdout.flush()
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if activity.busy.locked():  # Python would wait for the thread, and a pass of the network may take minutes
@@ -68,6 +79,7 @@ def _prepare_gradio(work: Path) -> None:
     os.environ |= {
         'GRADIO_TEMP_DIR': str(work / 'uploads'),
         'GRADIO_ANALYTICS_ENABLED': 'False',
+        'TORCHINDUCTOR_CACHE_DIR': str(work / 'torch'),
         'HF_HUB_DISABLE_TELEMETRY': '1',
         'HF_HUB_OFFLINE': '1',
     }
@@ -78,19 +90,26 @@ def _prepare_gradio(work: Path) -> None:
 
 
 def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) -> None:
-    """Serve until Ctrl-C or SIGTERM.
+    """Serve until the process is interrupted.
 
     Raises:
+        KeyboardInterrupt: by Ctrl-C, SIGTERM or SIGHUP.
         OptionError: the port is taken, or there is no such host.
     """
     import gradio as gr
+    from starlette.middleware import Middleware
 
     fonts = ('system-ui', '-apple-system', 'Segoe UI', 'Roboto', 'Noto Sans', 'Liberation Sans', 'sans-serif')
     theme = gr.themes.Default(
         primary_hue='blue', neutral_hue='slate', font=fonts, font_mono=('ui-monospace', 'monospace')
+    ).set(  # readable: contrasts of at least 4.5 to 1
+        body_text_color_subdued='*neutral_600',
+        block_info_text_color='*neutral_600',
+        button_primary_background_fill='*primary_700',
+        button_primary_background_fill_dark='*primary_700',
+        button_primary_background_fill_hover='*primary_800',
     )
     megabytes = max(16, round(args.max_megapixels * 16))  # two bytes for each of four channels, and as much again
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         try:
             page.launch(
@@ -98,6 +117,8 @@ def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) 
                 server_port=args.port,
                 inbrowser=not args.no_browser,
                 theme=theme,
+                i18n=gr.I18n(en={'common.complete': 'Done'}),  # gradio lacks it, and shows the key
+                app_kwargs={'middleware': [Middleware(KnownHosts, names=_names(args.host))]},
                 css=importlib.resources.files('promptir_basicsr.demo')
                 .joinpath('style.css')
                 .read_text(encoding='utf-8'),
@@ -117,8 +138,6 @@ def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) 
         sys.stdout.write(f'The page is at {page.local_url} - Ctrl-C ends it.\n')
         sys.stdout.flush()
         threading.Event().wait()
-    except KeyboardInterrupt:
-        sys.stdout.write('\n')
     finally:
         activity.closing.set()
         server = getattr(page, 'server', None)
@@ -126,6 +145,14 @@ def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) 
             server.force_exit = True  # do not wait for the visitors to leave, and do not tell of each
             logging.getLogger('uvicorn.error').setLevel(logging.CRITICAL + 1)
         page.close(verbose=False)
+
+
+def _names(host: str) -> set[str]:
+    """What this machine is called in addresses."""
+    names = {'localhost', host}
+    if host not in ('localhost', '127.0.0.1', '::1'):
+        names |= {socket.gethostname(), socket.getfqdn()}
+    return {name.lower() for name in names}
 
 
 def _interrupt(*_: object) -> None:

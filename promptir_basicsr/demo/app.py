@@ -6,13 +6,23 @@ import os
 import tempfile
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import torch
 
 from promptir_basicsr.core.arrays import save_picture
-from promptir_basicsr.demo.content import preview, read_upload, remove_older, restore_upload, summary, weights_markup
+from promptir_basicsr.demo.content import (
+    comparison_markup,
+    preview,
+    read_upload,
+    remove_older,
+    restore_upload,
+    summary,
+    weights_markup,
+)
 from promptir_basicsr.inference.restorer import Restorer
 
 if TYPE_CHECKING:
@@ -24,6 +34,12 @@ _KEPT = 3600  # seconds that a restored file can be downloaded
 _WAITING = 32  # visitors at most; each takes their turn
 _UNSHOWN = ('TIFF', 'PPM')  # by browsers
 _BLIND, _TOLD = 'Let the sensor look', 'I tell what is wrong'
+# On a telephone the result is below the fold: with a picture, go there while it is made.
+_SHOW_RESULT = """(...inputs) => {
+  const result = document.getElementById('result');
+  if (inputs[0] && result.getBoundingClientRect().top > innerHeight / 2) result.scrollIntoView();
+  return inputs;
+}"""
 
 
 @dataclass(frozen=True)
@@ -59,10 +75,12 @@ def build_page(
     originals: dict[str, str] = {}  # by the file that stands for one that browsers cannot show
     tracker = gr.Progress()  # gradio finds it as a default
 
-    def look(path: str | None) -> Any:
+    # Events with `preprocess=False` are given the file as it is: gradio would decode it, with errors of its own.
+    def look(dropped: dict[str, Any] | None) -> Any:
         """Of a file that was just dropped: say at once what is wrong with it, show it where the browser cannot."""
-        if path is None:
+        if dropped is None:
             return gr.skip()
+        path = dropped['path']
         try:
             uploaded = read_upload(path, most_pixels)
         except (ValueError, OSError) as error:
@@ -75,10 +93,10 @@ def build_page(
         originals[str(stand_in)] = path
         return str(stand_in)
 
-    def restore(path: str | None, *controls: Any, progress: Any = tracker) -> list[Any]:
-        if path is None:
+    def restore(dropped: dict[str, Any] | None, *controls: Any, progress: Any = tracker) -> list[Any]:
+        if dropped is None:
             raise gr.Error('There is no picture yet: drop one, or take an example.', print_exception=False)
-        path = originals.get(path, path)
+        path = originals.get(dropped['path'], dropped['path'])
         mode, strength, *shares = controls if labels else (_BLIND, 1.0)
 
         def advance(done: int, total: int) -> None:
@@ -92,6 +110,10 @@ def build_page(
             told = None if mode == _BLIND else _mixture(labels, shares)
             with activity.busy:
                 result = restore_upload(restorer, path, folder, most_pixels, told, strength, advance)
+            before, after = (folder / name / 'preview.png' for name in ('before', 'after'))
+            for image, shown in ((result.before, before), (result.after, after)):
+                shown.parent.mkdir()
+                save_picture(image, shown)
         except (ValueError, OSError) as error:
             logger.warning(f'Not restored: {error}')
             raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
@@ -99,58 +121,55 @@ def build_page(
             advice = 'The picture needs more memory than there is. Start the page with a smaller `--tile`.'
             raise gr.Error(advice, duration=None, print_exception=False) from error
         return [
-            gr.update(value=(result.before, result.after), visible=True),
+            comparison_markup(_address(before), _address(after), result.before.shape[1]),
             gr.update(value=str(result.file), visible=True),
-            gr.update(value=summary(result, restorer.device.type.replace('cuda', 'GPU').replace('cpu', 'CPU'))),
-            gr.update(value=weights_markup(result.weights, result.part)),
+            summary(result, restorer.device.type.replace('cuda', 'GPU').replace('cpu', 'CPU')),
+            weights_markup(result.weights, result.part),
         ]
 
     with gr.Blocks(title='Restore a picture', analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
         gr.Markdown(_head(restorer), elem_id='head')
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
-                picture = _upload(gr)
+                picture = gr.Image(
+                    image_mode=None,
+                    sources=['upload', 'clipboard'],
+                    label='Picture',
+                    height=360,
+                    elem_id='picture',
+                    buttons=[],
+                )
                 controls = _controls(gr, labels, has_sensor) if labels else []
                 button = gr.Button('Restore', variant='primary', elem_id='restore')
-                gr.Examples([[str(path)] for _, path in examples], picture, label='Examples', api_visibility='private')
-            with gr.Column(scale=3, min_width=320):
-                slider = gr.ImageSlider(
-                    label='Before (left) and after (right)',
-                    format='png',
-                    interactive=False,
-                    max_height=640,
-                    elem_id='slider',
-                    buttons=['fullscreen'],
-                )
+                _examples(gr, examples, picture)
+            with gr.Column(scale=3, min_width=320, elem_id='result'):
+                comparison = gr.HTML(elem_id='comparison', padding=False)
                 with gr.Row(equal_height=True):
                     said = gr.Markdown(elem_id='said')
                     download = gr.DownloadButton('Download', visible=False, elem_id='download', size='md', scale=0)
-                weights = gr.HTML(elem_id='weights')
-        picture.upload(look, picture, picture, api_visibility='private', show_progress='minimal')
+                weights = gr.HTML(elem_id='weights', padding=False)
+        picture.upload(look, picture, picture, api_visibility='private', show_progress='minimal', preprocess=False)
         button.click(
             restore,
             [picture, *controls],
-            [slider, download, said, weights],
+            [comparison, download, said, weights],
             api_visibility='private',
             concurrency_limit=1,
-            show_progress_on=slider,
+            show_progress_on=comparison,
+            js=_SHOW_RESULT,
+            preprocess=False,
         )
     return page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
 
 
-def _upload(gr: Any) -> Any:
-    """A place to drop a file, which comes as it is: gradio's own way would decode it, with errors of its own."""
-    picture = gr.Image(
-        type='filepath',
-        image_mode=None,
-        sources=['upload', 'clipboard'],
-        label='Picture',
-        height=360,
-        elem_id='picture',
-        buttons=[],
-    )
-    picture.preprocess = lambda payload: payload.path if payload else None
-    return picture
+def _examples(gr: Any, examples: list[tuple[str, Path]], picture: Any) -> None:
+    """A button for each example, with its name and its picture."""
+    gr.Markdown('Examples', elem_id='examples-title')
+    with gr.Row(elem_id='examples'):
+        for name, path in examples:
+            gr.Button(name, icon=str(path), size='sm', scale=0, min_width=0).click(
+                partial(str, path), None, picture, api_visibility='private', queue=False, show_progress='hidden'
+            )
 
 
 def _controls(gr: Any, labels: list[str], has_sensor: bool) -> list[Any]:
@@ -201,6 +220,11 @@ def _mixture(labels: list[str], shares: list[float]) -> dict[str | int, float]:
     if not told:
         raise ValueError('All labels are at 0. Move the slider of what is wrong with the picture.')
     return told
+
+
+def _address(path: Path) -> str:
+    """Of a file below gradio's folder, as seen from the page."""
+    return f'gradio_api/file={quote(path.as_posix())}'
 
 
 def _results(work: Path) -> Path:

@@ -173,6 +173,24 @@ def prompt_shares(
     return shares, f'the middle {part.shape[-1]} x {part.shape[-2]} pixels' if cut else ''
 
 
+def comparison_markup(before: str, after: str, width: int) -> str:
+    """Two pictures on each other and the edge between them, as HTML: a slider that a pointer and the keyboard move.
+
+    Args:
+        before, after: addresses of the pictures, RGB.
+        width: of both, in pixels.
+    """
+    first, second = html.escape(before), html.escape(after)
+    return (
+        f'<div class="comparison" style="--edge: 50%; --width: {width}px"><div class="view" tabindex="0" role="group" '
+        f'aria-label="Before and after"><div class="frame"><img src="{first}" alt="Before">'
+        f'<img class="after" src="{second}" alt="After"><input type="range" step="0.5" aria-label="Edge: before is '
+        "left of it, after is right\" oninput=\"this.closest('.comparison').style.setProperty('--edge', "
+        "this.value + '%')\"></div></div><p>Before (left) and after (right)"
+        '<label><input type="checkbox"> Actual size</label></p></div>'
+    )
+
+
 def weights_markup(weights: Mapping[str, Mapping[str, float]], part: str = '') -> str:
     """A table of bars as HTML: a row a prompt, a column a level. Nothing for no weights."""
     if not weights:

@@ -1,5 +1,6 @@
 """The page of `basicsr demo`: the real command, in a real browser."""
 
+import http.client
 import io
 import os
 import re
@@ -42,6 +43,7 @@ from tests.browser import browser_page
 from basicsr.archs import build_network
 
 pytest.importorskip('gradio')
+Axe = pytest.importorskip('axe_playwright_python.sync_playwright').Axe
 
 TINY = {
     'dim': 8,
@@ -210,7 +212,7 @@ def told_weights(page) -> np.ndarray:
 
 def shown(page, number: int) -> np.ndarray:
     """A picture of the slider, as the browser has it."""
-    source = page.locator('#slider img').nth(number).get_attribute('src')
+    source = page.locator('#comparison img').nth(number).evaluate('(image) => image.src')
     return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())))
 
 
@@ -224,7 +226,9 @@ def test_a_picture_is_restored_as_by_the_restorer(page, server, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
     assert np.abs(expected.astype(int) - photograph).mean() > 1
 
-    page.wait_for_function('[...document.querySelectorAll("#slider img")].every((image) => image.naturalWidth === 203)')
+    page.wait_for_function(
+        '[...document.querySelectorAll("#comparison img")].every((image) => image.naturalWidth === 203)'
+    )
     np.testing.assert_array_equal(shown(page, 0), photograph)
     np.testing.assert_array_equal(shown(page, 1), expected)
     assert '203 x 181 pixels in' in page.locator('#said').inner_text()
@@ -238,24 +242,82 @@ def test_a_picture_is_restored_as_by_the_restorer(page, server, tmp_path):
     np.testing.assert_allclose(told_weights(page), 100 * weights, atol=0.51)
 
 
-def test_the_slider_moves(page, tmp_path):
+def edge(page) -> float:
+    """How much of the second picture is cut off on its left, in per cent."""
+    return float(
+        re.findall(r'[\d.]+', page.locator('#comparison .after').evaluate('(e) => getComputedStyle(e).clipPath'))[-1]
+    )
+
+
+def test_the_edge_is_dragged(page, tmp_path):
     Image.fromarray(data.astronaut()[:120, :160]).save(tmp_path / 'a.png')
     upload(page, tmp_path / 'a.png')
     restore(page)
-    box = page.locator('#slider .slider-wrap').bounding_box()
-    clip = 'getComputedStyle(document.querySelectorAll("#slider img")[1]).clipPath'
-    before = page.evaluate(clip)
-    handle = page.locator('#slider .slider-wrap [role=slider], #slider .slider-wrap .inner').first.bounding_box()
-    y = handle['y'] + handle['height'] / 2
-    page.mouse.move(handle['x'] + handle['width'] / 2, y)
+    box = page.locator('#comparison .frame').bounding_box()
+    assert box['width'] / box['height'] == pytest.approx(160 / 120, rel=0.01)
+    y = box['y'] + box['height'] / 3
+    assert edge(page) == pytest.approx(50)
+    page.mouse.move(box['x'] + box['width'] * 0.6, y)
     page.mouse.down()
-    page.mouse.move(box['x'] + box['width'] * 0.3, y, steps=4)
+    assert edge(page) == pytest.approx(60, abs=1)
     page.mouse.move(box['x'] + box['width'] * 0.2, y, steps=4)
     page.mouse.up()
-    after = page.evaluate(clip)
-    left = [float(re.findall(r'[\d.]+', path)[-1]) for path in (before, after)]
-    assert left[0] == pytest.approx(50, abs=1)
-    assert left[1] == pytest.approx(20, abs=2)
+    assert edge(page) == pytest.approx(20, abs=1)
+    page.get_by_label('Actual size').check()
+    assert page.locator('#comparison .frame').bounding_box()['width'] == 160
+
+
+def test_the_keyboard_alone_is_enough(page, server, tmp_path):
+    photograph = data.coffee()[:96, :96]
+    Image.fromarray(photograph).save(tmp_path / 'a.png')
+
+    def press(key: str, label: str) -> None:
+        """Move on to what has this accessible name, and press a key there."""
+        for _ in range(20):
+            page.keyboard.press('Tab')
+            if label in page.evaluate('[document.activeElement.ariaLabel, document.activeElement.innerText]'):
+                page.keyboard.press(key)
+                return
+        raise AssertionError(f'{label!r} is not reached')
+
+    with page.expect_file_chooser() as chooser:
+        press('Enter', 'Drop an image file here to upload')
+    chooser.value.set_files(tmp_path / 'a.png')
+    page.wait_for_function('document.querySelector("#picture img")?.naturalWidth > 0')
+    page.wait_for_timeout(300)
+    press('Enter', 'Restore')
+    page.wait_for_selector('#download', timeout=30000)
+    page.wait_for_selector('#comparison [type=range]')
+    np.testing.assert_array_equal(shown(page, 1), restorer(server).restore(photograph))
+    press('ArrowLeft', 'Edge: before is left of it, after is right')
+    assert 45 < edge(page) < 50
+    page.keyboard.press('Home')
+    assert edge(page) == 0
+    with page.expect_download() as download:
+        press('Enter', 'Download')
+    assert download.value.suggested_filename == 'a_restored.png'
+
+
+def violations(page) -> list[str]:
+    """What the accessibility checker has found."""
+    found = Axe().run(page).response['violations']
+    return [f'{each["id"]}: {node["html"]}' for each in found for node in each['nodes']]
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_the_accessibility_checker_finds_nothing(page, width, theme):
+    page.set_viewport_size({'width': width, 'height': 844})
+    page.wait_for_function('[...document.images].every((image) => image.complete)')
+    page.goto(f'{page.url}?__theme={theme}')
+    page.wait_for_selector('#restore')
+    assert violations(page) == []
+    page.locator('#examples button').first.click()
+    page.wait_for_function('document.querySelector("#picture img")?.naturalWidth === 512')
+    restore(page)
+    page.wait_for_function('document.querySelector("[role=status]").innerText === "Done"')
+    assert violations(page) == []
+    page.set_viewport_size({'width': 1280, 'height': 900})
 
 
 def test_depth_and_format_stay(page, server, tmp_path):
@@ -270,29 +332,48 @@ def test_depth_and_format_stay(page, server, tmp_path):
 
 
 def test_an_example_is_restored(page, server):
-    page.locator('.gallery-item').nth(1).click()
+    page.locator('#examples button').nth(1).click()
     page.wait_for_function('document.querySelector("#picture img")?.naturalWidth === 600')
     path, name = restore(page)
     assert name == 'coffee_rain_restored.png'
     example = np.asarray(Image.open(server.work / next(server.work.glob('*/examples/coffee_rain.png'))))
     np.testing.assert_array_equal(np.asarray(Image.open(path)), restorer(server).restore(example))
-    assert page.locator('.gallery-item').count() == 5
+    assert page.locator('#examples button').count() == 5
 
 
 def test_what_is_wrong_with_a_file_is_said_in_the_page(page, tmp_path):
-    (tmp_path / 'text.png').write_text('no picture')
     large = np.zeros((800, 800, 3), np.uint8)
-    Image.fromarray(large).save(tmp_path / 'large.png')
+    cv2.imwrite(str(tmp_path / 'good.tif'), large[:64, :64])
     messages = page.locator('.toast-body')
-    for name, words in (
-        ('text.png', "'text.png' is text"),
-        ('large.png', "'large.png' has 800 x 800 pixels, 0.6 megapixels"),
-    ):
-        page.locator('#picture input[type=file]').set_input_files(tmp_path / name)
-        messages.filter(has_text=words).wait_for(timeout=10000)
-        page.wait_for_selector('#picture input[type=file]', state='attached')  # room for another one
+    for turn in range(2):  # the second after a good picture, which the page has replaced by one that browsers show
+        (tmp_path / f'text{turn}.png').write_text('no picture')
+        Image.fromarray(large).save(tmp_path / f'large{turn}.png')
+        for name, words in (
+            (f'text{turn}.png', "' is text"),
+            (f'large{turn}.png', "' has 800 x 800 pixels, 0.6 megapixels"),
+        ):
+            page.locator('#picture input[type=file]').set_input_files(tmp_path / name)
+            messages.filter(has_text=f"'{name}{words}").wait_for(timeout=10000)
+            page.wait_for_selector('#picture input[type=file]', state='attached')  # room for another one
+        if turn == 0:
+            upload(page, tmp_path / 'good.tif')
+            restore(page)
+            page.get_by_label('Remove Image').click()
     page.locator('#restore').click()
     messages.filter(has_text='There is no picture yet').wait_for(timeout=10000)
+
+
+@pytest.mark.parametrize(
+    ('host', 'status'),
+    [('127.0.0.1:{port}', 200), ('localhost:{port}', 200), ('[::1]:{port}', 200), ('LOCALHOST', 200)]
+    + [('evil.example:{port}', 421), ('localhost.evil.example', 421), ('', 421), ('127.0.0.1.evil.example', 421)],
+)
+def test_only_requests_to_this_machine_are_answered(server, host, status):
+    connection = http.client.HTTPConnection('127.0.0.1', server.port, timeout=10)
+    connection.request('GET', '/config', headers={'Host': host.format(port=server.port)})
+    answer = connection.getresponse()
+    assert (answer.status, b'`--host NAME`' in answer.read()) == (status, status != 200)
+    connection.close()
 
 
 def test_visitors_take_turns(browser, server, tmp_path):
@@ -315,18 +396,29 @@ def test_visitors_take_turns(browser, server, tmp_path):
 
 @pytest.mark.parametrize('width', [375, 768])
 def test_a_telephone_is_wide_enough(page, width):
+    """Nothing is cut off or covered, and the result comes into view."""
     page.set_viewport_size({'width': width, 'height': 700})
-    page.locator('.gallery-item').first.click()
+    page.locator('#examples button').first.click()
     page.wait_for_function('document.querySelector("#picture img")?.naturalWidth === 512')
     restore(page)
     assert page.evaluate('document.documentElement.scrollWidth') == width
+    assert -1 <= page.locator('#result').bounding_box()['y'] < 350
+    page.wait_for_selector('.prompt-weights')
+    covered = page.locator('.prompt-weights tbody td > span:last-child').evaluate_all(
+        """(shares) => shares.filter((share) => {
+          share.scrollIntoView({block: 'center'});
+          const {left, right, top, bottom} = share.getBoundingClientRect();
+          return document.elementFromPoint((left + right) / 2, (top + bottom) / 2) !== share || right > innerWidth;
+        }).length"""
+    )
+    assert covered == 0
     page.set_viewport_size({'width': 1280, 'height': 900})
 
 
-def test_ctrl_c_ends_it_and_nothing_is_left(server):
+def test_closing_the_terminal_ends_it_and_nothing_is_left(server):
     """The last test of this server."""
     assert list(server.work.iterdir())
-    status, seconds, said = server.stop()
+    status, seconds, said = server.stop(signal.SIGHUP)
     assert status == 0
     assert seconds < SECONDS
     assert 'Traceback' not in said
@@ -342,7 +434,7 @@ def test_a_network_with_labels(browser, tmp_path):
     (tmp_path / 'own').mkdir()
     Image.fromarray(photograph).save(tmp_path / 'own' / 'mine.png')
     with serving(tmp_path, PIP, '--examples', str(tmp_path / 'own')) as server, opened(browser, server) as page:
-        assert page.locator('.gallery-item').count() == 1
+        assert page.locator('#examples button').count() == 1
         upload(page, tmp_path / 'coffee.png')
         path, _ = restore(page)  # blind: the sensor looks
         one = restorer(server)
@@ -355,6 +447,7 @@ def test_a_network_with_labels(browser, tmp_path):
 
         page.get_by_label('I tell what is wrong').click()
         page.locator('#mixture').wait_for()
+        assert violations(page) == []
         for control, value in (('label-0', '0'), ('label-1', '0.75'), ('label-4', '0.25'), ('strength', '0.5')):
             page.locator(f'#{control} input[type=number]').fill(value)
             page.locator(f'#{control} input[type=number]').blur()
