@@ -1,4 +1,7 @@
-"""The option file of a training of a few seconds; tests replace words of it."""
+"""The option file of a training of a few seconds; tests replace words of it. What a run has written."""
+
+import re
+from pathlib import Path
 
 TINY_TRAINING = """
 name: tiny
@@ -29,3 +32,14 @@ train:
   pixel_opt: {type: L1Loss}
 logger: {print_freq: 1, save_checkpoint_freq: 2, use_tb_logger: false}
 """
+
+
+def written(root: Path) -> dict[str, bytes]:
+    """The files of a run, but for logs and options, which name their folders; the minute of results is left out."""
+    found = [path for path in root.rglob('*') if path.is_file() and path.suffix not in ('.log', '.yml')]
+    return {path.relative_to(root).as_posix(): _undated(path) for path in found}
+
+
+def _undated(path: Path) -> bytes:
+    dated = path.name in ('results.md', 'results.json')
+    return re.sub(rb'20\d\d-\d\d-\d\d \d\d:\d\d', b'', path.read_bytes()) if dated else path.read_bytes()

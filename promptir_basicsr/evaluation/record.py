@@ -158,16 +158,16 @@ def circumstances() -> dict[str, Any]:
         'promptir_basicsr': __version__,
         'torch': torch.__version__,
         'python': platform.python_version(),
-        **({'commit': commit} if (commit := _commit()) else {}),
+        **({'commit': commit} if (commit := _commit(os.getcwd())) else {}),
     }
 
 
 @cache
-def _commit() -> str | None:
-    """Of the repository that the current folder is in, `-dirty` where files have changed; None outside of one."""
+def _commit(folder: str) -> str | None:
+    """Of the repository that a folder is in, `-dirty` where files have changed; None outside of one."""
     command = ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):  # no git, or a repository that takes long
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None

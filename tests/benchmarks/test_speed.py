@@ -151,7 +151,7 @@ def test_a_profile_has_every_kind_and_the_parts_of_a_real_run(capsys: pytest.Cap
     assert kinds.startswith('| pip, ms |')
     rows = {row['pip, ms']: row for row in table_of(kinds)}
     assert list(rows) == [*profile_step.KINDS, 'together']
-    assert all(float(row['training, reference']) > 0 for row in rows.values())
+    assert all(float(row['training, reference'].replace(',', '')) > 0 for row in rows.values())
     shares = {row['part of an iteration']: float(row['share'].rstrip(' %')) for row in table_of(parts)}
     assert sum(shares[part] for part in profile_step.PARTS) == pytest.approx(100, abs=0.5)
     assert all(share > 0 for share in shares.values())

@@ -24,7 +24,7 @@ from promptir_basicsr.evaluation.comparison import (
     as_markdown,
     compare,
 )
-from promptir_basicsr.evaluation.record import Results, TaskResult, read_results
+from promptir_basicsr.evaluation.record import Results, TaskResult, circumstances, read_results
 
 DEFINITIONS = {'psnr': 'PSNR: RGB', 'ssim': 'SSIM: RGB'}
 
@@ -202,3 +202,20 @@ def test_results_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / 'results.json').write_text('{"schema": 2}')
     with pytest.raises(OptionError, match='results of format 2; this release reads up to 1'):
         read_results(tmp_path)
+
+
+def test_results_name_the_commit_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = []
+    for name in ('one', 'two'):
+        (folder := tmp_path / name).mkdir()
+        monkeypatch.chdir(folder)
+        assert 'commit' not in circumstances()
+        git = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'commit.gpgsign=false']
+        for command in (['init', '-q'], ['commit', '-q', '--allow-empty', '-m', name]):
+            subprocess.run([*git, *command], check=True)
+        (folder / 'below').mkdir()
+        monkeypatch.chdir(folder / 'below')
+        head = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout
+        named.append(circumstances()['commit'])
+        assert named[-1] == head[:12]
+    assert len(set(named)) == 2

@@ -31,6 +31,7 @@ from promptir_basicsr.data.sampler import EpochSampler
 from promptir_basicsr.runtime.recompute import set_blocks
 from tests.models.model_options import NETWORK
 from tests.models.step_data import PIP
+from tests.tiny_training import written
 
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 MODULE = ['-m', 'promptir_basicsr']
@@ -167,11 +168,6 @@ def table(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def files(root: Path) -> dict[str, bytes]:
-    found = [path for path in root.rglob('*') if path.is_file() and path.suffix not in ('.log', '.yml')]
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
-
-
 @pytest.fixture(scope='module')
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A training of two processes, each batch in two parts; and what it said."""
@@ -189,7 +185,7 @@ def test_two_processes_train_as_one_with_the_double_batch(
     for of_two, of_one in zip(curve(two), curve(one), strict=True):
         assert of_two == pytest.approx(of_one, rel=2e-4)  # the log has five digits
         assert {'l_pix', 'l_prompt'} < set(of_one)
-    assert set(files(two)) == set(files(one))
+    assert set(written(two)) == set(written(one))
     for row, expected in zip(table(two), table(one), strict=True):
         assert {**row, 'psnr': ''} == {**expected, 'psnr': ''}  # inputs and counts are the same to the last digit
         assert float(row['psnr']) == pytest.approx(float(expected['psnr']), abs=1e-3)
@@ -257,7 +253,7 @@ def test_two_processes_measure_what_one_measures(
     )
     alone(tmp_path / 'one', opt, monkeypatch, 'test')
     torchrun(tmp_path / 'two', opt, 'test')
-    two, one = (files(tmp_path / folder / 'results' / 'run') for folder in ('two', 'one'))
+    two, one = (written(tmp_path / folder / 'results' / 'run') for folder in ('two', 'one'))
     assert two == one
     assert len([name for name in one if name.endswith('_restored.png')]) == 8 + 3  # and a comparison a task
     assert [row['images'] for row in table(tmp_path / 'two' / 'results' / 'run')] == ['5', '2', '1', '8']
@@ -307,8 +303,8 @@ def test_slurm_trains_as_torchrun_does(trained: tuple[Path, str], images: Path, 
         assert first.wait(240) == second.wait(240) == 0, (folder / 'said.txt').read_text(encoding='utf-8')
     finally:
         finish(first, folder, 1)
-    expected = files(trained[0] / 'experiments' / 'run')
-    found = files(folder / 'experiments' / 'run')
+    expected = written(trained[0] / 'experiments' / 'run')
+    found = written(folder / 'experiments' / 'run')
     assert {
         name: content for name, content in found.items() if name.endswith('.csv') or name.endswith('latest.pth')
     } == {name: content for name, content in expected.items() if name.endswith('.csv') or name.endswith('latest.pth')}

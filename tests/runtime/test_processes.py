@@ -22,6 +22,7 @@ from basicsr.models import build_model
 from promptir_basicsr.core.errors import ImageError, OptionError
 from promptir_basicsr.runtime.processes import Share
 from tests.models.model_options import NETWORK, run_options
+from tests.tiny_training import written
 
 SENSOR = {'type': 'DegradationSensor', 'dim': 8, 'num_blocks': 1}
 PIP = {**NETWORK, 'type': 'PIPRestormer', 'sensor': SENSOR}
@@ -220,8 +221,8 @@ def test_all_processes_fail_with_the_one_that_does(folder: Path) -> None:
 def test_two_processes_write_what_one_writes(name: str, folder: Path, tmp_path: Path) -> None:
     """To the last bit: tables, numbers, pictures and the best weights."""
     validate(CASES[name](tmp_path, folder / 'images', folder / 'sensor.pth'))
-    expected = files(tmp_path)
-    assert files(folder / name) == expected
+    expected = written(tmp_path)
+    assert written(folder / name) == expected
     assert {Path(path).name for path in expected} >= {'results.md', 'metrics.csv', 'net_g_best.pth', 'net_g_best.json'}
     text = expected['results.md'].decode()
     assert ('| many: noise | 5 |' in text, '| few: noise | 1 |' in text) == (True, True)
@@ -233,7 +234,3 @@ def test_two_processes_write_what_one_writes(name: str, folder: Path, tmp_path: 
         # Two of five and two of two images, in both validations.
         pictures = [path for path in expected if path.startswith('visualization/')]
         assert len(pictures) == 2 * (1 + 2 + 2 + 1)
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob('*') if path.is_file()}
