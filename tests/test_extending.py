@@ -60,7 +60,8 @@ def example(section: str, folder: Path) -> dict[str, Any]:
     if 'type' in shown.get('network_g', {}):
         del options['network_g']
     options = merged(merged(options, shown), TINY)
-    options['network_g'] |= TINY_SWINIR if options['network_g']['type'] == 'SwinIR' else TINY_PROMPTIR
+    tiny = {'SwinIR': TINY_SWINIR, 'net.model:Student': {}}
+    options['network_g'] |= tiny.get(options['network_g']['type'], TINY_PROMPTIR)
     for task in options['datasets']['val']['tasks']:
         if task.get('clean') == 'skimage://':
             task['files'] = ['microaneurysms.png']  # the smallest of them
@@ -123,10 +124,11 @@ def test_every_example_in_yaml_is_run_here() -> None:
             'A new degradation in Python',
             'More prompts or labels from a checkpoint',
             'Another network',
+            'A class of another repository',
         ),
         1,
     )
-    assert len(re.findall('^```yaml', PAGE, re.M)) == 5
+    assert len(re.findall('^```yaml', PAGE, re.M)) == 6
 
 
 def test_links_within_the_page_lead_to_its_headings() -> None:
@@ -246,3 +248,14 @@ def test_another_network(folder: Path) -> None:
     assert train(example('Another network', folder)) == 0
     assert 'Network: SwinIR' in log_of('demo_swinir')
     assert rows_of('demo_swinir')[-1] == 'average 5'
+
+
+def test_a_class_of_another_repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks('A class of another repository', 'python')
+    path = folder / text.partition('\n')[0].removeprefix('# ')
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding='utf-8')
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    assert train(example('A class of another repository', folder)) == 0
+    assert 'Network: Student' in log_of('demo_student')
+    assert rows_of('demo_student')[-1] == 'average 5'

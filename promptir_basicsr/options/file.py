@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.archs.elsewhere import FOLDER, import_network, is_elsewhere
+from promptir_basicsr.core.errors import OptionError, problems_of
 from promptir_basicsr.core.messages import did_you_mean, printable, shown
 from promptir_basicsr.core.problems import Item, Keys, Problem
 from promptir_basicsr.core.yaml_loader import load_yaml, load_yaml_with_places, parse_value
@@ -125,7 +126,21 @@ def read_option_file(path: str, force_yml: list[str] | None = None) -> tuple[dic
     for entry in force_yml or []:
         where = f'--force_yml {printable(entry[:_LONGEST])}{"..." * (len(entry) > _LONGEST)}'
         places.replace(_replace(options, entry, where), where)
+    for keys, network in _elsewhere(options, ()):
+        try:
+            import_network(network['type'], network.get(FOLDER))
+        except OptionError as error:
+            raise OptionError(problems_of(keys, error), places.located) from error
     return _with_whole_numbers(options), places
+
+
+def _elsewhere(options: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
+    """The networks of options that are classes of other repositories, and where they stand."""
+    for key, value in options.items() if isinstance(options, Mapping) else ():
+        if keys or str(key).startswith('network_'):
+            if isinstance(value, Mapping) and is_elsewhere(value.get('type')):
+                yield (*keys, key), value
+            yield from _elsewhere(value, (*keys, key))
 
 
 def has_base(path: str) -> bool:
