@@ -34,6 +34,7 @@ USAGE = """usage: basicsr VERB ...
   measure RESTORED --target CLEAN    measure restored images, whoever has made them
   convert IN OUT --to basicsr|official|safetensors    bring weights into another layout
   export  WEIGHTS OUT    write the network as ONNX or torch.export, checked against it
+  publish RUN -o DIR    write weights as a folder that others can load, with a model card
   explain -opt FILE --weights FILE    show what the prompts have learned: figures, tables, one HTML page
   demo    --weights FILE    a page in the browser to try a network
 
@@ -141,7 +142,18 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     'test': test,
     **{
         name: _verb(name)
-        for name in ('check', 'prepare', 'restore', 'compare', 'measure', 'convert', 'export', 'explain', 'demo')
+        for name in (
+            'check',
+            'prepare',
+            'restore',
+            'compare',
+            'measure',
+            'convert',
+            'export',
+            'publish',
+            'explain',
+            'demo',
+        )
     },
 }
 

@@ -10,6 +10,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 LATE = {
     ('archs/fast/kernels.py', 'triton'): 'not on every platform',
     ('archs/fast/kernels.py', 'promptir_basicsr.archs.fast'): 'its kernels need Triton',
+    ('checkpoints/hub.py', 'huggingface_hub'): 'extra hub',
     ('commands/demo.py', 'gradio'): 'extra web',
     ('commands/demo.py', 'starlette'): 'comes with gradio',
     ('demo/app.py', 'gradio'): 'extra web',

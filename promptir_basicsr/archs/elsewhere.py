@@ -68,6 +68,12 @@ def import_network(name: str, folder: object = None) -> None:
         ARCH_REGISTRY._obj_map[name] = _adapted(kind)
 
 
+def without_folder(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a network without the folder that it comes from, which is nobody else's matter."""
+    drop = (FOLDER,) if is_elsewhere(options.get('type')) else ()
+    return {key: value for key, value in options.items() if key not in drop}
+
+
 def _imported(name: str, place: str, named: bool) -> Any:
     """The module, with the modules beside it found while it is imported and, after all others, later."""
     loaded = sys.modules.get(name)

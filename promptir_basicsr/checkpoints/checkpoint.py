@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from promptir_basicsr.archs.elsewhere import without_folder
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
 from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.folder import atomic_save
@@ -138,7 +139,8 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str], layou
     if layout == 'official':
         checkpoint = _without_sensor(checkpoint)
     weights = {name: value.contiguous().clone() for name, value in checkpoint.weights.items()}
-    known = {'format': FORMAT, 'package': __version__, **checkpoint.metadata, 'network_g': checkpoint.network}
+    known = {'format': FORMAT, 'package': __version__, **checkpoint.metadata}
+    known['network_g'] = without_folder(checkpoint.network)
     metadata = plain(known)
     content: dict[str, Any] = {}
     if layout == 'safetensors':

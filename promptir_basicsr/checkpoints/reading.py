@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from promptir_basicsr.checkpoints.hub import find_weights, network_beside
 from promptir_basicsr.checkpoints.unpickling import Foreign, load_inert
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import megabytes
@@ -113,13 +114,14 @@ def read_weight_file(path: str | os.PathLike[str], where: str | Keys = '') -> We
     """Read a file of weights of any layout; nothing in it is run.
 
     Args:
+        path: of the file, or what else `find_weights` knows.
         where: the option that names the file, for messages.
 
     Raises:
         OptionError: the file does not exist, holds no weights, is cut off or damaged; says which.
     """
     try:
-        return _read(os.path.expanduser(os.fspath(path)))
+        return _read(find_weights(os.path.expanduser(os.fspath(path))))
     except OptionError as error:
         raise OptionError(problem.below(where) for problem in error.problems) from error
 
@@ -386,7 +388,10 @@ def _read_safetensors(path: str, size: int) -> WeightFile:
         ) from error
     if not weights:
         raise OptionError(f"'{path}' holds no weights: it is safetensors without any tensor.")
-    return WeightFile(path, 'safetensors', {'': weights}, _parsed_metadata(header.get(HEADER_KEY, '{}')))
+    metadata = _parsed_metadata(header.get(HEADER_KEY, '{}'))
+    if 'network_g' not in metadata and (network := network_beside(path)):
+        metadata['network_g'] = network
+    return WeightFile(path, 'safetensors', {'': weights}, metadata)
 
 
 def plain(value: Any) -> Any:

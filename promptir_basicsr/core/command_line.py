@@ -245,6 +245,20 @@ def _measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--overwrite', action='store_true', help='replace FILE')
 
 
+def _publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('run', metavar='RUN', help='name of a run in experiments/, folder of a run, or weights')
+    parser.add_argument('-o', '--out', type=_output, required=True, metavar='DIR', help='folder to write')
+    parser.add_argument('--name', metavar='NAME', help='of the model; default: name of the run')
+    parser.add_argument('--license', metavar='ID', help='of the weights, as the Hub knows it, e.g. cc-by-4.0')
+    parser.add_argument(
+        '--results', metavar='RUN', help='table of the card: folder of a test or results.json; default: that of the run'
+    )
+    parser.add_argument('--image', metavar='FILE', help='picture of the card; default: contact_sheet.png of the run')
+    parser.add_argument('-opt', metavar='FILE', help='option file with network_g, where weights do not tell theirs')
+    parser.add_argument('--key', metavar='NAME', help='which weights of the file; default: params_ema, then params')
+    parser.add_argument('--overwrite', action='store_true', help='replace files in DIR')
+
+
 def _force_yml(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--force_yml',
@@ -297,6 +311,7 @@ _DESCRIPTIONS = {
     'explain': 'Show what the prompts of a network have learned.',
     'compare': 'Put the results of runs side by side, as a table for a paper.',
     'measure': 'Measure restored images, whoever has made them, by the metrics of the papers.',
+    'publish': 'Write weights as a folder that others can load: safetensors, configuration, model card.',
     'demo': 'Serve a page to try a network. Pictures stay on this machine, and are removed when it ends.',
 }
 _PARTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
@@ -311,4 +326,5 @@ _PARTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     'demo': _demo,
     'compare': _compare,
     'measure': _measure,
+    'publish': _publish,
 }

@@ -27,7 +27,8 @@ class Restorer:
     """A network that restores pictures of any size.
 
     Args:
-        weights: file of the weights; see `docs/weights.md`.
+        weights: file of the weights, a published folder, or a repository of the Hugging Face Hub; see
+            `docs/weights.md`.
         network: `type` and arguments of the network, or an option file. Default: recognised from the file.
         device: 'auto' (a GPU where there is one), 'cpu', 'cuda', 'cuda:1'.
         settings: tiles, ensemble, precision.
@@ -59,6 +60,16 @@ class Restorer:
         self.net = build(self.checkpoint, self.device)
         self.channels = self.traits.image_channels
         self._check_output(os.fspath(weights))
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **arguments: Any) -> 'Restorer':
+        """A Restorer of published weights: `Restorer(source, ...)` by the name that libraries of the Hub use.
+
+        Args:
+            source: a folder that `basicsr publish` has written, `OWNER/NAME` or `OWNER/NAME@REVISION` of the Hub.
+            arguments: as of the constructor.
+        """
+        return cls(source, **arguments)
 
     @property
     def traits(self) -> NetworkTraits:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from promptir_basicsr.archs.elsewhere import without_folder
 from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.reading import FORMAT, plain
 from promptir_basicsr.core.errors import OptionError
@@ -47,7 +48,7 @@ def training_metadata(
         'best': best,
     }
     told = {key: value for key, value in known.items() if value is not None and value != []}
-    return plain({'format': FORMAT, 'package': __version__, 'network_g': opt['network_g'], **told})
+    return plain({'format': FORMAT, 'package': __version__, 'network_g': without_folder(opt['network_g']), **told})
 
 
 def run_facts(opt: Mapping[str, Any], net: nn.Module, device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""Where weights are: a file, a folder in the form of the Hugging Face Hub, or a repository there."""
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.messages import printable
+
+WEIGHTS = 'model.safetensors'
+CONFIG = 'config.json'
+CARD = 'README.md'
+
+_REPOSITORY = re.compile(r'(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?')
+_FILES = ('.pth', '.pt', '.ckpt', '.pkl', '.bin', '.safetensors')
+_LARGEST_CONFIG = 1_000_000
+
+
+def find_weights(path: str) -> str:
+    """The file of weights that a path means.
+
+    Args:
+        path: a file; a folder that has `model.safetensors`; or, where nothing of that name is here, `OWNER/NAME` or
+            `OWNER/NAME@REVISION`, a repository of the Hub, which is then downloaded into its cache.
+
+    Raises:
+        OptionError: the repository, or the library that reads it, cannot be had.
+    """
+    if os.path.isdir(path) and os.path.isfile(os.path.join(path, WEIGHTS)):
+        return os.path.join(path, WEIGHTS)
+    meant = _REPOSITORY.fullmatch(path)
+    if os.path.exists(path) or meant is None or path.lower().endswith(_FILES) or os.path.isdir(os.path.dirname(path)):
+        return path
+    return _downloaded(meant['id'], meant['revision'])
+
+
+def _downloaded(repository: str, revision: str | None) -> str:
+    nothing = f"'{repository}' is no file or folder here"
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        advice = "A repository of the Hugging Face Hub needs huggingface_hub: pip install 'promptir_basicsr[hub]'"
+        raise OptionError(f'{nothing}. {advice}') from error
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it tells of every attempt
+    try:
+        hf_hub_download(repository, CONFIG, revision=revision)
+        return str(hf_hub_download(repository, WEIGHTS, revision=revision))
+    except Exception as error:  # the library's, those of what it talks through, and of the file system
+        what = printable(str(error).strip().partition('\n')[0])
+        raise OptionError(
+            f'{nothing}, and no repository of that name can be had from the Hugging Face Hub: '
+            f'{type(error).__name__}: {what}'
+        ) from error
+
+
+def network_beside(path: str) -> dict[str, Any] | None:
+    """`network_g` of the `config.json` beside a `model.safetensors`; None where there is none."""
+    file = Path(path).with_name(CONFIG)
+    if os.path.basename(path) != WEIGHTS or not file.is_file() or file.stat().st_size > _LARGEST_CONFIG:
+        return None
+    try:
+        network = json.loads(file.read_bytes())['network_g']
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return network if isinstance(network, dict) else None

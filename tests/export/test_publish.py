@@ -1,0 +1,218 @@
+"""Weights that travel: published folders, and repositories of the Hub on a local stand-in of its HTTP interface."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import skimage.data
+import torch
+import yaml
+
+from promptir_basicsr import cli
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.export.publish import find_source, publish
+from promptir_basicsr.inference import Restorer
+from tests.tiny_training import TINY_TRAINING
+
+VALIDATION = """
+datasets:
+  val:
+    name: set
+    type: AllInOneDataset
+    tasks: [{type: derain, clean: 'skimage://', files: [microaneurysms.png], degrade: {type: rain}}]
+"""
+IMAGE = skimage.data.astronaut()[:37, :50]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training with a validation; its best weights are not its last."""
+    folder = tmp_path_factory.mktemp('published')
+    options = yaml.safe_load(TINY_TRAINING)
+    options['datasets'] |= yaml.safe_load(VALIDATION)['datasets']
+    options['train'] |= {'ema_decay': 0.5}
+    options['val'] = {'val_freq': 2, 'contact_sheet': True, 'best_metric': 'psnr', 'save_img': False, 'pbar': False}
+    options['val']['metrics'] = {'psnr': {'type': 'calculate_paper_psnr'}, 'ssim': {'type': 'calculate_paper_ssim'}}
+    (folder / 'a.yml').write_text(yaml.safe_dump(options))
+    command = [sys.executable, '-m', 'promptir_basicsr', 'train', '-opt', 'a.yml']
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / 'experiments' / 'tiny'
+
+
+@pytest.fixture
+def published(run: Path, tmp_path: Path) -> Path:
+    publish(find_source(str(run)), str(tmp_path / 'model'), licence='cc-by-4.0')
+    return tmp_path / 'model'
+
+
+def test_a_published_folder_restores_bit_by_bit_what_the_run_does(run: Path, published: Path, tmp_path: Path) -> None:
+    expected = Restorer(run / 'models' / 'net_g_best.pth').restore(IMAGE)
+    assert (expected != IMAGE).any()
+    np.testing.assert_array_equal(Restorer.from_pretrained(published).restore(IMAGE), expected)
+    # By others, without what the header says.
+    weights = safetensors.torch.load_file(published / 'model.safetensors')
+    safetensors.torch.save_file(weights, published / 'model.safetensors')
+    again = Restorer.from_pretrained(published, device='cpu')
+    np.testing.assert_array_equal(again.restore(IMAGE), expected)
+    assert 'Network: PromptIR, as the file says.' in again.checkpoint.notes
+
+
+def test_the_card_tells_what_was_measured_of_these_weights(run: Path, published: Path) -> None:
+    assert sorted(path.name for path in published.iterdir()) == [
+        'README.md',
+        'config.json',
+        'image.png',
+        'model.safetensors',
+    ]
+    _, front, text = (published / 'README.md').read_text(encoding='utf-8').split('---\n', 2)
+    assert yaml.safe_load(front) == {
+        'library_name': 'promptir_basicsr',
+        'pipeline_tag': 'image-to-image',
+        'license': 'cc-by-4.0',
+        'tags': ['image-restoration', 'all-in-one-image-restoration', 'promptir'],
+    }
+    best = json.loads((run / 'models' / 'net_g_best.json').read_text())
+    row = next(line for line in text.splitlines() if line.startswith('| derain | 1 |'))
+    assert f'| {best["value"]:.2f} (' in row
+    assert text.count('| average | 1 |') == 1
+    assert f'{best["iter"]} iterations' in text
+    assert '- ssim: SSIM: RGB, float' in text
+    config = json.loads((published / 'config.json').read_text())
+    assert config['network_g'] == {**yaml.safe_load(TINY_TRAINING)['network_g']}
+    assert (published / 'image.png').read_bytes() == (run / 'contact_sheet.png').read_bytes()
+
+
+def test_the_table_of_a_test_takes_the_place_of_the_validation(run: Path, tmp_path: Path) -> None:
+    results = json.loads((run / 'results.json').read_text())
+    results['tasks'][0]['values']['psnr'] = 33.125
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    publish(find_source(str(run)), str(tmp_path / 'model'), name='mine', results=str(tmp_path))
+    text = (tmp_path / 'model' / 'README.md').read_text()
+    assert '| derain | 1 | 33.12 (' in text
+    assert '# mine\n' in text
+    assert 'license' not in text
+
+
+def test_nothing_is_replaced_unasked_and_mistakes_are_one_sentence(
+    run: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parents[1])
+    before = {path: path.read_bytes() for path in published.iterdir()}
+    out = ['-o', str(published)]
+    for arguments, words in (
+        (['tiny', *out], 'is there already'),
+        (['tin', *out], "'tin' is no file of weights, no folder, and no run in 'experiments'"),
+        (['experiments', *out], 'holds no run with weights'),
+        (['a.yml', *out, '--overwrite'], 'holds no weights'),
+        (['tiny', *out, '--overwrite', '--license', 'a b'], "'a b' is no identifier"),
+        (['tiny', *out, '--overwrite', '--image', 'none.png'], "'none.png' does not exist"),
+        (['tiny', *out, '--overwrite', '--results', 'none'], 'cannot be read'),
+        (['tiny', '-o', 'a.yml'], "'a.yml' is a file"),
+    ):
+        assert cli.main(['publish', *arguments]) == 2
+        assert words in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in published.iterdir()} == before
+    assert cli.main(['publish', 'tiny', *out, '--overwrite']) == 0
+    assert 'names no licence' in capsys.readouterr().out
+
+
+class Hub(BaseHTTPRequestHandler):
+    """`GET /OWNER/NAME/resolve/REVISION/FILE`, as far as downloads need it."""
+
+    folder: Path
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        self.asked.append(self.path)
+        *place, name = self.path.partition('?')[0].strip('/').split('/')
+        file = self.folder / name
+        there = place in (['me', 'model', 'resolve', each] for each in ('main', 'v1')) and file.is_file()
+        content = file.read_bytes() if there else b'Entry not found'
+        self.send_response(200 if there else 404)
+        self.send_header('Content-Length', str(len(content)))
+        if there:
+            self.send_header('ETag', f'"{sha256(content).hexdigest()}"')
+            self.send_header('X-Repo-Commit', '0123456789abcdef0123456789abcdef01234567')
+        else:
+            self.send_header('X-Error-Code', 'RepoNotFound')
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(published: Path) -> Iterator[ThreadingHTTPServer]:
+    handler = type('Handler', (Hub,), {'folder': published, 'asked': []})
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_weights_of_the_hub_restore(hub: ThreadingHTTPServer, run: Path, tmp_path: Path) -> None:
+    pytest.importorskip('huggingface_hub')
+    np.save(tmp_path / 'image.npy', IMAGE)
+    program = (
+        'import sys, numpy as np\n'
+        'from promptir_basicsr.inference import Restorer\n'
+        'restored = Restorer.from_pretrained(sys.argv[1]).restore(np.load("image.npy"))\n'
+        'np.save("restored.npy", restored)'
+    )
+
+    def restored(source: str, program: str = program) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith('_proxy')}
+        environment |= {
+            'PYTHONPATH': str(Path(__file__).parents[2]),
+            'HF_ENDPOINT': f'http://127.0.0.1:{hub.server_port}',
+            'HF_HOME': str(tmp_path / 'cache'),
+            'HF_HUB_OFFLINE': '0',
+        }
+        command = [sys.executable, '-c', program, source]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    expected = Restorer(run / 'models' / 'net_g_best.pth').restore(IMAGE)
+    for source in ('me/model', 'me/model@v1'):
+        done = restored(source)
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_array_equal(np.load(tmp_path / 'restored.npy'), expected)
+    assert '/me/model/resolve/v1/model.safetensors' in hub.RequestHandlerClass.asked
+    lost = restored('me/other')
+    assert "'me/other' is no file or folder here, and no repository of that name" in lost.stderr
+    absent = restored('me/model', f'import sys; sys.modules["huggingface_hub"] = None\n{program}')
+    assert "needs huggingface_hub: pip install 'promptir_basicsr[hub]'" in absent.stderr
+
+
+@pytest.mark.parametrize('path', ['models/net.pth', 'owner/name/more', 'here/model', '/owner/name', 'name'])
+def test_what_is_no_repository_is_asked_of_nobody(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    (tmp_path / 'here').mkdir()
+    with pytest.raises(OptionError, match='does not exist'):
+        Restorer.from_pretrained(path)
+
+
+def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / 'a.pth')
+    with pytest.raises(OptionError, match=r'is a folder\. Give a file in it: a\.pth'):
+        Restorer.from_pretrained(tmp_path)
