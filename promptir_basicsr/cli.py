@@ -28,6 +28,7 @@ USAGE = """usage: basicsr VERB ...
   train -opt FILE    train; writes to experiments/NAME below the current folder
   test  -opt FILE    measure a trained network; writes to results/NAME
   check -opt FILE    tell whether training would be right: counts, images, leaks, epochs; writes nothing
+  options [--copy NAME]    the option files that come with this package
   prepare -opt FILE --out DIR    store the images in LMDBs and options that read them in DIR
   restore IMAGE... -o DIR --weights FILE    restore pictures: files, folders, patterns
   compare RUN...    put results of runs side by side: a table for a paper, with published rows
@@ -144,6 +145,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
         name: _verb(name)
         for name in (
             'check',
+            'options',
             'prepare',
             'restore',
             'compare',

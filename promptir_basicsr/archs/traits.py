@@ -236,6 +236,25 @@ def prompts_of(network: nn.Module) -> list[Tensor]:
     return list(levels.values())
 
 
+def named_weights(network: nn.Module, x: Tensor, degradation: Any = None) -> dict[str, dict[str, float]]:
+    """How much of each prompt an image is given: level -> prompt -> weight.
+
+    Args:
+        network: has `prompt_weights`.
+        x: (1, C, H, W), sides multiples of its `size_multiple`.
+        degradation: for a network that takes it.
+    """
+    net: Prompted = unwrapped(network)
+    traits = traits_of(network)
+    found = net.prompt_weights(x, degradation) if traits.takes_degradation else net.prompt_weights(x)
+    shares = {}
+    for level, values in found.items():
+        each = values[0].float().tolist()
+        known = traits.labels if len(traits.labels) == len(each) else [f'prompt {n}' for n in range(1, len(each) + 1)]
+        shares[level] = dict(zip(known, each, strict=True))
+    return shares
+
+
 def no_prompts(network: str) -> str:
     """The error message for a network without prompts."""
     known = ', '.join(names_of(lambda traits: traits.has_prompt_vectors))

@@ -259,6 +259,14 @@ def _publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--overwrite', action='store_true', help='replace files in DIR')
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument('--list', action='store_true', help='name them, with a line on each (default)')
+    what.add_argument('--copy', metavar='NAME', help='copy one of them, to change it')
+    parser.add_argument('-o', '--out', type=_output, metavar='FILE', help='the copy; default: NAME in this folder')
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
+
+
 def _force_yml(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--force_yml',
@@ -311,6 +319,7 @@ _DESCRIPTIONS = {
     'explain': 'Show what the prompts of a network have learned.',
     'compare': 'Put the results of runs side by side, as a table for a paper.',
     'measure': 'Measure restored images, whoever has made them, by the metrics of the papers.',
+    'options': 'The option files that come with this package; `-opt NAME` finds them by name.',
     'publish': 'Write weights as a folder that others can load: safetensors, configuration, model card.',
     'demo': 'Serve a page to try a network. Pictures stay on this machine, and are removed when it ends.',
 }
@@ -327,4 +336,5 @@ _PARTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     'compare': _compare,
     'measure': _measure,
     'publish': _publish,
+    'options': _options,
 }

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from promptir_basicsr.archs.traits import unwrapped
+from promptir_basicsr.archs.traits import named_weights, unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple, save_picture, to_bytes, to_float
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import atomic_write
@@ -161,14 +161,7 @@ def prompt_shares(
     height, width = whole.shape[-2:]
     top, left = max(0, height - _MIDDLE) // 2, max(0, width - _MIDDLE) // 2
     part = whole[..., top : top + _MIDDLE, left : left + _MIDDLE]
-    x = pad_to_multiple(part, traits.size_multiple)
-    weights = net.prompt_weights(x, degradation) if traits.takes_degradation else net.prompt_weights(x)
-    names = traits.labels
-    shares = {}
-    for level, values in weights.items():
-        each = values[0].float().tolist()
-        known = names if len(names) == len(each) else [f'prompt {number}' for number in range(1, len(each) + 1)]
-        shares[level] = dict(zip(known, each, strict=True))
+    shares = named_weights(net, pad_to_multiple(part, traits.size_multiple), degradation)
     cut = part.shape != whole.shape and not traits.takes_degradation
     return shares, f'the middle {part.shape[-1]} x {part.shape[-2]} pixels' if cut else ''
 

@@ -120,12 +120,17 @@ class Report:
                     place = '/'.join(part for part in ('metrics', row.dataset, row.task) if part)
                     for metric, value in row.values.items():
                         tb_logger.add_scalar(f'{place}/{metric}', value, iteration)
+                    for metric, value in row.inputs.items():
+                        tb_logger.add_scalar(f'{place}/input_{metric}', value, iteration)
             rows = [*rows, *self.totals()]
             results = self.results(iteration)
             atomic_write(self._text(results, iteration, names, best), self._path('results.md'))
             results.write(self._path(NAME))
         if self.sheet:
-            self.save_picture(contact_sheet(list(self.sheet.values()), _SHEET_SIDE), self._path('contact_sheet.png'))
+            sheet = contact_sheet(list(self.sheet.values()), _SHEET_SIDE)
+            self.save_picture(sheet, self._path('contact_sheet.png'))
+            if tb_logger:
+                tb_logger.add_image('contact_sheet', sheet, iteration, dataformats='HWC')
         if names:  # last: a validation whose rows are there is not repeated by a training that is resumed
             self.known = append_csv(self.table_path, iteration, rows, names, self.measures_inputs, self.known)
 
@@ -247,6 +252,10 @@ class Measurement:
         self._counts: Counter[str] = Counter()
         self._sheet: dict[str, ContactRow] = {}
         self._comparisons: dict[int, str] = {}
+
+    def begins(self, data: Mapping[str, Any]) -> bool:
+        """Whether a sample is the first of its task."""
+        return not self._counts[data['task'][0] if 'task' in data else self.dataset]
 
     def add(self, visuals: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
         """Take one image: `lq`, `result` and perhaps `gt`, (1, C, H, W); `data` is its sample."""

@@ -34,6 +34,9 @@ from promptir_basicsr.host.distributed import (
 )
 from promptir_basicsr.options.file import Places, find_option_file, has_base, read_option_file
 
+RESOLVED = 'options.resolved.yml'
+"""The options of a run as they count, in its folder; every verb accepts them."""
+
 _host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = host_options.parse_options
 
 
@@ -81,21 +84,32 @@ def make_exp_dirs(opt: Mapping[str, Any]) -> None:
 
 
 @master_only
-def copy_option_file(opt_file: str, force_yml: list[str] | None, experiments_root: str) -> None:
+def copy_option_file(opt_file: str, force_yml: list[str] | None, experiments_root: str, seed: int | None) -> None:
     """Copy the option file of a run into its folder, below comments with the time and the command.
 
     With `--force_yml` or `base`, the options are written as they count, without the comments and anchors of the file.
-    By the first process alone: it makes the folder, and BasicSR lets the others go on before it is there.
+    `options.resolved.yml` is always written so, with the seed that was drawn where none is given. The first process
+    alone does it: it makes the folder, and BasicSR lets the others go on before it is there.
 
     Raises:
         SaveError: the copy could not be written.
     """
     comments = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {printable(" ".join(sys.argv))}\n\n'
-    content = Path(opt_file).read_bytes().removeprefix(codecs.BOM_UTF8)
+    options, _ = read_option_file(opt_file, force_yml)
+
+    def write(name: str, content: bytes) -> None:
+        atomic_write(comments.encode('utf-8') + content, os.path.join(experiments_root, name))
+
     if force_yml or has_base(opt_file):
-        options, _ = read_option_file(opt_file, force_yml)
-        content = yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode('utf-8')
-    atomic_write(comments.encode('utf-8') + content, os.path.join(experiments_root, os.path.basename(opt_file)))
+        write(os.path.basename(opt_file), _as_yaml(options))
+    else:
+        write(os.path.basename(opt_file), Path(opt_file).read_bytes().removeprefix(codecs.BOM_UTF8))
+    drawn = {'manual_seed': seed} if options.get('manual_seed') is None and seed is not None else {}
+    write(RESOLVED, _as_yaml({**options, **drawn}))
+
+
+def _as_yaml(options: Mapping[str, Any]) -> bytes:
+    return yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True).encode('utf-8')
 
 
 def checked_options(

@@ -75,6 +75,7 @@ class Trainer:
         self._begun = False
         self._folder: FolderLock | None = None
         self._force: list[str] | None = None
+        self._seed: int | None = None
         names = ('parse_options', 'create_train_val_dataloader', 'build_model', 'init_tb_loggers')
         self._parse, self._loaders, self._build_model, self._tb_loggers = (
             getattr(basicsr.train, name) for name in names
@@ -104,11 +105,12 @@ class Trainer:
         """BasicSR's; from here on the folder of the run is this run's alone."""
         opt, args = self._parse(root_path, is_train)
         self._folder, self._force = lock_folder(opt['path']['experiments_root'], opt), args.force_yml
+        self._seed = opt['manual_seed']
         return opt, args
 
     def copy_opt_file(self, opt_file: str, experiments_root: str) -> None:
         """The option file of the run, with the options of the command line, into its folder."""
-        copy_option_file(opt_file, self._force, experiments_root)
+        copy_option_file(opt_file, self._force, experiments_root, self._seed)
 
     def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
         """The state to continue from; what was found is kept until there is a log."""

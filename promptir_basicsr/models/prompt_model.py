@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from promptir_basicsr.archs.traits import traits_of
+from promptir_basicsr.archs.traits import named_weights, traits_of
 from promptir_basicsr.checkpoints.folder import atomic_save, remove_older
 from promptir_basicsr.checkpoints.pretrained import (
     WEIGHTS,
@@ -29,6 +29,7 @@ from promptir_basicsr.checkpoints.pretrained import (
     with_prompts,
 )
 from promptir_basicsr.checkpoints.reading import METADATA
+from promptir_basicsr.core.arrays import pad_to_multiple
 from promptir_basicsr.core.errors import OptionError, SickTraining, Stopped, raise_problems
 from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.core.messages import first_few, printable
@@ -51,6 +52,8 @@ from promptir_basicsr.runtime.processes import Share
 from promptir_basicsr.runtime.random_state import kept_random_state
 
 logger = logging.getLogger('basicsr')
+
+_LOOKED_AT = 256  # pixels a side of an image whose prompts are logged
 
 
 @register(MODEL_REGISTRY)
@@ -218,6 +221,9 @@ class PromptModel(SRModel):
     def get_current_log(self) -> dict[str, float]:
         """Means of the losses since the last call, over all processes; a task's loss over its own samples."""
         self.log_dict = self.step.log()
+        if self.run.tb_logger:
+            for number, rate in enumerate(self.get_current_learning_rate()):
+                self.run.tb_logger.add_scalar(f'learning_rate{f"_{number}" * (number > 0)}', rate, self.state.iteration)
         return self.log_dict
 
     # stopping
@@ -435,6 +441,8 @@ class PromptModel(SRModel):
                 labelled = labels.give(self.batch.lq, data, self.batch.degradation)
                 self.batch = replace(self.batch, degradation=labelled)
                 self.test()
+                if tb_logger and measurement.begins(data):
+                    self._log_prompts('/'.join(('prompts', name, *data.get('task', ())[:1])), iteration, tb_logger)
                 measurement.add(self.get_current_visuals(), data)
                 del self.batch, self.output  # before the next image is restored
         measurement.complete(share)
@@ -448,6 +456,21 @@ class PromptModel(SRModel):
         self.report.write(iteration, tb_logger, self._keep_best(iteration) if self.is_train else None)
         if ended or not self.is_train:
             self.report.tell_files()
+
+    def _log_prompts(self, place: str, iteration: int | str, tb_logger: Any) -> None:
+        """How much of each prompt the image in hand is given, its middle alone where it is large."""
+        net = self._measured()
+        traits = traits_of(net, self.opt['network_g'])
+        lq, degradation = self.batch.lq, self.batch.degradation
+        if not traits.has_prompt_weights or traits.levels == () or (traits.needs_degradation and degradation is None):
+            return
+        top, left = (max(0, side - _LOOKED_AT) // 2 for side in lq.shape[-2:])
+        part = lq[..., top : top + _LOOKED_AT, left : left + _LOOKED_AT]
+        with torch.no_grad():
+            shares = named_weights(net, pad_to_multiple(part, traits.size_multiple), degradation)
+        for level, weights in shares.items():
+            for prompt, share in weights.items():
+                tb_logger.add_scalar(f'{place}/{level}/{prompt}', share, iteration)
 
     def get_current_visuals(self) -> dict[str, torch.Tensor]:
         """lq, result and, where there is one, gt: (1, 3, H, W) on the CPU."""

@@ -239,15 +239,20 @@ def find_option_file(path: str) -> str:
     """
     if os.path.isfile(path):
         return path
-    package = Path(__file__).parents[1]
-    installed, source_tree = package / 'option_files', package.parent / 'options'
-    folder = source_tree if (package.parent / 'pyproject.toml').is_file() else installed
-    shipped = [file.name for file in sorted(folder.glob('*.yml'))]
+    shipped = {file.name: file for file in shipped_option_files()}
     if path in shipped:
-        return str(folder / path)
+        return str(shipped[path])
     close = get_close_matches(os.path.basename(path), shipped, n=1, cutoff=0.8)
     hint = f" '{close[0]}' comes with promptir_basicsr and is found by that name." if close else ''
     raise OptionError(f"the option file '{path}' does not exist. Paths start at the current folder.{hint}")
+
+
+def shipped_option_files() -> list[Path]:
+    """The option files that come with this package, by name."""
+    package = Path(__file__).parents[1]
+    installed, source_tree = package / 'option_files', package.parent / 'options'
+    folder = source_tree if (package.parent / 'pyproject.toml').is_file() else installed
+    return sorted(folder.glob('*.yml'))
 
 
 def _replace(options: Any, entry: str, where: str) -> list[str]:

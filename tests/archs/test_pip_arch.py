@@ -308,6 +308,7 @@ def test_a_sixth_degradation_starts_from_five() -> None:
     assert (new(x, [1, 3]) - old(x, [1, 3])).norm() < 0.02 * (old(x, [4, 0]) - old(x, [1, 3])).norm()
 
 
+@pytest.mark.slow
 def test_no_graph_breaks_in_a_level() -> None:
     """From the labels to the modulated skip; the blocks of the backbone, slow to trace, are left to the next test."""
     torch._dynamo.reset()

@@ -383,7 +383,7 @@ def test_a_missing_section_does_not_hide_the_mistakes_of_others() -> None:
     ('wrong', 'fits'),
     [
         ({'nonsense': 1}, ''),
-        (['nonsense'], ''),
+        pytest.param(['nonsense'], '', marks=pytest.mark.slow),
         (
             -1,
             'train.warmup_iter train.pixel_opt.loss_weight train.frequency_opt.loss_weight '

@@ -228,7 +228,7 @@ def compare(content: bytes, expected: np.ndarray, kind: str) -> None:
 COMMON = {'deadline': None, 'suppress_health_check': [HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]}
 
 
-@settings(max_examples=150, **COMMON)
+@settings(max_examples=60, **COMMON)
 @given(st.data())
 def test_any_picture(same: Restorer, tmp_path: Path, data: st.DataObject) -> None:
     check_one(same, data, tmp_path / 'x')

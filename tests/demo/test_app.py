@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -128,6 +129,7 @@ def serving(folder: Path, options: dict, *arguments: str) -> Iterator[Server]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # whatever nohup has made of it
         )
         server = Server(process, port, work)
         watch = threading.Thread(target=_note_connections, args=(proxy, server.asked), daemon=True)

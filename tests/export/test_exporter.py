@@ -112,6 +112,7 @@ def blocks(page: str) -> list[str]:
     return re.findall(r'^```python\n(.*?)^```', (ROOT / 'docs' / page).read_text(), re.M | re.S)
 
 
+@pytest.mark.slow
 def test_onnx_by_the_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}

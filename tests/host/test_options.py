@@ -366,14 +366,15 @@ def test_the_option_file_is_copied_as_it_is_below_the_command(tmp_path: Path, mo
     monkeypatch.setattr(sys, 'argv', ['basicsr train', '-opt', 'a\x1b\nb: c.yml'])
     monkeypatch.setattr('locale.getpreferredencoding', lambda *_: 'ascii')
     (tmp_path / 'run').mkdir()
-    copy_option_file(str(source), None, str(tmp_path / 'run'))
+    copy_option_file(str(source), None, str(tmp_path / 'run'), 7)
     copy = tmp_path / 'run' / source.name
     lines = copy.read_text(encoding='utf-8').splitlines()
     assert lines[0].startswith('# GENERATE TIME: ')
     assert lines[1:] == ['# CMD:', '# basicsr train -opt a\\x1b\\nb: c.yml', '', 'name: "ü"']
-    copy_option_file(str(copy), None, str(tmp_path / 'run'))
+    copy_option_file(str(copy), None, str(tmp_path / 'run'), 7)
     assert read_options(str(copy)) == {'name': 'ü'}
-    assert os.listdir(tmp_path / 'run') == [source.name]
+    assert sorted(os.listdir(tmp_path / 'run')) == ['options.resolved.yml', source.name]
+    assert read_options(str(tmp_path / 'run' / 'options.resolved.yml')) == {'name': 'ü', 'manual_seed': 7}
 
 
 # what option files of BasicSR's users have

@@ -1,6 +1,7 @@
 """PromptModel on real BasicSR: one step, the log, EMA, any size, validation and its files, checkpoints."""
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
@@ -286,18 +288,37 @@ def test_the_table_says_where_numbers_are_not_comparable(tmp_path):
     assert re.search(r"^- task '\w+' has \d+ images, the protocol has 500: numbers will not be comparable", text, re.M)
 
 
-def test_tensorboard_gets_each_task_and_the_average(tmp_path):
+def test_tensorboard_gets_numbers_pictures_rates_and_prompts(tmp_path, batch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
-    opt = small(run_options(tmp_path))
+    opt = small(run_options(tmp_path, val__contact_sheet=True))
     writer = SummaryWriter(str(tmp_path / 'tb'))
-    build_model(opt).validation(loader(opt), 2, writer, False)
+    model = build_model(opt)
+    model.run.tb_logger = writer
+    model.validation(loader(opt), 2, writer, False)
+    model.feed_data(batch)
+    model.optimize_parameters(3)
+    model.get_current_log()
     writer.close()
     events = EventAccumulator(str(tmp_path / 'tb'))
     events.Reload()
+
+    def value(tag: str) -> float:
+        (event,) = events.Scalars(tag)
+        return event.value
+
     tags = events.Tags()['scalars']
     assert {'metrics/val/denoise/psnr', 'metrics/val/strong/ssim', 'metrics/average/psnr'} <= set(tags)
+    assert value('metrics/val/denoise/input_psnr') == pytest.approx(model.report.inputs['val', 'denoise']['psnr'])
+    assert value('learning_rate') == pytest.approx(opt['train']['optim_g']['lr'])
+    (sheet,) = events.Images('contact_sheet')
+    found = np.asarray(Image.open(io.BytesIO(sheet.encoded_image_string)))
+    np.testing.assert_array_equal(found, np.asarray(Image.open(tmp_path / 'contact_sheet.png')))
+    prompts = [tag for tag in tags if tag.startswith('prompts/val/denoise/')]
+    assert len(prompts) == 3 * 5
+    for level in (1, 2, 3):
+        assert sum(value(tag) for tag in prompts if f'/level{level}/' in tag) == pytest.approx(1, abs=1e-5)
 
 
 def test_checkpoints_are_read_back_by_basicsr(tmp_path, batch):

@@ -239,7 +239,8 @@ def test_a_training_in_stages_goes_on_to_the_same_weights(
     assert begun == ([1, 2, 3] if at < 4 else [2, 3])
 
 
-@pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
 def test_a_training_in_stages_is_killed_and_ends_with_the_same_weights(processes: int, tmp_path: Path) -> None:
     """With workers that live on from stage to stage."""
     alone, over = tmp_path / 'alone', tmp_path / 'killed'

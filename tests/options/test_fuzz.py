@@ -205,19 +205,19 @@ def examples(number: int) -> Callable[..., Any]:
     )
 
 
-@examples(120)
+@examples(50)
 @given(mutated())
 def test_mutations_of_option_files(content: bytes) -> None:
     hold(content, [])
 
 
-@examples(120)
+@examples(50)
 @given(RANDOM)
 def test_random_files(content: bytes) -> None:
     hold(content, [])
 
 
-@examples(120)
+@examples(50)
 @given(st.sampled_from(PLACES), st.sampled_from(SCALARS) | LONG | st.text(max_size=20))
 def test_replacements_on_the_command_line(place: str, value: str) -> None:
     hold(TEXTS[0].encode(), [f'{place}={value}'])

@@ -68,7 +68,9 @@ def whole(gradients: list[Tensor]) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-@pytest.mark.parametrize('checkpointing', CHECKPOINTING)
+@pytest.mark.parametrize(
+    'checkpointing', [pytest.param(kind, marks=[pytest.mark.slow] * (kind != 'gate')) for kind in CHECKPOINTING]
+)
 @pytest.mark.parametrize('name', NETWORKS)
 def test_outputs_and_gradients_in_float64(name: str, checkpointing: str) -> None:
     net = built(name)
@@ -82,7 +84,9 @@ def test_outputs_and_gradients_in_float64(name: str, checkpointing: str) -> None
     assert max(map(relative, found, gradients)) < 1e-10
 
 
-@pytest.mark.parametrize('strip_bytes', [1, 2**13, 2**21])
+@pytest.mark.parametrize(
+    'strip_bytes', [2**13, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2**21))]
+)
 @pytest.mark.parametrize('name', NETWORKS)
 def test_strips(name: str, strip_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips of one row, of some, and of all rows: the same numbers."""
@@ -110,6 +114,7 @@ def test_strips_of_any_size(height: int, width: int, strip_bytes: int, monkeypat
         torch.testing.assert_close(found, block(x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_networks_of_the_papers_in_float32() -> None:
     """Bounds on rounding at full width: output and whole gradient 1e-5, one parameter 1e-3."""
     torch.manual_seed(0)
@@ -156,7 +161,7 @@ def test_products_of_many_pixels_stay_in_the_range_of_float16() -> None:
 @pytest.mark.parametrize(
     ('name', 'checkpointing'),
     [
-        ('promptir', 'gate'),
+        pytest.param('promptir', 'gate', marks=pytest.mark.slow),
         pytest.param('promptir', 'block', marks=pytest.mark.slow),
         pytest.param('promptir', 'none', marks=pytest.mark.slow),
         pytest.param('pip topm', 'gate', marks=pytest.mark.slow),
@@ -196,7 +201,11 @@ def kept(net: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 @pytest.mark.parametrize(
     ('network', 'side', 'bound'),
-    [(PromptIR, 64, 0.6), pytest.param(PromptIR, 128, 0.45, marks=pytest.mark.slow), (PIPRestormer, 64, 0.6)],
+    [
+        (PromptIR, 64, 0.6),
+        pytest.param(PromptIR, 128, 0.45, marks=pytest.mark.slow),
+        pytest.param(PIPRestormer, 64, 0.6, marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_kept_for_the_backward_pass(network: type[nn.Module], side: int, bound: float) -> None:
     """Of small images more, since folded weights are kept, whatever the size of an image."""

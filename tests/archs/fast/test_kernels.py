@@ -47,7 +47,10 @@ def run_cases(directory: Path, where: str, markers: str) -> dict[str, list[str]]
     return found
 
 
-PLACES = ['interpreter', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU'))]
+PLACES = [
+    pytest.param('interpreter', marks=pytest.mark.slow),
+    pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')),
+]
 
 
 @pytest.fixture(scope='module', params=PLACES)
@@ -157,6 +160,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module('tests.archs.fast.kernel_build')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', TRAFFIC)
 def test_memory_is_read_once_in_wide_words(compiler: ModuleType, name: str, tmp_path: Path) -> None:
     """What the compiler makes of a kernel for an H100 in bfloat16, with channels that divide by 16."""
