@@ -37,6 +37,7 @@ from promptir_basicsr.data.sampling import epoch_shares
 from promptir_basicsr.data.stages import by_stage
 from promptir_basicsr.data.tasks import Task, TaskSurvey
 from promptir_basicsr.inference.restoring import Settings
+from promptir_basicsr.metrics.pyiqa_metric import know_metric
 from promptir_basicsr.options.registered import type_problems
 from promptir_basicsr.options.run import OwnRun, run_schema
 
@@ -379,6 +380,10 @@ def _check_val(options: Mapping[str, Any], names: Collection[str]) -> list[Probl
 
 def check_metric(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
     """A metric's type, which is there, and the names of its options."""
+    try:
+        know_metric(options['type'])
+    except OptionError as error:
+        return problems_of((*where, 'type'), error)
     problems = check_registered((*where, 'type'), 'metric', options['type'], METRIC_REGISTRY)
     if problems:
         return problems

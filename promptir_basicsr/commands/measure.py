@@ -18,6 +18,7 @@ from promptir_basicsr.evaluation.measuring import Pairs, measure_pairs, pairs_by
 from promptir_basicsr.evaluation.record import Results, TaskResult, circumstances
 from promptir_basicsr.evaluation.results import Row, aligned, markdown_table
 from promptir_basicsr.metrics.paper_metric import definition
+from promptir_basicsr.metrics.pyiqa_metric import know_metric, lower_is_better
 from promptir_basicsr.options.pairing import pairing_rule
 
 _SHORT = {'psnr': 'calculate_paper_psnr', 'ssim': 'calculate_paper_ssim'}
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
         name = args.name or os.path.basename(os.path.abspath(args.restored))
         facts = {'protocol': args.protocol, 'measured': args.restored, **circumstances()}
         known = {key: value for key, value in facts.items() if value}
-        lower = [name for name, options in metrics.items() if options.get('better') == 'lower']
+        lower = [name for name, options in metrics.items() if lower_is_better(options)]
         defined = {name: definition(options) for name, options in metrics.items()}
         Results(name, known, defined, lower, tasks).write(args.out)
         sys.stdout.write(f'{printable(args.out)}: for `basicsr compare`\n')
@@ -59,6 +60,10 @@ def main(args: argparse.Namespace) -> int:
 def _metric(word: str) -> tuple[str, dict[str, Any]]:
     """Name and options of a metric: `psnr`, `ssim`, or one that is registered with BasicSR."""
     kind = _SHORT.get(word, word)
+    try:
+        know_metric(kind)
+    except OptionError as error:
+        raise OptionError(f'--metrics: {error}') from error
     if kind not in METRIC_REGISTRY:
         raise OptionError(f'--metrics: {unknown_name("metric", word, [*_SHORT, *METRIC_REGISTRY.keys()])}')
     border = inspect.signature(METRIC_REGISTRY.get(kind)).parameters.get('crop_border')

@@ -19,6 +19,7 @@ from promptir_basicsr.evaluation.record import NAME, Results, circumstances, tas
 from promptir_basicsr.evaluation.results import Mean, Row, aligned, append_csv, average, markdown_table, read_table
 from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
 from promptir_basicsr.metrics.paper_metric import definition
+from promptir_basicsr.metrics.pyiqa_metric import lower_is_better
 from promptir_basicsr.runtime.processes import Share
 
 logger = logging.getLogger('basicsr')
@@ -98,7 +99,7 @@ class Report:
         value = average(self.rows).values.get(metric)
         if value is None:
             return None
-        sign = 1 if self.metrics[metric].get('better', 'higher') == 'higher' else -1
+        sign = -1 if lower_is_better(self.metrics[metric]) else 1
         if self.best and self.best['metric'] == metric and sign * value <= sign * self.best['value']:
             return None
         return {'metric': metric, 'value': value, 'iter': iteration}
@@ -137,7 +138,7 @@ class Report:
     def results(self, iteration: int | str) -> Results:
         """The last complete validation, for programs."""
         facts = {**self.facts, **({'iteration': iteration} if self.opt['is_train'] else {}), **circumstances()}
-        lower = [name for name, options in self.metrics.items() if options.get('better') == 'lower']
+        lower = [name for name, options in self.metrics.items() if lower_is_better(options)]
         metrics = {name: self.define(name) for name in self.metrics}
         return Results(self.opt['name'], facts, metrics, lower, tasks_of(self.rows, self.made_by), self.notes())
 
