@@ -18,6 +18,8 @@ from promptir_basicsr.evaluation.results import in_digits
 
 PUBLISHED = Path(__file__).with_name('published.yml')
 AVERAGE = 'average'
+_MILLIONS = 'params (M)'
+_SIZES = {_MILLIONS: 'parameters', 'Gops': 'gigaops_256'}  # head of a column -> fact
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,21 @@ class Comparison:
     @property
     def columns(self) -> list[str]:
         return [*self.tasks, AVERAGE] if len(self.tasks) > 1 else list(self.tasks)
+
+    @property
+    def heads(self) -> list[str]:
+        """Of all columns but the first: what is known of the networks' sizes, then `columns`."""
+        return [
+            head for head, fact in _SIZES.items() if any(fact in each.facts for each in self.entries)
+        ] + self.columns
+
+    def sizes(self, entry: Entry) -> list[str]:
+        """The cells of a row before those of `columns`."""
+        known = [(head, entry.facts.get(_SIZES[head])) for head in self.heads if head in _SIZES]
+        return [
+            f'{value / (1e6 if head == _MILLIONS else 1):.3g}' if isinstance(value, int | float) else '-'
+            for head, value in known
+        ]
 
     def rank(self, entry: Entry, task: str, metric: str) -> int:
         """0 for the best of a column as it is printed, 1 for the second best, 2 for others."""
@@ -212,10 +229,11 @@ def label(entry: Entry) -> str:
 def as_markdown(comparison: Comparison) -> str:
     """A table; the best number of a column is bold, the second best is underlined."""
     marks = ('**{}**', '<u>{}</u>', '{}')
-    head = f'| {" / ".join(comparison.metrics)} | {" | ".join(comparison.columns)} |'
-    lines = [head, f'|:--|{"--:|" * len(comparison.columns)}']
+    head = f'| {" / ".join(comparison.metrics)} | {" | ".join(comparison.heads)} |'
+    lines = [head, f'|:--|{"--:|" * len(comparison.heads)}']
     for entry in comparison.entries:
         cells = [cell(comparison, entry, name, lambda s, rank: marks[rank].format(s)) for name in comparison.columns]
+        cells = [*comparison.sizes(entry), *cells]
         lines.append(f'| {_escaped(label(entry), _MARKDOWN)} | {" | ".join(cells)} |')
     return '\n'.join([*lines, *(['', *(f'- {note}' for note in comparison.notes)] if comparison.notes else [])]) + '\n'
 
@@ -223,7 +241,7 @@ def as_markdown(comparison: Comparison) -> str:
 def as_latex(comparison: Comparison) -> str:
     """A table for `\\usepackage{booktabs}`; the best number of a column is bold, the second best is underlined."""
     marks = (r'\textbf{{{}}}', r'\underline{{{}}}', '{}')
-    columns = [_escaped(name, _LATEX) for name in comparison.columns]
+    columns = [_escaped(name, _LATEX) for name in comparison.heads]
     lines = [f'% {note}' for note in comparison.notes]
     lines += [rf'\begin{{tabular}}{{l{"c" * len(columns)}}}', r'\toprule']
     lines += [f'Method & {" & ".join(columns)} \\\\', r'\midrule']
@@ -232,6 +250,7 @@ def as_latex(comparison: Comparison) -> str:
             cell(comparison, entry, name, lambda s, rank: marks[rank].format(s.replace('±', r'$\pm$')))
             for name in comparison.columns
         ]
+        cells = [*comparison.sizes(entry), *cells]
         lines.append(f'{_escaped(label(entry), _LATEX)} & {" & ".join(cells)} \\\\')
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}']) + '\n'
 

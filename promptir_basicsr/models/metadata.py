@@ -3,17 +3,24 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from promptir_basicsr.archs.elsewhere import without_folder
+from promptir_basicsr.archs.layers.formulation import set_formulation
 from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.checkpoints.reading import FORMAT, plain
 from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.core.registry import build
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.data.protocol import expand_protocol
+
+_SIDE = 256
 
 
 def training_metadata(
@@ -80,6 +87,33 @@ def run_facts(opt: Mapping[str, Any], net: nn.Module, device: torch.device) -> d
         facts['total_iter'] = opt['train']['total_iter']
         facts['recipe'] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def operations_of(network: Mapping[str, Any]) -> float | None:
+    """10^9 operations of a network for an image of 256 x 256, of convolutions and matrix products; a multiplication
+    and an addition are two.
+
+    Args:
+        network: `type` and arguments.
+
+    Returns:
+        The number; None for a network that cannot be run without memory, on the meta device.
+    """
+    return _operations(json.dumps(network, sort_keys=True, default=str))
+
+
+@cache
+def _operations(network: str) -> float | None:
+    try:
+        net = build(ARCH_REGISTRY, json.loads(network), 'meta').eval()
+        set_formulation(net, 'plain')  # as papers count; the fast one saves a few products
+        traits = traits_of(net)
+        told = [torch.zeros(1, dtype=torch.long, device='meta')] if traits.takes_degradation else []
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.zeros(1, traits.image_channels, _SIDE, _SIDE, device='meta'), *told)
+    except Exception:  # in whatever way a network of others needs memory
+        return None
+    return counter.get_total_flops() / 1e9
 
 
 def _tasks(training: Mapping[str, Any]) -> list[Mapping[str, Any]]:

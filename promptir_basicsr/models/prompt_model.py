@@ -40,7 +40,7 @@ from promptir_basicsr.evaluation.results import read_best
 from promptir_basicsr.evaluation.validation import Measurement, Report
 from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.models.batch import Batch, run_network
-from promptir_basicsr.models.metadata import run_facts
+from promptir_basicsr.models.metadata import operations_of, run_facts
 from promptir_basicsr.models.nonfinite import MOST_IN_A_ROW
 from promptir_basicsr.models.objective import ImageLosses, Objective
 from promptir_basicsr.models.resume import TrainingState, recipe_of
@@ -453,6 +453,8 @@ class PromptModel(SRModel):
         labels.write(iteration, tb_logger)
         if not self.report.add(name, measurement.rows()):
             return
+        if not self.opt['rank'] and (operations := operations_of(self.opt['network_g'])) is not None:
+            self.report.facts['gigaops_256'] = round(operations, 2)
         self.report.write(iteration, tb_logger, self._keep_best(iteration) if self.is_train else None)
         if ended or not self.is_train:
             self.report.tell_files()

@@ -219,3 +219,14 @@ def test_results_name_the_commit_of_the_current_folder(tmp_path: Path, monkeypat
         named.append(circumstances()['commit'])
         assert named[-1] == head[:12]
     assert len(set(named)) == 2
+
+
+def test_sizes_of_networks_stand_before_the_numbers() -> None:
+    sized = replace(B, facts={**B.facts, 'parameters': 35_592_000, 'gigaops_256': 345.42})
+    comparison = compare([A, sized])
+    known = [
+        line.split(' | ')[:3] for line in as_markdown(comparison).splitlines() if line.startswith(('| psnr', '| b'))
+    ]
+    assert known == [['| psnr / ssim', 'params (M)', 'Gops'], ['| b&c', '35.6', '345']]
+    assert as_latex(comparison).count('params (M) & Gops &') == 1
+    assert 'Gops' not in as_markdown(compare([A, B]))

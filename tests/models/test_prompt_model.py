@@ -21,6 +21,8 @@ from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from promptir_basicsr.core.registry import register
+from promptir_basicsr.evaluation.record import read_results
+from promptir_basicsr.models.metadata import operations_of
 from tests.models.model_options import run_options
 
 
@@ -42,6 +44,12 @@ class LabelNet(nn.Module):
         assert x.shape[-1] % 4 == 0
         self.calls += 1
         return self.gain * x + degradation[:, None, None, None] / 100
+
+
+@register(ARCH_REGISTRY)
+class OneConvolution(nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 5, 3, padding=1)
 
 
 @pytest.fixture
@@ -380,3 +388,13 @@ def test_a_plain_basicsr_data_set_can_be_validated(tmp_path):
     }
     build_model(opt).validation(loader(opt), 2, None, True)
     assert '| pairs | 2 |' in (tmp_path / 'results.md').read_text()
+
+
+def test_operations_are_counted_for_256_pixels(tmp_path):
+    assert operations_of({'type': 'OneConvolution'}) == pytest.approx(2 * 9 * 3 * 5 * 256**2 / 1e9)
+    assert operations_of({'type': 'PromptIR'}) == pytest.approx(345.4, abs=0.1)  # docs/backbones.md
+    assert operations_of({'type': 'Nobody'}) is None
+    opt = small(run_options(tmp_path))
+    build_model(opt).validation(loader(opt), 2, None, False)
+    facts = read_results(tmp_path).facts
+    assert facts['gigaops_256'] == round(operations_of(opt['network_g']), 2) > 0
