@@ -5,13 +5,18 @@ import io
 import shutil
 import statistics
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
+import yaml
 
+from promptir_basicsr import cli
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.protocol import load_protocol
@@ -25,6 +30,7 @@ from promptir_basicsr.evaluation.comparison import (
     compare,
 )
 from promptir_basicsr.evaluation.record import Results, TaskResult, circumstances, read_results
+from tests.tiny_training import TINY_TRAINING
 
 DEFINITIONS = {'psnr': 'PSNR: RGB', 'ssim': 'SSIM: RGB'}
 
@@ -230,3 +236,72 @@ def test_sizes_of_networks_stand_before_the_numbers() -> None:
     assert known == [['| psnr / ssim', 'params (M)', 'Gops'], ['| b&c', '35.6', '345']]
     assert as_latex(comparison).count('params (M) & Gops &') == 1
     assert 'Gops' not in as_markdown(compare([A, B]))
+
+
+THEIRS = """
+from torch import nn
+
+class Plain(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, 3, 3, padding=1))
+    def forward(self, x):
+        return x + self.body(x)
+"""
+PIP = {'type': 'PIPRestormer', 'dim': 8, 'num_blocks': [1] * 4, 'num_refinement_blocks': 1, 'heads': [1] * 4}
+
+
+@pytest.mark.slow
+def test_trainings_images_of_others_and_published_rows_in_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PromptIR, PIP and a class of another folder; the restored images of one of them, measured as those of others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    (tmp_path / 'theirs').mkdir()
+    (tmp_path / 'theirs' / 'plain_network.py').write_text(THEIRS)
+    (tmp_path / 'clean').mkdir()
+    for name, image in (('a', skimage.data.coffee()), ('b', skimage.data.chelsea())):
+        cv2.imwrite(str(tmp_path / 'clean' / f'{name}.png'), image[:96, :120, ::-1])
+    clean = {'clean': 'clean', 'degrade': {'type': 'rain'}, 'type': 'derain'}
+    tasks = [{**clean, 'name': 'Rain100L'}, {**clean, 'name': 'SOTS', 'type': 'dehaze', 'degrade': {'type': 'haze'}}]
+    sets = {'val': {'name': 'set', 'type': 'AllInOneDataset', 'tasks': tasks}}
+    metrics = {'psnr': {'type': 'calculate_paper_psnr'}, 'ssim': {'type': 'calculate_paper_ssim'}}
+    networks = {
+        'promptir': None,
+        'pip': {**PIP, 'prompt_sizes': [4] * 3},
+        'plain': {'type': 'plain_network:Plain', 'path': 'theirs', 'width': 8},
+    }
+    for name, network in networks.items():
+        options = yaml.safe_load(TINY_TRAINING)
+        options |= {'name': name, 'network_g': network or options['network_g']}
+        options['datasets'] |= sets
+        options['val'] = {'val_freq': 4, 'save_img': False, 'metrics': metrics}
+        Path('a.yml').write_text(yaml.safe_dump(options))
+        assert cli.main(['train', '-opt', 'a.yml']) == 0
+    options['datasets'] = {'test': sets['val']}
+    options['path'] = {'pretrain_network_g': 'experiments/plain/models/net_g_latest.pth'}
+    del options['train']
+    Path('a.yml').write_text(
+        yaml.safe_dump({**options, 'name': 'saved', 'val': {'metrics': metrics, 'save_img': True}})
+    )
+    assert cli.main(['test', '-opt', 'a.yml']) == 0
+    for task in ('Rain100L', 'SOTS'):
+        restored = f'results/saved/visualization/set/{task}'
+        pairing = ['--pairing', '{id}_restored.{ext}', '{id}.{ext}']
+        assert cli.main(['measure', restored, '--target', 'clean', *pairing, '-o', f'{task}.json', '--name', task]) == 0
+    rain = read_results('Rain100L.json').tasks[0]
+    (own,) = [task for task in read_results('experiments/plain').tasks if task.task == 'Rain100L']
+    assert rain.values['psnr'] == pytest.approx(own.values['psnr'], abs=0.02)
+    theirs = replace(read_results('Rain100L.json'), name='theirs', tasks=[replace(rain, task='Rain100L')])
+    theirs.write('theirs.json')
+
+    capsys.readouterr()
+    runs = [f'experiments/{name}' for name in networks]
+    assert cli.main(['compare', *runs, 'theirs.json', '--published', '3d']) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == '| psnr / ssim | params (M) | Gops | Rain100L |'
+    names = [line.split(' | ')[0].removeprefix('| ') for line in table[2:9]]
+    assert names == ['AirNet', 'PromptIR', 'PIP, second hand', 'promptir', 'pip', 'plain', 'theirs']
+    assert cli.main(['compare', *runs, '--published', '3d', '--format', 'latex', '-o', 'table.tex']) == 0
+    assert Path('table.tex').read_text().count('\\\\') == 7
