@@ -30,14 +30,20 @@ def json_schema() -> Schema:
             }
         )
     head = {name: _without_noise(OwnRun.model_json_schema()['properties'][name]) for name in ('name', 'model_type')}
+    files = {'type': 'string', 'minLength': 1}
+    head['base'] = {
+        'description': 'option file, or several, whose options count where this file has none',
+        'anyOf': [files, {'type': 'array', 'items': files}],
+    }
     head['model_type'] |= _one_of([model for model, training in OWN_RUNS if training])
     return {
         '$schema': 'http://json-schema.org/draft-07/schema#',
         'title': 'Option file of promptir_basicsr',
         'type': 'object',
-        'required': ['name', 'model_type'],
         'properties': head,
-        'allOf': rules,
+        # What a base has is not known here, so nothing is missing from a file that goes on from one.
+        'if': {'not': {'required': ['base']}},
+        'then': {'required': ['name', 'model_type'], 'allOf': rules},
         'definitions': dict(sorted(definitions.items())),
     }
 
