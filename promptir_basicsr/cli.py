@@ -75,6 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return _fail(*str(error).splitlines())
     load_plugins()
+    status = _run(verb, parsed)
+    if status and verb in ('train', 'test'):
+        importlib.import_module('promptir_basicsr.host.distributed').leave(status)
+    return status
+
+
+def _run(verb: str, parsed: argparse.Namespace) -> int:
     try:
         return VERBS[verb](parsed) or 0
     except OptionError as error:

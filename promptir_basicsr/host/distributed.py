@@ -4,14 +4,17 @@ import datetime
 import functools
 import hashlib
 import json
+import logging
 import os
 import random
 import re
 import socket
+import sys
 import time
 import uuid
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +189,20 @@ def end_processes() -> None:
     """Take leave of the other processes after a run that went well. One that failed must not wait for them."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def leave(status: int) -> None:
+    """End this process, one of several, after a run that failed; of a single process nothing happens.
+
+    The others may be anywhere, so they are not waited for. Threads of the process group that still run would be
+    destroyed by an ordinary exit, which aborts the process (SIGABRT) in place of its status.
+    """
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(status)
 
 
 def launch_problems(launcher: str) -> list[str]:

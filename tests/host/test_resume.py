@@ -55,7 +55,10 @@ def files(folder: Path) -> set[str]:
 
 def run_files(root: str, *saved: int) -> set[str]:
     names = [f'models/net_g_{name}.pth' for name in (*saved, 'latest')] + [f'training_states/{n}.state' for n in saved]
-    return {'tiny.yml', *(f'{root}/tiny/{name}' for name in (*names, 'tiny.yml', 'visualization'))}
+    return {
+        'tiny.yml',
+        *(f'{root}/tiny/{name}' for name in (*names, 'tiny.yml', 'options.resolved.yml', 'visualization')),
+    }
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
