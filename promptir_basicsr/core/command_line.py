@@ -218,9 +218,12 @@ def _compare(parser: argparse.ArgumentParser) -> None:
         '--seeds', action='store_true', help='one row for runs that differ by their seed, with deviation'
     )
     parser.add_argument('--anyway', action='store_true', help='also where numbers are not comparable, with the reasons')
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         '--format', choices=COMPARISON_FORMATS, default='markdown', help='of the table; default: %(default)s'
     )
+    for name in COMPARISON_FORMATS:
+        form.add_argument(f'--{name}', dest='format', action='store_const', const=name, help=argparse.SUPPRESS)
     parser.add_argument('-o', '--out', type=_output, metavar='FILE', help='write the table to a file')
     parser.add_argument('--curves', type=_output, metavar='PATH', help='draw learning curves: PATH.png and PATH.svg')
     parser.add_argument('--overwrite', action='store_true', help='replace FILE')

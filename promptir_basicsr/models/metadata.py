@@ -72,7 +72,7 @@ def run_facts(opt: Mapping[str, Any], net: nn.Module, device: torch.device) -> d
     facts = {
         'network': type(net).__name__,
         'parameters': sum(parameter.numel() for parameter in net.parameters()),
-        'network_g': plain(opt['network_g']),
+        'network_g': plain(without_folder(opt['network_g'])),
         'protocol': train.get('protocol')
         or next((each['protocol'] for each in measured if each.get('protocol')), None),
         'seed': opt.get('manual_seed'),

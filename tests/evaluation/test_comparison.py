@@ -303,5 +303,5 @@ def test_trainings_images_of_others_and_published_rows_in_one_table(
     assert table[0] == '| psnr / ssim | params (M) | Gops | Rain100L |'
     names = [line.split(' | ')[0].removeprefix('| ') for line in table[2:9]]
     assert names == ['AirNet', 'PromptIR', 'PIP, second hand', 'promptir', 'pip', 'plain', 'theirs']
-    assert cli.main(['compare', *runs, '--published', '3d', '--format', 'latex', '-o', 'table.tex']) == 0
+    assert cli.main(['compare', *runs, '--published', '3d', '--latex', '-o', 'table.tex']) == 0
     assert Path('table.tex').read_text().count('\\\\') == 7
