@@ -89,5 +89,6 @@ def know_metric(name: object) -> None:
 
 def lower_is_better(options: Mapping[str, Any]) -> bool:
     """Whether less is better of a metric: by its option `better`, or else by what it says itself."""
-    metric = METRIC_REGISTRY.get(options['type']) if options['type'] in METRIC_REGISTRY else None
+    name = options.get('type')  # the sensor's measures have none
+    metric = METRIC_REGISTRY.get(name) if name in METRIC_REGISTRY else None
     return bool(options.get('better', getattr(metric, 'better', 'higher')) == 'lower')

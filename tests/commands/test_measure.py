@@ -98,10 +98,10 @@ def test_a_measured_folder_stands_beside_runs(here: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert cli.main(['compare', 'ours=results/tested', 'measured.json']) == 0
     head, _, ours, theirs, *_ = capsys.readouterr().out.splitlines()
-    assert head == '| psnr / ssim | pairs |'
+    assert head == '| psnr / ssim | params (M) | Gops | pairs |'
     assert ours.startswith('| ours | ')
     assert theirs.startswith('| theirs | ')
-    assert ours.split('|')[2] == theirs.split('|')[2]
+    assert ours.split('|')[-2] == theirs.split('|')[-2]
     for form in ('latex', 'csv', 'html'):
         assert cli.main(['compare', 'results/tested', 'measured.json', '--format', form, '-o', f'table.{form}']) == 0
         assert Path(f'table.{form}').stat().st_size > 100
