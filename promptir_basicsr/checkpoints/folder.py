@@ -13,6 +13,7 @@ from torch import Tensor
 from promptir_basicsr.checkpoints.unpickling import open_archive
 from promptir_basicsr.core.errors import SaveError
 from promptir_basicsr.core.files import atomic_write, is_unfinished
+from promptir_basicsr.core.messages import first_line
 
 
 def atomic_save(content: Any, path: str | os.PathLike[str]) -> None:
@@ -44,7 +45,7 @@ def damage(path: str) -> str:
     except FileNotFoundError:
         return 'it does not exist'
     except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        return (str(error) or type(error).__name__).partition('\n')[0]
+        return first_line(error)
     return f'{torn} in it has changed' if torn else ''
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.messages import printable
+from promptir_basicsr.core.messages import first_line
 
 WEIGHTS = 'model.safetensors'
 CONFIG = 'config.json'
@@ -49,10 +49,9 @@ def _downloaded(repository: str, revision: str | None) -> str:
         hf_hub_download(repository, CONFIG, revision=revision)
         return str(hf_hub_download(repository, WEIGHTS, revision=revision))
     except Exception as error:  # the library's, those of what it talks through, and of the file system
-        what = printable(str(error).strip().partition('\n')[0])
         raise OptionError(
             f'{nothing}, and no repository of that name can be had from the Hugging Face Hub: '
-            f'{type(error).__name__}: {what}'
+            f'{type(error).__name__}: {first_line(error)}'
         ) from error
 
 

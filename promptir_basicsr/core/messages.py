@@ -68,6 +68,11 @@ class Printable(logging.Filter):
         return True
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, printable; its class where it has no text."""
+    return printable(str(error).strip().partition('\n')[0]) or type(error).__name__
+
+
 def quotes_hint(value: object) -> str:
     """What to do about text that looks like a number, or nothing."""
     return ' Leave the quotes out.' if isinstance(value, str) and _NUMBER.fullmatch(value) else ''

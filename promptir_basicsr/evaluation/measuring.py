@@ -11,7 +11,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 from promptir_basicsr.core.arrays import to_bytes, to_float
 from promptir_basicsr.core.errors import ImageError, OptionError, problems_of, raise_problems
-from promptir_basicsr.core.messages import first_few
+from promptir_basicsr.core.messages import first_few, first_line
 from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.data.allinone_dataset import unique_names
 from promptir_basicsr.data.images import centre_crop
@@ -49,7 +49,7 @@ def measure_image(metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, t
         except Exception as error:  # whatever it is; a metric of others may know colours alone
             if wants_float or not grey:
                 raise OptionError(problems_of(('val', 'metrics', name), error)) from error
-            what = f'{type(error).__name__}: {error}'.strip().partition('\n')[0]
+            what = f'{type(error).__name__}: {first_line(error)}'
             message = f'{options["type"]} has failed on a grey image ({what}). Leave it out with `channels: 1`.'
             raise OptionError(Problem(('val', 'metrics', name), message)) from error
     return results

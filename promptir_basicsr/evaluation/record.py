@@ -16,7 +16,7 @@ import torch
 
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.files import atomic_write
-from promptir_basicsr.core.messages import printable
+from promptir_basicsr.core.messages import first_line, printable
 from promptir_basicsr.core.version import __version__
 from promptir_basicsr.evaluation.results import Row
 
@@ -107,9 +107,9 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, OptionError):
             raise
-        what = f'{type(error).__name__}: {error}'.partition('\n')[0]
         raise OptionError(
-            f"'{where}' does not hold results of this package ({printable(what)}). Validate the run again."
+            f"'{where}' does not hold results of this package ({type(error).__name__}: {first_line(error)}). Validate "
+            'the run again.'
         ) from error
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from promptir_basicsr.core.console import plain_console
 from promptir_basicsr.core.errors import SaveError
-from promptir_basicsr.core.messages import printable
+from promptir_basicsr.core.messages import first_line, printable
 from promptir_basicsr.core.vocabulary import MAX_PIXELS
 from promptir_basicsr.inference.plan import Job, Plan, Size
 from promptir_basicsr.inference.restorer import Restorer
@@ -215,7 +215,7 @@ class _Run:
                 self._fail(str(error))
                 continue
             except Exception as error:  # whatever it is, the other files go on
-                self._fail(f"'{job.target}' could not be written: {_first_line(error)}")
+                self._fail(f"'{job.target}' could not be written: {first_line(error)}")
                 continue
             self.outcome.restored += 1
             self.outcome.pixels += picture.size[0] * picture.size[1]
@@ -244,7 +244,7 @@ class _Run:
                 for one in together:
                     self._restore([one], pool)
                 return
-            self._fail(f"'{jobs[0].source}' could not be restored: {_first_line(error)}")
+            self._fail(f"'{jobs[0].source}' could not be restored: {first_line(error)}")
             return
         seconds = (time.perf_counter() - begun) / len(together)
         for (job, picture), image in zip(together, images, strict=True):
@@ -270,10 +270,6 @@ def _write_new(job: Job, picture: Picture, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(job.target):
         raise PictureError(f"'{job.target}' has come into being meanwhile; it was not replaced.")
     write_picture(job.target, picture, job.kind or picture.format)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition('\n')[0] or type(error).__name__
 
 
 def _weight(job: Job) -> int:

@@ -9,7 +9,7 @@ import torch
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.core.messages import did_you_mean, printable
+from promptir_basicsr.core.messages import did_you_mean, first_line
 
 PREFIX = 'pyiqa:'
 
@@ -40,7 +40,7 @@ class PyiqaMetric:
             with torch.random.fork_rng(devices=[]):
                 self.metric = pyiqa.create_metric(name, device=self.device)
         except Exception as error:  # of downloads, file systems, and of pyiqa's many metrics
-            what = f'{type(error).__name__}: {printable(error)}'.partition('\n')[0]
+            what = f'{type(error).__name__}: {first_line(error)}'
             raise OptionError(
                 f"'{PREFIX}{name}' cannot be made ({what}). pyiqa downloads the weights of its metrics when they are "
                 'first used: do that once on a machine with a network, and copy its cache (TORCH_HOME).'

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import PIL
 
 from promptir_basicsr.core.files import atomic_write, open_regular
-from promptir_basicsr.core.messages import printable
+from promptir_basicsr.core.messages import first_line, printable
 from promptir_basicsr.core.vocabulary import MAX_PIXELS
 from promptir_basicsr.pictures.decode import exif_of, is_heif, open_heif, open_image, read_picture_file, what_it_is
 from promptir_basicsr.pictures.encode import encode_picture
@@ -66,8 +66,7 @@ def decode_picture(content: bytes, where: str = 'the picture', max_pixels: int =
     except MemoryError as error:
         raise PictureError(f'{where} needs more memory than there is.') from error
     except Exception as error:  # decoders meet damage in many ways
-        reason = printable(str(error).partition('\n')[0] or type(error).__name__)
-        raise PictureError(f'{where} is damaged or cut off ({len(content):,} bytes): {reason}.') from error
+        raise PictureError(f'{where} is damaged or cut off ({len(content):,} bytes): {first_line(error)}.') from error
 
 
 def measure_picture(path: str | os.PathLike[str]) -> tuple[int, int] | None:
