@@ -1,22 +1,28 @@
 """Find the mistakes in the section `train` of an option file: optimizer, schedule, losses."""
 
 import inspect
+import io
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from torch import nn
 
 from promptir_basicsr.archs.traits import no_prompts, prompts_of, traits_of
 from promptir_basicsr.core.errors import OptionError, problems_of
-from promptir_basicsr.core.messages import first_few, is_number, missing, quotes_hint, shown, unknown
+from promptir_basicsr.core.messages import first_few, first_line, is_number, missing, quotes_hint, shown, unknown
 from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import arguments_of, build, check_arguments, check_registered, find_registered
 from promptir_basicsr.losses.loss_scaler import LossScaler
+from promptir_basicsr.optim.optimizers import PREFIX, build_optimizer, find_optimizer
 from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, scheduler_arguments
 from promptir_basicsr.options.registered import type_problems
+from promptir_basicsr.runtime.random_state import kept_random_state, random_state, set_random_state
 
 PROMPT_LOSS: Keys = ('train', 'prompt_opt')
 IMAGE_LOSSES = ('pixel_opt', 'frequency_opt', 'perceptual_opt')
@@ -62,10 +68,12 @@ def _check_total(train: Mapping[str, Any]) -> list[Problem]:
     if warmup >= total:
         message = f'{warmup:,} is not below total_iter {total:,}. Shorten the warm-up.'
         problems.append(Problem(('train', 'warmup_iter'), message, 'short'))
-    own = schedule.get('warmup_iter')
-    if schedule.get('type') == 'LinearWarmupCosineLR' and is_number(own) and own >= schedule.get('total_iter', total):
-        message = f'{own:,} is not below total_iter {schedule.get("total_iter", total):,}. Shorten the warm-up.'
-        problems.append(Problem(('train', 'scheduler', 'warmup_iter'), message, 'short'))
+    last = schedule.get('total_iter', total)
+    for key, part in (('warmup_iter', 'warm-up'), ('decay_iter', 'decay')):
+        own, knows = schedule.get(key), schedule.get('type') in ('LinearWarmupCosineLR', 'WarmupStableDecayLR')
+        if knows and is_number(own) and own >= last:
+            message = f'{own:,} is not below total_iter {last:,}. Shorten the {part}.'
+            problems.append(Problem(('train', 'scheduler', key), message, 'short'))
     for key in ('milestones', 'restarts'):
         values = schedule.get(key)
         late = [value for value in values if is_number(value) and value > total] if isinstance(values, list) else []
@@ -79,31 +87,77 @@ def _check_total(train: Mapping[str, Any]) -> list[Problem]:
 def _check_optimizer(options: Mapping[str, Any]) -> list[Problem]:
     where = ('train', 'optim_g')
     problems = missing(where, options, ('type', 'lr'))
-    known = [name for name in dir(torch.optim) if inspect.isclass(getattr(torch.optim, name)) and name != 'Optimizer']
     if 'type' not in options:
         return problems
-    if options['type'] not in known:
-        return [*problems, unknown((*where, 'type'), 'optimizer', options['type'], known)]
+    try:
+        kind = find_optimizer(options['type'])
+    except OptionError as error:
+        return [*problems, *problems_of(where, error)]
     arguments = arguments_of(options)
-    optimizer = getattr(torch.optim, options['type'])
-    problems += check_arguments(where, optimizer, arguments, given=('self', 'params'))
+    known = inspect.signature(kind).parameters
+    problems += check_arguments(where, kind, arguments, given=('self', 'params'))
     for key, value in arguments.items():
         numbers = value if isinstance(value, list) else [value]
-        if not all(number is None or isinstance(number, bool) or is_number(number) for number in numbers):
+        words = key in known and isinstance(known[key].default, str)
+        if not words and not all(each is None or isinstance(each, bool) or is_number(each) for each in numbers):
             message = f'{shown(value)} is neither a number nor a list of numbers.{quotes_hint(value)}'
             problems.append(problem((*where, key), message))
         elif key == 'lr' and not (is_number(value) and value > 0):
             problems.append(problem((*where, 'lr'), f'{value!r} is not a number above 0.'))
     if problems:
         return problems
-    weights = [torch.zeros(1, 1)]
-    together = _build(where, optimizer, weights, **arguments)
+    build = partial(build_optimizer, options['type'])
+    together = _build(where, build, [torch.zeros(1, 1)], **arguments)
     if not together:
-        return []
+        return _check_steps(options['type'], arguments)
     # torch does not always say which of the options it refuses.
     for key, value in arguments.items():
-        problems += _build((*where, key), optimizer, weights, **{key: value})
+        problems += _build((*where, key), build, [torch.zeros(1, 1)], **{key: value})
     return problems or together
+
+
+def _check_steps(name: str, arguments: Mapping[str, Any]) -> list[Problem]:
+    """Whether an optimizer trains convolutions by its gradients alone, and continues a saved state bit by bit."""
+    arguments = {key: value for key, value in arguments.items() if key not in _OF_DEVICES}
+
+    def start() -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+        weights = [nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).reshape(shape)) for shape in _SHAPES]
+        return weights, build_optimizer(name, weights, **arguments)
+
+    def step_twice(weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(2):
+            for weight in weights:
+                weight.grad = weight.detach().sin()
+            optimizer.step()
+
+    where = ('train', 'optim_g', 'type')
+    with kept_random_state():
+        try:
+            weights, optimizer = start()
+            step_twice(weights, optimizer)
+            file = io.BytesIO()
+            torch.save(optimizer.state_dict(), file)
+            file.seek(0)
+            resumed, other = start()
+            other.load_state_dict(torch.load(file, weights_only=True))
+            for weight, value in zip(resumed, weights, strict=True):
+                weight.data.copy_(value)
+            random = random_state()
+            step_twice(weights, optimizer)
+            set_random_state(random)
+            step_twice(resumed, other)
+        except Exception as error:  # of any optimizer that this one command would train with
+            instead = f' Use {PREFIX}Muon.' if name == 'Muon' else ''
+            message = f'{name} cannot train the weights of convolutions, or be saved ({first_line(error)}).{instead}'
+            return [problem(where, message)]
+    if all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(weights, resumed, strict=True)):
+        return []
+    return [problem(where, f'{name} does not continue from a saved state as if it had not been interrupted.')]
+
+
+_SHAPES = ((16, 8, 3, 3), (16, 3, 3, 3), (16, 1, 3, 3), (8, 16, 1, 1), (1, 5, 4, 6, 6), (16,), ())
+_OF_DEVICES = ('fused', 'foreach', 'capturable')
+"""Arguments that only some devices take."""
 
 
 def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> list[Problem]:
@@ -123,8 +177,9 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
         if not isinstance(value, list) or not all(is_number(number) for number in value):
             problems.append(problem((*where, key), f'{shown(value)} is not a list of numbers.'))
     if not problems:
-        lr = train.get('optim_g', {}).get('lr')
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr if is_number(lr) and lr > 0 else 1.0)
+        rates = [train.get('optim_g', {}).get(key) for key in ('lr', 'adamw_lr')]
+        rates = [rate for rate in rates if is_number(rate) and rate > 0] or [1.0]
+        optimizer = torch.optim.SGD([{'params': [torch.zeros(1)], 'lr': rate} for rate in rates])
         problems += _build(where, scheduler, optimizer, **arguments)
     if not problems and kind == 'CosineAnnealingRestartLR' and total:
         periods = arguments['periods']

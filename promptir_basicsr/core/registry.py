@@ -102,7 +102,10 @@ def check_arguments(
 
 
 def _open_ended(function: Callable[..., Any]) -> bool:
-    """Takes **kwargs and means it. BasicSR's losses and metrics have them only to swallow what they do not know."""
-    swallows = getattr(function, '__module__', '').startswith(('basicsr.metrics', 'basicsr.losses'))
+    """Takes **kwargs and means it; some have them only to swallow what they do not know."""
+    swallows = getattr(function, '__module__', '').startswith(_SWALLOWING)
     parameters = inspect.signature(function).parameters.values()
     return any(p.kind is p.VAR_KEYWORD for p in parameters) and not swallows
+
+
+_SWALLOWING = ('basicsr.metrics', 'basicsr.losses', 'pytorch_optimizer.')

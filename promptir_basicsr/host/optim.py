@@ -4,9 +4,10 @@ import functools
 import logging
 from typing import Any
 
-import torch
 from basicsr.models.base_model import BaseModel
 
+from promptir_basicsr.core.errors import OptionError
+from promptir_basicsr.optim.optimizers import PREFIX, build_optimizer
 from promptir_basicsr.optim.rates import describe
 from promptir_basicsr.optim.schedules import SCHEDULERS, scheduler_arguments
 
@@ -21,7 +22,7 @@ def adapt() -> None:
 def add_optimizers() -> None:
     """`BaseModel.get_optimizer` of the index release knows Adam only; all-in-one recipes use AdamW.
 
-    A type that BasicSR refuses is looked up in `torch.optim`, so the git master keeps its own list.
+    A type that BasicSR refuses is looked up by `build_optimizer`, so the git master keeps its own list.
     """
     host = BaseModel.get_optimizer
     if hasattr(host, '__wrapped__'):
@@ -31,11 +32,13 @@ def add_optimizers() -> None:
     def get_optimizer(self: BaseModel, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Any:
         try:
             return host(self, optim_type, params, lr, **kwargs)
-        except NotImplementedError:
-            kind: Any = getattr(torch.optim, optim_type, None)
-            if not callable(kind):
-                raise
-            return kind(params, lr, **kwargs)
+        except NotImplementedError as refusal:
+            try:
+                return build_optimizer(optim_type, params, lr=lr, **kwargs)
+            except OptionError:
+                if optim_type.startswith(PREFIX):
+                    raise
+                raise refusal from None
 
     BaseModel.get_optimizer = get_optimizer
 

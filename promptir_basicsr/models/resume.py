@@ -1,7 +1,6 @@
 """What a training needs besides its weights to go on as if it had not been stopped."""
 
 import copy
-import inspect
 import logging
 import os
 import warnings
@@ -23,6 +22,7 @@ from promptir_basicsr.evaluation.validation import Report
 from promptir_basicsr.models.metadata import training_metadata
 from promptir_basicsr.models.run import Run
 from promptir_basicsr.models.step import TrainingStep
+from promptir_basicsr.optim.optimizers import option_names
 from promptir_basicsr.runtime.random_state import random_state, set_random_state
 
 logger = logging.getLogger('basicsr')
@@ -142,7 +142,7 @@ class TrainingState:
         fresh = [[dict(group) for group in optimizer.param_groups] for optimizer in self.optimizers]
         for optimizer, saved, groups in zip(self.optimizers, state['optimizers'], fresh, strict=True):
             optimizer.load_state_dict(saved)
-            given = inspect.signature(type(optimizer)).parameters.keys() - {'params', 'lr'} | {'initial_lr'}
+            given = option_names(type(optimizer)) - {'lr'} | {'initial_lr'}
             for group, options in zip(optimizer.param_groups, groups, strict=True):
                 group.update({key: value for key, value in options.items() if key in given})
         before = state.get('recipe')

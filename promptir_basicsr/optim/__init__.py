@@ -1,5 +1,5 @@
 """Schedules of the learning rate."""
 
-from promptir_basicsr.optim.schedules import FixedLR, LinearWarmupCosineLR, ReleasedPromptIRLR
+from promptir_basicsr.optim.schedules import FixedLR, LinearWarmupCosineLR, ReleasedPromptIRLR, WarmupStableDecayLR
 
-__all__ = ['FixedLR', 'LinearWarmupCosineLR', 'ReleasedPromptIRLR']
+__all__ = ['FixedLR', 'LinearWarmupCosineLR', 'ReleasedPromptIRLR', 'WarmupStableDecayLR']

@@ -87,7 +87,7 @@ class LinearWarmupCosineLR(IterationLR):
         ValueError: a setting is out of range or is text.
     """
 
-    settings = ('total_iter', 'warmup_iter', 'eta_min')
+    settings: tuple[str, ...] = ('total_iter', 'warmup_iter', 'eta_min')
 
     def __init__(
         self,
@@ -118,6 +118,53 @@ class LinearWarmupCosineLR(IterationLR):
 
     def landmarks(self) -> dict[int, str]:
         return {self.warmup_iter: 'end of warm-up'} if self.warmup_iter else {}
+
+
+class WarmupStableDecayLR(LinearWarmupCosineLR):
+    """Linear warm-up, lr itself, then a straight line to eta_min over the last iterations of the run.
+
+    A training that turns out too short goes on from a state before the decay: only there the rate depends on
+    total_iter.
+
+    Args:
+        optimizer: its groups' rates are the peak rates.
+        total_iter: last iteration of the run.
+        decay_iter: iterations of the decay; of a run that is shorter, only its end is seen.
+        warmup_iter: iterations of the warm-up; 0 for none.
+        eta_min: final rate, at most the smallest rate of the groups.
+        last_epoch: -1 for a new run (see torch).
+
+    Raises:
+        ValueError: a setting is out of range or is text.
+    """
+
+    settings = ('total_iter', 'decay_iter', 'warmup_iter', 'eta_min')
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        total_iter: int,
+        decay_iter: int,
+        warmup_iter: int = 0,
+        eta_min: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        _check_count(type(self).__name__, 'decay_iter', decay_iter, 1)
+        self.decay_iter = decay_iter
+        super().__init__(optimizer, total_iter, warmup_iter, eta_min, last_epoch)
+
+    def value(self, base_lr: float, iteration: int) -> float:
+        done = min(max(iteration - (self.total_iter - self.decay_iter), 0) / self.decay_iter, 1)
+        warmed = min(iteration / max(self.warmup_iter, 1), 1)
+        return min(base_lr * warmed, base_lr * (1 - done) + self.eta_min * done)
+
+    def summary(self) -> str:
+        warmup = f'linear warm-up over {self.warmup_iter:,} iterations, ' if self.warmup_iter else ''
+        return f'{warmup}the same rate, then a line to {self.eta_min:.3g} over the last {self.decay_iter:,} iterations'
+
+    def landmarks(self) -> dict[int, str]:
+        begin = self.total_iter - self.decay_iter
+        return {**super().landmarks(), **({begin: 'begin of the decay'} if begin > 0 else {})}
 
 
 class ReleasedPromptIRLR(IterationLR):
@@ -189,7 +236,8 @@ class ReleasedPromptIRLR(IterationLR):
 
 
 SCHEDULERS: dict[str, type[IterationLR]] = {
-    scheduler.__name__: scheduler for scheduler in (FixedLR, LinearWarmupCosineLR, ReleasedPromptIRLR)
+    scheduler.__name__: scheduler
+    for scheduler in (FixedLR, LinearWarmupCosineLR, WarmupStableDecayLR, ReleasedPromptIRLR)
 }
 
 

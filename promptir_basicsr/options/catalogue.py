@@ -6,6 +6,7 @@ from typing import Any
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 
 from promptir_basicsr.losses.loss_scaler import LossScaler
+from promptir_basicsr.optim.optimizers import PREFIX
 from promptir_basicsr.optim.schedules import SCHEDULERS
 from promptir_basicsr.options.data import MeasuringSet, TrainingSet
 from promptir_basicsr.options.registered import OURS, section_of
@@ -59,6 +60,6 @@ def known_names(kind: str) -> list[str]:
         'loss': ('CharbonnierLoss', 'L1Loss', 'MSELoss'),
         'metric': ('calculate_niqe', 'calculate_psnr', 'calculate_ssim'),
         'schedule': ('CosineAnnealingRestartLR', 'MultiStepLR', 'MultiStepRestartLR'),
-        'optimizer': ('Adam', 'AdamW', 'SGD'),
+        'optimizer': ('Adam', 'AdamW', 'SGD', f'{PREFIX}Muon', f'{PREFIX}SOAP'),
     }.get(kind, ())
     return [*registered(kind), *(name for name in host if name not in registered(kind))]

@@ -16,7 +16,10 @@ Clip = Annotated[
     Told('{found} is not a number above 0. Leave the key out for no clipping.'),
 ]
 
-OPTIMIZER = '`type:` any optimizer of `torch.optim` (`Adam`, `AdamW`, ...), `lr`, and its arguments'
+OPTIMIZER = (
+    '`type:` any optimizer of `torch.optim` (`Adam`, `AdamW`, ...), or `pytorch_optimizer:NAME` where that package is '
+    'installed (extra `optim`), `lr`, and its arguments'
+)
 SCHEDULE = '`type:` a schedule and its arguments'
 
 

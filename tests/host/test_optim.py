@@ -83,7 +83,7 @@ def test_every_optimizer_gets_the_schedule(scheduler: dict[str, Any], kind: type
 
 
 def test_ours_are_all_there() -> None:
-    assert set(SCHEDULERS) == {'FixedLR', 'LinearWarmupCosineLR', 'ReleasedPromptIRLR'}
+    assert set(SCHEDULERS) == {'FixedLR', 'LinearWarmupCosineLR', 'ReleasedPromptIRLR', 'WarmupStableDecayLR'}
 
 
 @pytest.mark.parametrize('name', ['FixedLR', 'LinearWarmupCosineLR'])

@@ -442,6 +442,17 @@ def test_changed_arguments_of_the_optimizer_count(alone: Path, tmp_path: Path, m
     assert 'Changed from iteration 9 on: optim_g.betas unset -> [0.5, 0.9].' in log(tmp_path)
 
 
+@pytest.mark.parametrize(('kind', 'options'), [('Muon', {'lr': 0.02, 'adamw_lr': 1e-3}), ('SOAP', {'lr': 1e-3})])
+def test_trainings_with_optimizers_of_others_go_on_to_the_same_weights(
+    kind: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = {'type': f'pytorch_optimizer:{kind}', **options}
+    alone, over = tmp_path / 'alone', tmp_path / 'over'
+    assert run(alone, monkeypatch, train__optim_g=optimizer) == 0
+    assert resumed(alone, over, monkeypatch, train__optim_g=optimizer, logger__print_freq=7) == 0
+    assert_same_end(alone, over, 12, went_back=True)
+
+
 @pytest.mark.parametrize(
     ('changes', 'sentence'),
     [

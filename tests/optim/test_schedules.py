@@ -5,11 +5,18 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from promptir_basicsr.optim.rates import describe
-from promptir_basicsr.optim.schedules import SCHEDULERS, FixedLR, LinearWarmupCosineLR, ReleasedPromptIRLR
+from promptir_basicsr.optim.schedules import (
+    SCHEDULERS,
+    FixedLR,
+    LinearWarmupCosineLR,
+    ReleasedPromptIRLR,
+    WarmupStableDecayLR,
+)
 
 # isort: split
 # BasicSR can be imported once the package has prepared it
@@ -19,6 +26,7 @@ LR = 2e-4
 CASES = {
     'FixedLR': {},
     'LinearWarmupCosineLR': {'total_iter': 60, 'warmup_iter': 12, 'eta_min': 1e-6},
+    'WarmupStableDecayLR': {'total_iter': 60, 'warmup_iter': 12, 'decay_iter': 20, 'eta_min': 1e-6},
     'ReleasedPromptIRLR': {'iters_per_epoch': 3, 'warmup_epochs': 4, 'max_epochs': 20, 'eta_min': 1e-6},
 }
 
@@ -128,6 +136,25 @@ class TestLinearWarmupCosine:
     def test_groups_keep_their_own_rates(self) -> None:
         rates = LinearWarmupCosineLR(optimizer(1e-3, 1e-5), total_iter=100, warmup_iter=10).lr_at(40)
         assert rates[0] / rates[1] == pytest.approx(100, rel=1e-12)
+
+
+class TestWarmupStableDecay:
+    def test_three_straight_lines(self) -> None:
+        scheduler = WarmupStableDecayLR(optimizer(), total_iter=100, decay_iter=20, warmup_iter=10, eta_min=1e-6)
+        corners = {0: 0.0, 10: LR, 80: LR, 100: 1e-6, 300: 1e-6}
+        for iteration in range(1, 300):
+            expected = np.interp(iteration, list(corners), list(corners.values()))
+            assert scheduler.lr_at(iteration)[0] == pytest.approx(expected, rel=1e-9)
+        assert scheduler.landmarks() == {10: 'end of warm-up', 80: 'begin of the decay'}
+
+    def test_before_the_decay_a_longer_run_has_the_same_rates(self) -> None:
+        short, long = (WarmupStableDecayLR(optimizer(), total, 20, warmup_iter=10) for total in (100, 1000))
+        assert [short.lr_at(i) for i in range(1, 81)] == [long.lr_at(i) for i in range(1, 81)]
+
+    def test_a_shorter_run_has_no_jump(self) -> None:
+        rates = [WarmupStableDecayLR(optimizer(), 12, 20, warmup_iter=10).lr_at(i)[0] for i in range(1, 13)]
+        assert max(map(abs, np.diff(rates))) < LR / 9
+        assert rates[-1] == 0
 
 
 class TestReleased:
