@@ -32,14 +32,14 @@ def find_optimizer(name: object) -> type[Optimizer]:
     need_extra(f"train.optim_g.type: '{name}'", ['pytorch_optimizer'], 'optim')
     import pytorch_optimizer
 
-    kind = _chosen('optimizer of pytorch_optimizer', name.removeprefix(PREFIX), pytorch_optimizer)
-    if hasattr(kind, 'eval'):
+    optimizer = _chosen('optimizer of pytorch_optimizer', name.removeprefix(PREFIX), pytorch_optimizer)
+    if hasattr(optimizer, 'eval'):
         message = (
             f"'{name}' has other weights for validation than for training, which the models of this package do not "
             'exchange. Use an optimizer that is not schedule-free, with FixedLR and ema_decay.'
         )
         raise OptionError(problem('type', message))
-    return kind
+    return optimizer
 
 
 def build_optimizer(name: str, weights: Iterable[Any], **arguments: Any) -> Optimizer:
