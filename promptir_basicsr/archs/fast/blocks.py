@@ -4,8 +4,8 @@ The same numbers as the plain formulation of `restormer` and `prompts`, from the
 read, write and keep:
 
 - features are (B, H, W, C) in memory, so that normalisations and 1x1 convolutions run over contiguous channels;
-- the affine part of a normalisation is folded into the 1x1 convolution behind it, and what it gives is worked out again
-  in the backward pass;
+- the affine part of a normalisation is folded into the 1x1 convolution behind it, where there are more pixels than
+  weights a channel, and what it gives is worked out again in the backward pass;
 - q and k are not normalised at full size: the small matrix q^T k is divided by the products of their norms, and
   temperature, softmax and `project_out` become one matrix that is applied to v;
 - gate and depthwise convolution of the feed-forward network are worked out again in the backward pass, and its odd
@@ -31,6 +31,9 @@ from torch.utils.checkpoint import checkpoint
 from promptir_basicsr.archs.fast import kernels, strips
 from promptir_basicsr.archs.fast.strips import gate, widen
 from promptir_basicsr.archs.layers.global_statistics import NORM_EPS
+
+FEW = 4
+"""Pixels a channel below which weights are not folded: measured, see benchmarks/small.py."""
 
 
 def transformer_block(block: Any, x: Tensor) -> Tensor:
@@ -123,7 +126,14 @@ def linear(rows: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def norm_project(rows: Tensor, norm: nn.Module, conv: nn.Conv2d) -> Tensor:
     """The 1x1 convolution of the normalised features (B, H, W, C). Returns (B, H, W, out channels)."""
+    if few(rows, conv.out_channels):
+        return linear(affine_normalize(rows, norm), conv)
     return _normed_linear(rows, *fold(norm, conv), norm.body)
+
+
+def few(rows: Tensor, channels: int) -> bool:
+    """Whether features (B, H, W, C) have so few pixels that weights for so many channels cost more than they do."""
+    return rows[..., 0].numel() < FEW * channels
 
 
 def fold(norm: Any, conv: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
@@ -147,14 +157,15 @@ class _NormedLinear(Function):
         normed, mean, rstd = normalize(x, eps, subtract_mean)
         ctx.save_for_backward(x, mean, rstd, weight)
         ctx.eps, ctx.subtract_mean, ctx.has_bias = eps, subtract_mean, bias is not None
-        return F.linear(normed, weight, bias)
+        out = F.linear(normed, weight)
+        return out if bias is None else out.add_(bias)  # addmm would first write the bias everywhere
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, weight = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
-        weight_grad = flat.t() @ normalize(x, ctx.eps, ctx.subtract_mean)[0].flatten(0, -2)
+        weight_grad = flat.t() @ normalize_again(x, mean, rstd, ctx.eps, ctx.subtract_mean).flatten(0, -2)
         bias_grad = flat.sum(0) if ctx.has_bias else None
         x_grad = normalize_backward((flat @ weight).view_as(x), x, mean, rstd, ctx.eps, ctx.subtract_mean)
         return x_grad, weight_grad, bias_grad, None, None
@@ -172,6 +183,14 @@ def normalize(x: Tensor, eps: float, subtract_mean: bool) -> tuple[Tensor, Tenso
     variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
     rstd = torch.rsqrt(variance + eps)
     return (wide * rstd).to(x.dtype), mean, rstd
+
+
+def normalize_again(x: Tensor, mean: Tensor, rstd: Tensor, eps: float, subtract_mean: bool) -> Tensor:
+    """x: (B, H, W, C) normalised, given what `normalize` gave beside it."""
+    if not rstd.numel():
+        return normalize(x, eps, subtract_mean)[0]
+    centred = x - mean if subtract_mean else x
+    return (centred * rstd).to(x.dtype)
 
 
 def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps: float, subtract_mean: bool) -> Tensor:
@@ -276,9 +295,12 @@ def feed_forward(rows: Tensor, norm: nn.Module, ffn: Any, keep: bool) -> Tensor:
 
     `keep` keeps what its depthwise convolution gives for the backward pass, which works it out again otherwise.
     """
-    weight, bias = fold(norm, ffn.project_in)
-    weight, bias, conv_weight, conv_bias, out_weight = widen(ffn, weight, bias)
-    hidden = _normed_linear(rows, weight, bias, norm.body)
+    if few(rows, ffn.project_in.out_channels):
+        hidden = linear(affine_normalize(rows, norm), ffn.project_in)
+        conv_weight, conv_bias, out_weight = ffn.dwconv.weight, ffn.dwconv.bias, ffn.project_out.weight.flatten(1)
+    else:
+        weight, bias, conv_weight, conv_bias, out_weight = widen(ffn, *fold(norm, ffn.project_in))
+        hidden = _normed_linear(rows, weight, bias, norm.body)
     conv_bias = None if conv_bias is None else conv_bias.to(rows.dtype)
     conv_weight, out_weight = conv_weight.to(rows.dtype), out_weight.to(rows.dtype)
     out = _GatedLinear.apply(hidden, conv_weight, conv_bias, out_weight, rows, ffn.dual, keep)
