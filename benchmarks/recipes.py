@@ -1,0 +1,315 @@
+"""Training recipes against each other: the quality that each reaches with the same number of patches.
+
+    python -m benchmarks.recipes STUDY --data DIR --recipes released muon --budgets 1000 4000 --dims 16 --seeds 0 1 2
+    python -m benchmarks.recipes STUDY --table
+
+Trains PromptIR with one block a level on noise of sigma 25, rain and haze of the folder DIR, which is laid out as in
+docs/protocols.md, in crops of 48 and batches of 4. Three sets of photographs are disjoint: `train`; `choose`, some of
+the training folders' that are held out; `report`, the test folders. Of each recipe all rates are tried first, at the
+first budget and width, with a seed of their own; that whose PSNR on `choose` is best is the recipe's. Only trainings
+with the chosen rate measure `report`, once, at their end.
+
+STUDY gets one folder a training and `recipes.csv`, a row per task and moment. Each training is a process with one
+thread, `--jobs` at a time; what is in recipes.csv is not repeated, and a training that was stopped is resumed.
+"""
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import yaml
+
+from benchmarks.hardware import hardware
+
+SEARCH_SEED = 100
+VALIDATIONS = 4
+HELD_OUT = {'denoise': 4, 'derain': 3, 'dehaze': 3}
+"""Photographs of `choose`: the last ones by name; of haze scenes, one image of each."""
+
+ADAMW: dict[str, Any] = {'type': 'AdamW', 'betas': [0.9, 0.99], 'weight_decay': 0.01}
+MUON: dict[str, Any] = {'type': 'pytorch_optimizer:Muon', 'adamw_lr': 1e-3, 'weight_decay': 0.01, 'adamw_wd': 0.01}
+SOAP: dict[str, Any] = {'type': 'pytorch_optimizer:SOAP', 'weight_decay': 0.01}
+COSINE, WSD, RELEASED = 'cosine', 'wsd', 'released'
+STEADY = {'ema_decay': 0.99, 'grad_clip_norm': 1.0}
+FREQUENCY = {'frequency_opt': {'type': 'FrequencyLoss', 'loss_weight': 0.1}}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimizer, schedule and other keys of the section `train`, and the rates that are tried."""
+
+    optim_g: dict[str, Any]
+    schedule: str
+    others: dict[str, Any]
+    rates: tuple[float, ...]
+
+
+ADAM_RATES, MUON_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3), (0.005, 0.01, 0.02, 0.04)
+RECIPES = {
+    'released': Recipe({'type': 'AdamW', 'weight_decay': 0.01}, RELEASED, {}, ADAM_RATES),
+    'adamw': Recipe(ADAMW, COSINE, STEADY, ADAM_RATES),
+    'adamw_frequency': Recipe(ADAMW, COSINE, {**STEADY, **FREQUENCY}, ADAM_RATES),
+    'soap': Recipe(SOAP, COSINE, STEADY, (1e-3, 3e-3)),
+    'muon': Recipe(MUON, COSINE, STEADY, MUON_RATES),
+    'muon_wsd': Recipe(MUON, WSD, STEADY, MUON_RATES),
+    'muon_frequency': Recipe(MUON, COSINE, {**STEADY, **FREQUENCY}, MUON_RATES),
+    'muon_without_ema': Recipe(MUON, COSINE, {'grad_clip_norm': 1.0}, MUON_RATES),
+    'muon_without_clipping': Recipe(MUON, COSINE, {'ema_decay': 0.99}, MUON_RATES),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study."""
+
+    recipe: str
+    dim: int
+    budget: int
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f'{self.recipe}_d{self.dim}_n{self.budget}_r{self.rate:g}_s{self.seed}'
+
+    def options(self, data: Path) -> dict[str, Any]:
+        """Its option file."""
+        recipe, total = RECIPES[self.recipe], self.budget
+        warmup, ending = max(total // 40, 1), {'type': 'LinearWarmupCosineLR', 'eta_min': 1e-6}
+        schedules: dict[str, dict[str, Any]] = {
+            COSINE: {**ending, 'warmup_iter': warmup},
+            RELEASED: {**ending, 'warmup_iter': max(total // 10, 1)},
+            WSD: {'type': 'WarmupStableDecayLR', 'warmup_iter': warmup, 'decay_iter': max(total // 5, 1)},
+        }
+        return {
+            'name': self.name,
+            'model_type': 'PromptModel',
+            'num_gpu': 0,
+            'manual_seed': self.seed,
+            'datasets': {
+                'train': {
+                    'name': 'train',
+                    'type': 'AllInOneDataset',
+                    'gt_size': 48,
+                    'use_hflip': True,
+                    'use_rot': True,
+                    'sampling': {'fixed_shares': False},
+                    'tasks': [{**task, 'weight': 1} for task in tasks(data, 'train')],
+                    'batch_size_per_gpu': 4,
+                    'num_worker_per_gpu': 0,
+                },
+                'val': {
+                    'name': 'choose',
+                    'type': 'AllInOneDataset',
+                    'crop_multiple': 16,
+                    'tasks': tasks(data, 'choose'),
+                },
+            },
+            'network_g': network(self.dim),
+            'path': {},
+            'train': {
+                'total_iter': total,
+                'optim_g': {**recipe.optim_g, 'lr': self.rate},
+                'scheduler': schedules[recipe.schedule],
+                'pixel_opt': {'type': 'L1Loss'},
+                **recipe.others,
+            },
+            'val': {'val_freq': max(total // VALIDATIONS, 1), 'save_img': False, 'pbar': False, 'metrics': METRICS},
+            'logger': {'print_freq': 100, 'save_checkpoint_freq': max(total // VALIDATIONS, 1), 'use_tb_logger': False},
+        }
+
+    def report(self, data: Path) -> dict[str, Any]:
+        """The option file that measures its weights on `report`."""
+        averaged = 'ema_decay' in RECIPES[self.recipe].others
+        return {
+            'name': self.name,
+            'model_type': 'PromptModel',
+            'num_gpu': 0,
+            'manual_seed': 0,
+            'datasets': {
+                'test': {
+                    'name': 'report',
+                    'type': 'AllInOneDataset',
+                    'crop_multiple': 16,
+                    'tasks': tasks(data, 'report'),
+                }
+            },
+            'network_g': network(self.dim),
+            'path': {
+                'pretrain_network_g': f'experiments/{self.name}/models/net_g_latest.pth',
+                'param_key_g': 'params_ema' if averaged else 'params',
+            },
+            'val': {'save_img': False, 'pbar': False, 'metrics': METRICS},
+        }
+
+
+METRICS = {'psnr': {'type': 'calculate_paper_psnr'}, 'ssim': {'type': 'calculate_paper_ssim'}}
+HEAD = ['recipe', 'dim', 'budget', 'rate', 'seed', 'iteration', 'set', 'task', 'images', 'psnr', 'ssim', 'input_psnr']
+
+
+def network(dim: int) -> dict[str, Any]:
+    return {'type': 'PromptIR', 'dim': dim, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1}
+
+
+def tasks(data: Path, part: str) -> list[dict[str, Any]]:
+    """The three tasks of `train`, `choose` or `report`."""
+    noise = {'name': 'noise', 'type': 'denoise', 'degrade': {'type': 'gaussian_noise', 'sigma': 25}}
+    rain, haze = {'name': 'rain', 'type': 'derain'}, {'name': 'haze', 'type': 'dehaze'}
+    if part == 'report':
+        return [
+            {**noise, 'clean': str(data / 'test/denoise/bsd68')},
+            {**rain, 'root': str(data / 'test/derain/Rain100L'), 'pairing': 'rain100l_test'},
+            {**haze, 'root': str(data / 'test/dehaze'), 'pairing': 'reside_sots'},
+        ]
+    photographs = sorted(os.listdir(data / 'Train/Denoise'))
+    rainy = sorted(f'rainy/{name}' for name in os.listdir(data / 'Train/Derain/rainy'))
+    hazy = sorted(path.relative_to(data / 'Train/Dehaze').as_posix() for path in data.glob('Train/Dehaze/*/*/*'))
+    scenes: dict[str, list[str]] = {}
+    for name in hazy:
+        scenes.setdefault(os.path.basename(name).partition('_')[0], []).append(name)
+    held = sorted(scenes)[-HELD_OUT['dehaze'] :]
+    if part == 'train':
+        chosen = photographs[: -HELD_OUT['denoise']], rainy[: -HELD_OUT['derain']]
+        foggy = [name for scene, names in scenes.items() if scene not in held for name in names]
+    else:
+        chosen = photographs[-HELD_OUT['denoise'] :], rainy[-HELD_OUT['derain'] :]
+        foggy = [scenes[scene][0] for scene in held]
+    return [
+        {**noise, 'clean': str(data / 'Train/Denoise'), 'files': chosen[0]},
+        {**rain, 'root': str(data / 'Train/Derain'), 'pairing': 'rain100l_train', 'files': chosen[1]},
+        {**haze, 'root': str(data / 'Train/Dehaze'), 'pairing': 'reside_ots', 'files': foggy},
+    ]
+
+
+class Study:
+    """The trainings of a folder, and what they have measured."""
+
+    def __init__(self, folder: Path, data: Path | None, jobs: int) -> None:
+        self.folder, self.data, self.jobs = folder, data, jobs
+        folder.mkdir(parents=True, exist_ok=True)
+        self.table = folder / 'recipes.csv'
+        self.rows: list[dict[str, str]] = []
+        if self.table.exists():
+            with open(self.table, encoding='utf-8', newline='') as file:
+                self.rows = list(csv.DictReader(file))
+
+    def rows_of(self, training: Training, part: str) -> list[dict[str, str]]:
+        key = [str(value) for value in astuple(training)]
+        return [row for row in self.rows if [row[name] for name in HEAD[:5]] == key and row['set'] == part]
+
+    def train(self, trainings: list[Training], report: bool) -> None:
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for training, rows in pool.map(lambda each: (each, list(self._rows(each, report))), trainings):
+                self.rows += rows
+                with open(self.table, 'w', encoding='utf-8', newline='') as file:
+                    writer = csv.DictWriter(file, HEAD)
+                    writer.writeheader()
+                    writer.writerows(self.rows)
+                if rows:
+                    last = self.average(training, 'report' if report else 'choose')
+                    sys.stderr.write(f'{training.name}: {last:.2f} dB\n')
+
+    def _rows(self, training: Training, report: bool) -> Iterator[dict[str, str]]:
+        for part, wanted in (('choose', True), ('report', report)):
+            if wanted and not self.rows_of(training, part):
+                yield from self._measured(training, part)
+
+    def _measured(self, training: Training, part: str) -> Iterator[dict[str, str]]:
+        assert self.data is not None
+        verb, folder = ('train', 'experiments') if part == 'choose' else ('test', 'results')
+        options = training.options(self.data) if part == 'choose' else training.report(self.data)
+        file = self.folder / f'{training.name}_{verb}.yml'
+        file.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
+        command = [sys.executable, '-m', 'promptir_basicsr', verb, '-opt', file.name]
+        command += ['--auto_resume'] if part == 'choose' else []
+        with open(file.with_suffix('.log'), 'ab') as log:
+            environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+            subprocess.run(command, cwd=self.folder, env=environment, check=True, stdout=log, stderr=log)
+        with open(self.folder / folder / training.name / 'metrics.csv', encoding='utf-8', newline='') as text:
+            for row in csv.DictReader(text):
+                values = [*astuple(training), row['iter'] if part == 'choose' else training.budget, part]
+                measured = [row[name] for name in ('task', 'images', 'psnr', 'ssim', 'input_psnr')]
+                yield dict(zip(HEAD, [*map(str, values), *measured], strict=True))
+
+    def average(self, training: Training, part: str, task: str = 'average') -> float:
+        """PSNR at the end of a training."""
+        found = [row for row in self.rows_of(training, part) if row['task'] == task]
+        return float(max(found, key=lambda row: int(row['iteration']))['psnr'])
+
+    def best_rate(self, recipe: str, dim: int, budget: int) -> float:
+        """The rate that is best on `choose`."""
+        return max(
+            RECIPES[recipe].rates,
+            key=lambda rate: self.average(Training(recipe, dim, budget, rate, SEARCH_SEED), 'choose'),
+        )
+
+    def report(self) -> Iterator[str]:
+        """Markdown: PSNR of `report` by recipe, mean and range over seeds."""
+        reported = [row for row in self.rows if row['set'] == 'report']
+        names = list(dict.fromkeys(row['task'] for row in reported))
+        yield f'| recipe | dim | iterations | rate | seeds | {" | ".join(names)} | range |'
+        yield '|:--|--:|--:|--:|--:|' + '--:|' * (len(names) + 1)
+        groups: dict[tuple[str, ...], dict[str, list[float]]] = {}
+        for row in reported:
+            key = tuple(row[name] for name in HEAD[:4])
+            groups.setdefault(key, {}).setdefault(row['task'], []).append(float(row['psnr']))
+        for key, values in sorted(groups.items(), key=lambda item: (item[0][1], int(item[0][2]), _mean_of(item[1]))):
+            averages = values['average']
+            cells = ' | '.join(f'{mean(values[name]):.2f}' for name in names)
+            spread = f'{min(averages):.2f} to {max(averages):.2f}'
+            yield f'| {" | ".join(key)} | {len(averages)} | {cells} | {spread} |'
+        inputs = {row['task']: float(row['input_psnr']) for row in reported}
+        yield f'| input | | | | | {" | ".join(f"{inputs[name]:.2f}" for name in names)} | |'
+
+
+def _mean_of(values: Mapping[str, list[float]]) -> float:
+    return mean(values['average'])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('study', type=Path, metavar='STUDY')
+    parser.add_argument('--data', type=Path)
+    parser.add_argument('--recipes', nargs='+', choices=RECIPES, default=list(RECIPES))
+    parser.add_argument('--budgets', nargs='+', type=int, default=[1000])
+    parser.add_argument('--dims', nargs='+', type=int, default=[16])
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1)
+    parser.add_argument('--table', action='store_true', help='write the table of what is known, and train nothing')
+    args = parser.parse_args()
+    if not args.table and args.data is None:
+        parser.error('give --data, or --table')
+    study = Study(args.study, None if args.data is None else args.data.resolve(), args.jobs)
+    if not args.table:
+        dim, budget = args.dims[0], args.budgets[0]
+        study.train(
+            [
+                Training(recipe, dim, budget, rate, SEARCH_SEED)
+                for recipe in args.recipes
+                for rate in RECIPES[recipe].rates
+            ],
+            report=False,
+        )
+        study.train(
+            [
+                Training(recipe, width, length, study.best_rate(recipe, dim, budget), seed)
+                for length in args.budgets
+                for width in args.dims
+                for seed in args.seeds
+                for recipe in args.recipes
+            ],
+            report=True,
+        )
+    sys.stdout.write('\n'.join(study.report()) + f'\n\n{hardware(["torch", "pytorch_optimizer"])}\n')
+
+
+if __name__ == '__main__':
+    main()
