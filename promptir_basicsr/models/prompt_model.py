@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -175,9 +175,13 @@ class PromptModel(SRModel):
         trained = [p for p in self.net_g.parameters() if p.requires_grad]
         self.optimizer_g = self.get_optimizer(options.pop('type'), trained, **options)
         self.optimizers.append(self.optimizer_g)
+        groups = self.optimizer_g.param_groups
+        if len(groups) > 1:
+            parts = [f'{_counted(group["params"])} at {group["lr"]:g}' for group in groups]
+            logger.info(f'Learning rates of {type(self.optimizer_g).__name__}: {"; ".join(parts)}.')
         frozen = [p for p in self.net_g.parameters() if not p.requires_grad]
         if frozen:
-            logger.info(f'Not trained: {len(frozen):,} tensors, {sum(p.numel() for p in frozen):,} parameters.')
+            logger.info(f'Not trained: {_counted(frozen)}.')
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         """BasicSR's, fused where that is possible and neither `fused` nor `foreach` is given."""
@@ -490,3 +494,7 @@ class PromptModel(SRModel):
             if self.opt['rank'] == 0:
                 atomic_write(json.dumps(best), self._best_file)
         return self.report.best
+
+
+def _counted(tensors: Sequence[torch.Tensor]) -> str:
+    return f'{len(tensors):,} tensors, {sum(tensor.numel() for tensor in tensors):,} parameters'

@@ -451,6 +451,8 @@ def test_trainings_with_optimizers_of_others_go_on_to_the_same_weights(
     assert run(alone, monkeypatch, train__optim_g=optimizer) == 0
     assert resumed(alone, over, monkeypatch, train__optim_g=optimizer, logger__print_freq=7) == 0
     assert_same_end(alone, over, 12, went_back=True)
+    split = re.search(r'Learning rates of Muon: .* parameters at 0.02; .* parameters at 0.001\.', log(alone))
+    assert bool(split) == (kind == 'Muon')
 
 
 @pytest.mark.parametrize(
