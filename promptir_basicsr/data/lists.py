@@ -69,6 +69,13 @@ class Names:
             stems[posixpath.splitext(name)[0]].append(name)
         return dict(stems)
 
+    @cached_property
+    def _folded(self) -> dict[str, list[str]]:
+        folded = defaultdict(list)
+        for stem, names in self._stems.items():
+            folded[stem.casefold()] += names
+        return dict(folded)
+
     def find(self, texts: Sequence[str]) -> tuple[list[str | None], str]:
         """The image of each text, and the leading folders that all texts share and none of the images has.
 
@@ -90,8 +97,9 @@ class Names:
         return max(tries, key=lambda each: sum(name is not None for name in each[0]))
 
     def like(self, text: str) -> list[str]:
-        """Images that differ from a text in the extension alone."""
-        return self._stems.get(self._path(text), [])
+        """Images that differ from a text in the extension or in capital letters alone."""
+        path = self._path(text).casefold()
+        return self._folded.get(path) or self._folded.get(posixpath.splitext(path)[0], [])
 
     def is_own(self, folder: str) -> bool:
         """Whether leading folders are those that the source is in."""

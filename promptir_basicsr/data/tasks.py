@@ -384,7 +384,11 @@ class _TaskBuilder:
                 f"{len(listing.missing):,} of {total:,} entries are not in '{source.root}': "
                 f'{first_few(f"{entry}{like}" for entry, like in several)}. {meaning}{". " if meaning else ""}'
                 + (f"Images there have names such as '{example}'. " if example else '')
-                + 'Complete the folder, or take the names out of the list.'
+                + (
+                    'Write the names as those of the files are.'
+                    if all(like for _, like in listing.missing)
+                    else 'Complete the folder, or take the names out of the list.'
+                )
             )
             items = tuple((entry.text, entry.place) for entry, _ in listing.missing)
             self.survey.gaps.append(Problem((*self.survey.path, key), message, 'missing', items))

@@ -210,6 +210,13 @@ def test_entries_that_are_not_there_have_their_lines(denoise, write, tmp_path) -
     )
 
 
+@pytest.mark.parametrize('written', ['00001.BMP', '00001.png', './00001.Jpg'])
+def test_entries_that_differ_in_letters_or_extension_say_so(written, denoise, tmp_path) -> None:
+    (tmp_path / 'list.txt').write_text(f'{written}\n00002.bmp\n', encoding='utf-8')
+    told = problem(tmp_path, {**denoise, 'list': 'list.txt'})
+    assert f'{written} (line 1), which may be 00001.bmp. Write the names as those of the files are.' in told
+
+
 def test_a_list_of_another_folder_is_shown_what_names_there_are(denoise, tmp_path) -> None:
     (tmp_path / 'list.txt').write_text('x.bmp\ny.bmp\n', encoding='utf-8')
     told = problem(tmp_path, {**denoise, 'list': 'list.txt'})
