@@ -71,7 +71,7 @@ class Names:
 
     @cached_property
     def _folded(self) -> dict[str, list[str]]:
-        folded = defaultdict(list)
+        folded: defaultdict[str, list[str]] = defaultdict(list)
         for stem, names in self._stems.items():
             folded[stem.casefold()] += names
         return dict(folded)
