@@ -21,6 +21,7 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
 
+from promptir_basicsr.archs.airnet_arch import OPERATIONS
 from promptir_basicsr.archs.layers.formulation import set_formulation
 from promptir_basicsr.archs.layers.restormer import Upsample
 from promptir_basicsr.core.yaml_loader import load_yaml
@@ -55,7 +56,7 @@ def cost(net: nn.Module) -> tuple[int, list[float]]:
     told = [torch.zeros(1, dtype=torch.long, device='meta')] if getattr(net, 'takes_degradation', False) else []
     operations = []
     for side in SIDES:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter, torch.no_grad():
             net.eval()(torch.zeros(1, 3, side, side, device='meta'), *told)
         operations.append(counter.get_total_flops() / 1e9)
     return sum(parameter.numel() for parameter in net.parameters()), operations
@@ -75,6 +76,7 @@ def groups() -> Iterator[list[tuple[str, nn.Module]]]:
         ('PIPNAFNet, topm', nafnet()),
         ('PIPNAFNet, gate', nafnet(interaction='gate')),
     ]
+    yield [('AirNet', build('AirNet'))]
     shown = load_yaml(str(ROOT / 'options' / 'pip_swinir.yml'))['network_g']
     yield prompted('SwinIR', shown['network'], shown['taps'])
     yield prompted('EDSR, 16 blocks of 64', EDSR, ['conv_after_body'])

@@ -1,6 +1,8 @@
 """The networks. Importing this registers them with BasicSR under their class names."""
 
+from promptir_basicsr.archs.airnet_arch import AirNet
 from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, weights_of
+from promptir_basicsr.archs.layers.contrast import ContrastiveEncoder
 from promptir_basicsr.archs.layers.formulation import set_checkpointing, set_formulation
 from promptir_basicsr.archs.layers.prompts import PromptGenBlock, PromptInPrompt, PromptToFeature, PromptToPrompt
 from promptir_basicsr.archs.layers.restormer import GDFN, MDTA, TransformerBlock
@@ -15,7 +17,9 @@ from promptir_basicsr.archs.traits import NetworkTraits, traits_of
 __all__ = [
     'GDFN',
     'MDTA',
+    'AirNet',
     'ConditionedNetwork',
+    'ContrastiveEncoder',
     'DegradationSensor',
     'NAFBlock',
     'NetworkTraits',

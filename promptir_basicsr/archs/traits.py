@@ -11,7 +11,7 @@ A network has to declare nothing. What it may declare are these attributes and m
 | `sensor`, `hard_sensor` | finds the degradation where none is given; whether only the likeliest one counts |
 | `levels`, `prompts` | names of the levels of prompts; False for a network built without prompts |
 | `growable_axes` | of any module: axes of its parameters that count something |
-| methods | see the protocols `Conditioned`, `Prompted`, `Sensor`, `PromptHost` and `Released` |
+| methods | see the protocols `Conditioned`, `Prompted`, `Sensor`, `PromptHost`, `Contrastive`, `Released` |
 
 Shapes: B batch, C channels, H W height and width, T degradations, K prompts of a level.
 """
@@ -69,6 +69,19 @@ class PromptHost(Protocol):
         """Weights of the plain network, completed by this network's prompts; others unchanged."""
 
 
+class Contrastive(Protocol):
+    """A network that is trained by contrast: in training `net(x, key=crops)` returns `airnet_arch.Contrasted`.
+
+    Attributes:
+        queue_length: how many keys of earlier images it keeps.
+    """
+
+    queue_length: int
+
+    def with_queue(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights with a queue of any length, or none, as weights of this network; others unchanged."""
+
+
 class Released(Protocol):
     """A network whose authors have published weights."""
 
@@ -94,6 +107,7 @@ class NetworkTraits:
         levels: names of the levels of prompts, in the order in which features meet them; () for a network that was
             built without prompts, None where unknown.
         adds_prompts: whether it is a `PromptHost`.
+        contrastive: whether it is a `Contrastive`.
         released: whether it is a `Released`.
         declared_multiple: its `size_multiple`; None where it has none.
         window_size: side of its windows, in pixels of the image unless its features are reduced; None where unknown.
@@ -113,6 +127,7 @@ class NetworkTraits:
     has_prompt_vectors: bool
     levels: tuple[str, ...] | None
     adds_prompts: bool
+    contrastive: bool
     released: bool
     declared_multiple: int | None
     window_size: int | None
@@ -178,6 +193,7 @@ def traits_of(network: nn.Module | Callable[..., nn.Module], options: Mapping[st
         has_prompt_vectors=hasattr(bare, 'prompt_vectors'),
         levels=() if said('prompts') is False else _names(said('levels')),
         adds_prompts=hasattr(bare, 'with_prompts'),
+        contrastive=hasattr(bare, 'with_queue'),
         released=hasattr(bare, 'released_state_dict'),
         declared_multiple=multiple if is_whole(multiple, least=1) else None,
         window_size=count('window_size'),

@@ -125,7 +125,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str], layou
 
     Args:
         layout: 'basicsr' (`params`, and `params_ema` where the checkpoint has both), 'official' (what the released
-            program of PromptIR or PIP reads, without a sensor) or 'safetensors'.
+            program of PromptIR, PIP or AirNet reads, without a sensor) or 'safetensors'.
 
     Returns:
         What is read back. Its `dropped` are names that the official layout has and the network has not, zeros.
@@ -148,7 +148,9 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str], layou
         atomic_write(safetensors.torch.save(weights, header), path)
     else:
         content = _official(checkpoint, {**released, **weights}) if released else _sets(checkpoint, weights)
-        atomic_save({**content, METADATA: metadata}, path)
+        # The released AirNet program reads weights alone, and refuses any other name.
+        bare = bool(released) and checkpoint.network['type'] == 'AirNet'
+        atomic_save(content if bare else {**content, METADATA: metadata}, path)
     written = read_checkpoint(path, checkpoint.network, checkpoint.key if checkpoint.key in content else None)
     if digest(written.weights) != digest(weights):
         raise SaveError(f"'{path}' was written, but is not read back as it was.")
@@ -191,7 +193,8 @@ def _released(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _official(checkpoint: Checkpoint, released: dict[str, Tensor]) -> dict[str, Any]:
-    """Weights as the released programs save them: PIP's as `params`, PromptIR's by Lightning, as those of `net`."""
+    """Weights as the released programs have them: PIP's as `params`, PromptIR's by Lightning as those of `net`, and
+    AirNet's as they are."""
     known = {
         name: checkpoint.metadata[told]
         for name, told in (('epoch', 'epoch'), ('global_step', 'iteration'))
@@ -199,6 +202,8 @@ def _official(checkpoint: Checkpoint, released: dict[str, Tensor]) -> dict[str, 
     }
     if checkpoint.network['type'] == 'PIPRestormer':
         return {'params': released, **known}
+    if checkpoint.network['type'] == 'AirNet':
+        return dict(released)
     named = {f'net.{name}': value for name, value in released.items()}
     return {**known, 'pytorch-lightning_version': LIGHTNING, 'state_dict': named}
 
@@ -318,6 +323,8 @@ def _notes(file: WeightFile, key: str, found: Fit, how: str, others: Mapping[str
         notes.append(f"The names begin with '{found.prefix}', which is left out.")
     if found.dropped:
         notes.append(f'Left out, since nothing uses them: {", ".join(found.dropped)}.')
+    if found.fresh:
+        notes.append(f'Started afresh, since the file has none of this length: {", ".join(found.fresh)}.')
     if found.outside:
         notes.append(f'Left out, since they are not of the network: {first_few(found.outside)}.')
     if file.foreign:

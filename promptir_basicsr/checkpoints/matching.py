@@ -32,6 +32,7 @@ class Fit:
         prefix: what stood before the names.
         dropped: names of a released checkpoint that nothing in the network uses.
         outside: names without the prefix: of losses and other things that were saved beside the network.
+        fresh: names of a queue of keys that the file has not, or not of the network's length.
     """
 
     network: dict[str, Any]
@@ -39,6 +40,7 @@ class Fit:
     prefix: str = ''
     dropped: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
 
 
 def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any], most: int | None = None) -> Fit:
@@ -58,16 +60,23 @@ def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any], most: int | N
     wanted = shapes_of(net.state_dict())
     unused = unused_shapes(net)
     misfits = []
-    for prefix, named, outside in readings(weights):
+    for prefix, found, outside in readings(weights):
+        named = with_queue(found, net)
         shapes = shapes_of(named)
         dropped = [name for name, shape in unused.items() if shapes.get(name) == shape]
         own = {name: shape for name, shape in shapes.items() if name not in dropped}
         if own == wanted:
             _check_kinds(named, net, options)
-            return Fit(dict(options), {name: named[name] for name in wanted}, prefix, dropped, outside)
+            fresh = [name for name in wanted if named[name] is not found.get(name)]
+            return Fit(dict(options), {name: named[name] for name in wanted}, prefix, dropped, outside, fresh)
         misfits.append(own)
     nearest = max(misfits, key=lambda own: len(own.keys() & wanted.keys()))
     raise OptionError(f'the weights are not those of {shown_network(options)}: {_difference(nearest, wanted)}.')
+
+
+def with_queue(weights: Mapping[str, Tensor], net: Any) -> dict[str, Tensor]:
+    """Weights of a file as those of `net`; a network that is trained by contrast starts a queue of its own length."""
+    return net.with_queue(weights) if traits_of(net).contrastive else dict(weights)
 
 
 def _check_kinds(weights: Mapping[str, Tensor], net: nn.Module, options: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
 from promptir_basicsr.archs.traits import growable_axes, traits_of, unwrapped
+from promptir_basicsr.checkpoints.matching import with_queue
 from promptir_basicsr.checkpoints.reading import named_as, read_weight_file, readings
 from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import first_few
@@ -147,7 +148,7 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Pr
                 f'{network["type"]} was trained to.'
             )
             return [problem(WEIGHTS, message)]
-        check_fit(complete, net, path, paths)
+        check_fit(with_queue(complete, net), net, path, paths)
     except OptionError as error:
         return error.problems
     return []

@@ -166,6 +166,17 @@ def _sensor(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def _airnet(shapes: Shapes) -> dict[str, Any]:
+    dim, channels = shapes['R.head.0.weight'][:2]
+    options = {
+        'img_channel': channels,
+        'dim': dim,
+        'num_groups': _count(shapes, 'R.body.') - 1,  # a convolution ends both lists
+        'num_blocks': _count(shapes, 'R.body.0.body.') - 1,
+    }
+    return {**options, 'queue_length': shapes['E.E.queue'][1]} if 'E.E.queue' in shapes else options
+
+
 def _has(*names: str) -> Callable[[Shapes], bool]:
     return lambda shapes: all(name in shapes for name in names)
 
@@ -174,6 +185,7 @@ _NETWORKS: tuple[tuple[str, Callable[[Shapes], bool], Callable[[Shapes], dict[st
     ('PIPRestormer', _has('patch_embed.proj.weight', 'prompt1.low_prompt_param'), _pip_restormer),
     ('PromptIR', _has('patch_embed.proj.weight', 'reduce_noise_level3.weight'), _promptir),
     ('PIPNAFNet', _has('intro.weight', 'middle_blks.0.beta'), _pip_nafnet),
+    ('AirNet', _has('R.body.0.body.0.dgm1.dcn.weight'), _airnet),
     ('DegradationSensor', _has('stem.0.weight', 'classifier.weight'), _sensor),
 )
 

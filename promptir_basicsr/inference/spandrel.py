@@ -1,4 +1,4 @@
-"""PromptIR, PIPRestormer and PIPNAFNet for programs that load networks through spandrel (extra `spandrel`).
+"""PromptIR, PIPRestormer, PIPNAFNet and AirNet for programs that load networks through spandrel (extra `spandrel`).
 
 ```python
 from promptir_basicsr.inference import spandrel
@@ -29,7 +29,7 @@ from promptir_basicsr.checkpoints.matching import fit, new_network, shapes_of
 from promptir_basicsr.checkpoints.reading import readings
 from promptir_basicsr.checkpoints.recognition import recognize
 
-NETWORKS = ('PromptIR', 'PIPRestormer', 'PIPNAFNet')
+NETWORKS = ('PromptIR', 'PIPRestormer', 'PIPNAFNet', 'AirNet')
 
 
 class RecognizedArchitecture(Architecture[nn.Module]):

@@ -11,6 +11,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from promptir_basicsr.archs.airnet_arch import OPERATIONS
 from promptir_basicsr.archs.elsewhere import without_folder
 from promptir_basicsr.archs.layers.formulation import set_formulation
 from promptir_basicsr.archs.traits import traits_of
@@ -109,7 +110,7 @@ def _operations(network: str) -> float | None:
         set_formulation(net, 'plain')  # as papers count; the fast one saves a few products
         traits = traits_of(net)
         told = [torch.zeros(1, dtype=torch.long, device='meta')] if traits.takes_degradation else []
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter, torch.no_grad():
             net(torch.zeros(1, traits.image_channels, _SIDE, _SIDE, device='meta'), *told)
     except Exception:  # in whatever way a network of others needs memory
         return None

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from promptir_basicsr.archs.traits import named_weights, traits_of
 from promptir_basicsr.checkpoints.folder import atomic_save, remove_older
+from promptir_basicsr.checkpoints.matching import with_queue
 from promptir_basicsr.checkpoints.pretrained import (
     WEIGHTS,
     check_fit,
@@ -349,6 +350,10 @@ class PromptModel(SRModel):
         logger.info(f'Loading {type(bare).__name__} model from {load_path} ({key or "a bare state dict"}).')
         # What the file does not have is the trained network's, so that the averaged one gets the same.
         weights = with_prompts(weights, self.get_bare_model(self.net_g))
+        complete = weights if resuming else with_queue(weights, bare)
+        for name in (name for name, value in complete.items() if value is not weights.get(name)):
+            logger.info(f'  {name}: the file has none of this length, it starts afresh.')
+        weights = complete
         found = check_fit(weights, bare, load_path, paths, bool(resuming))
         weights = grow(weights, self.get_bare_model(self.net_g).state_dict(), found)
         for difference in found:

@@ -17,7 +17,15 @@ import promptir_basicsr
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from promptir_basicsr.archs import NetworkTraits, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR, traits_of
+from promptir_basicsr.archs import (
+    AirNet,
+    NetworkTraits,
+    PIPNAFNet,
+    PIPRestormer,
+    PromptedNetwork,
+    PromptIR,
+    traits_of,
+)
 from promptir_basicsr.archs import traits as module
 from promptir_basicsr.archs.traits import growable_axes, names_of, no_prompts, prompts_of, unwrapped
 
@@ -29,6 +37,7 @@ TINY_RESTORMER: dict[str, Any] = {
     'prompt_sizes': [4, 4, 4],
 }
 TINY_NAFNET: dict[str, Any] = {'width': 4, 'enc_blk_nums': [1] * 4, 'dec_blk_nums': [1] * 4, 'prompt_sizes': [4] * 4}
+AIRNET: dict[str, Any] = {'dim': 4, 'num_groups': 1, 'num_blocks': 1, 'queue_length': 8}
 EDSR: dict[str, Any] = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 1}
 SWINIR: dict[str, Any] = {
     'img_size': 16,
@@ -63,6 +72,8 @@ RESTORERS: list[tuple[str, dict[str, Any]]] = [
     ('PromptedNetwork', {'network': {'type': 'EDSR', **EDSR}, 'taps': ['body.0']}),
     ('PromptedNetwork', {'network': {'type': 'SwinIR', **SWINIR}, 'taps': ['conv_after_body']}),
     ('PromptedNetwork', {'network': {'type': 'EDSR', **EDSR}, 'taps': ['body.0'], 'prompts': 'promptir'}),
+    ('AirNet', AIRNET),
+    ('AirNet', {**AIRNET, 'img_channel': 1}),
     ('EDSR', EDSR),
     ('RCAN', {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': 1}),
     ('SRVGGNetCompact', {'num_in_ch': 2, 'num_out_ch': 2, 'num_feat': 4, 'num_conv': 1, 'upscale': 1}),
@@ -103,6 +114,7 @@ PROTOCOLS: list[tuple[Callable[[NetworkTraits], bool], type, str]] = [
     (lambda traits: traits.has_prompt_vectors, module.Prompted, 'prompt_vectors'),
     (lambda traits: traits.is_sensor, module.Sensor, 'probabilities'),
     (lambda traits: traits.adds_prompts, module.PromptHost, 'with_prompts'),
+    (lambda traits: traits.contrastive, module.Contrastive, 'with_queue'),
     (lambda traits: traits.released, module.Released, 'released_state_dict'),
 ]
 
@@ -148,7 +160,9 @@ def test_channels_sizes_and_degradations_are_those_of_a_forward_pass(name, optio
     assert traits.channels_out in (None, y.shape[1])
     assert traits.channels_out or name == 'SwinIR'  # whose arguments name the channels of the input alone
     assert not runs(net, torch.rand(1, traits.channels_in + 2, side, side), *told)
-    if traits.declared_multiple and name != 'PromptedNetwork':  # which leaves it to its network to refuse a size
+    if (
+        traits.size_multiple > 1 and traits.declared_multiple and name != 'PromptedNetwork'
+    ):  # which leaves it to its network to refuse a size
         assert not runs(net, torch.rand(1, traits.channels_in, side, side + traits.size_multiple // 2), *told)
     assert runs(net, x) != traits.needs_degradation
     if traits.takes_degradation:
@@ -290,6 +304,7 @@ def test_a_network_that_declares_nothing():
         has_prompt_vectors=False,
         levels=None,
         adds_prompts=False,
+        contrastive=False,
         released=False,
         declared_multiple=None,
         window_size=None,
@@ -369,7 +384,9 @@ def test_what_may_grow_is_read_of_all_modules():
     assert growable_axes(Plain()) == {}
 
 
-@pytest.mark.parametrize('kind', [PromptIR, PIPRestormer, PIPNAFNet, PromptedNetwork, kind_of('DegradationSensor')])
+@pytest.mark.parametrize(
+    'kind', [PromptIR, PIPRestormer, PIPNAFNet, PromptedNetwork, AirNet, kind_of('DegradationSensor')]
+)
 def test_built_in_networks_have_the_methods_of_their_protocols(kind):
     kept = [(protocol, name) for wanted, protocol, name in PROTOCOLS if wanted(traits_of(kind))]
     assert kept

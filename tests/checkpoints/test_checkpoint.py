@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import promptir_basicsr
 from promptir_basicsr import cli
-from promptir_basicsr.archs import DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
+from promptir_basicsr.archs import AirNet, DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
 from promptir_basicsr.checkpoints.checkpoint import build, digest, read_checkpoint, write_checkpoint
 from promptir_basicsr.checkpoints.pretrained import load_sensor, read_weights
 from promptir_basicsr.checkpoints.reading import PREFIXES
@@ -42,6 +42,7 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     'PIP with sensor': (PIPRestormer, {**PIP, 'sensor': SENSOR}),
     'PIP of gates': (PIPRestormer, {**PIP, 'interaction': 'gate'}),
     'NAFNet': (PIPNAFNet, {'width': 4, 'enc_blk_nums': [1, 1, 1, 1]}),
+    'AirNet': (AirNet, {'dim': 4, 'num_groups': 1, 'num_blocks': 2, 'queue_length': 6}),
     'sensor': (DegradationSensor, {'dim': 4, 'num_blocks': 1, 'num_degradations': 3}),
 }
 LAYERS = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 1}
@@ -151,6 +152,35 @@ def test_official_of_pip_is_its_programs_with_three_unused_tensors_and_no_sensor
     checkpoint = read_checkpoint(tmp_path / 'net.pkl')
     assert (len(checkpoint.dropped), checkpoint.network.get('sensor')) == (3, None)
     assert build(checkpoint).sensor is None
+
+
+def test_official_of_airnet_is_a_state_dict_and_nothing_else(tmp_path: Path) -> None:
+    net, told = small('AirNet'), {'format': 1, 'iteration': 7}
+    path = saved(tmp_path / 'net.pth', {'params': net.state_dict(), 'metadata': told})
+    assert convert(path, tmp_path / 'net.ckpt') == 0
+    content = torch.load(tmp_path / 'net.ckpt', weights_only=True)
+    assert same(content, net.state_dict())
+    NETWORKS['AirNet'][0](**NETWORKS['AirNet'][1]).load_state_dict(content, strict=True)
+    assert same(read_checkpoint(tmp_path / 'net.ckpt').weights, net.state_dict())
+
+
+@pytest.mark.parametrize('length', [3, 12, None])
+def test_an_airnet_of_another_queue_is_read_and_its_queue_starts_afresh(tmp_path: Path, length: int | None) -> None:
+    weights = AirNet(**{**NETWORKS['AirNet'][1], 'queue_length': length or 6}).state_dict()
+    weights['E.E.queue_ptr'].fill_(2)
+    if length is None:
+        del weights['E.E.queue'], weights['E.E.queue_ptr']
+    path = saved(tmp_path / 'All.pth', weights)
+    found = read_checkpoint(path)
+    assert found.network['queue_length' if length else 'dim'] == (length or 4)
+    assert found.network.get('queue_length') == length
+    assert ('Started afresh' in ' '.join(found.notes)) == (length is None)
+    given = read_checkpoint(path, {'type': 'AirNet', **NETWORKS['AirNet'][1]})
+    assert given.weights['E.E.queue'].shape == (16, 6)
+    assert given.weights['E.E.queue_ptr'].item() == 0
+    assert 'none of this length: E.E.queue, E.E.queue_ptr.' in ' '.join(given.notes)
+    built = build(given).state_dict()
+    assert all('queue' in name or torch.equal(built[name], value) for name, value in weights.items())
 
 
 @pytest.mark.parametrize(
@@ -272,7 +302,9 @@ def test_networks_of_others_by_options_alone(tmp_path: Path) -> None:
     plain = read_checkpoint(saved(tmp_path / 'plain.pth', net.network.state_dict()), network=LAYERS)
     assert (plain.layout, plain.key) == ('bare', '')
     assert same(build(plain).state_dict(), net.network.state_dict())
-    with pytest.raises(OptionError, match='look like none of PIPRestormer, PromptIR, PIPNAFNet and DegradationSensor'):
+    with pytest.raises(
+        OptionError, match='look like none of PIPRestormer, PromptIR, PIPNAFNet, AirNet and DegradationSensor'
+    ):
         read_checkpoint(tmp_path / 'plain.pth')
 
 

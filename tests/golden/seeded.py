@@ -44,3 +44,25 @@ def seeded_image(shape: tuple[int, int, int, int], seed: int = 0) -> Tensor:
         plane[:] = 0.5 + 0.25 * np.sin(down * rows + phase) + 0.2 * np.cos(across * columns + other)
     image += 0.03 * draw.standard_normal(shape)
     return torch.from_numpy(image.clip(0, 1).astype(np.float32))
+
+
+def airnet_fill(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Overwrite parameters and buffers of an AirNet by seeded values; gives back `module`.
+
+    As `seeded_fill`, with a quarter of it in the last convolution of each block, without which features and sampling
+    offsets grow beyond what float32 can compare. Variances are uniform in [0.5, 1.5), keys of the queue of length 1,
+    counters and the pointer 0.
+    """
+    with torch.no_grad():
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            shape, draw = tuple(tensor.shape), np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
+            if not tensor.is_floating_point():
+                tensor.zero_()
+                continue
+            values = draw.random(shape) + 0.5 if name.endswith('running_var') else seeded_array(name, shape, seed)
+            if name.endswith('conv2.weight'):
+                values = values / 4
+            if name.endswith('queue'):
+                values = values / np.linalg.norm(values.astype(np.float64), axis=0)
+            tensor.copy_(torch.from_numpy(values.astype(np.float32)))
+    return module

@@ -1,0 +1,261 @@
+"""AirNet: a restorer steered by a map of the degradation, which an encoder learns to see by contrast, without labels.
+
+Source: Li, Liu, Hu, Wu, Lv, Peng, "All-In-One Image Restoration for Unknown Corruption", CVPR 2022. An independent
+implementation; weights released by the authors load into it.
+
+Shapes: B batch, C features, H W height and width, K keys in the queue.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from promptir_basicsr.archs.layers.arguments import check_image, check_whole, must_be
+from promptir_basicsr.archs.layers.contrast import SLOPE, ContrastiveEncoder
+from promptir_basicsr.core.registry import register
+
+TAPS = 9  # of a 3x3 kernel
+
+ENCODER = 'E.E.'
+"""Before the names of the encoder's weights; the released ones double the letter."""
+
+
+class Contrasted(NamedTuple):
+    """What a forward pass with keys returns in training.
+
+    Attributes:
+        restored: (B, 3, H, W), RGB, not clamped; None where only the encoder was asked for.
+        logits: (B, 1 + K), see `Contrast`.
+        labels: (B,) int64.
+    """
+
+    restored: Tensor | None
+    logits: Tensor
+    labels: Tensor
+
+
+@register(ARCH_REGISTRY)
+class AirNet(nn.Module):
+    """The network of the paper; the defaults are those of the released program.
+
+    It is blind, and takes images of any size. Trained by ContrastiveModel, which shows it two crops of every image. An
+    evaluation computes the restorer and the first block of the encoder, 6,329,609 of the 8,930,313 parameters.
+
+    Args:
+        img_channel: channels of the degraded and the restored image.
+        dim: C, feature channels, at full size throughout.
+        num_groups: groups of blocks in the restorer.
+        num_blocks: blocks in a group; each has two modules that the map of the degradation steers.
+        queue_length: K, keys of earlier images that an image is told from; a multiple of what a training step has.
+            Released: 256 times the batch.
+        momentum: how much of the encoder's slow copy a training step keeps.
+        temperature: what cosines are divided by in the contrastive loss.
+
+    Raises:
+        OptionError: an argument is not allowed; the message names it and says what is.
+    """
+
+    scale = 1
+    size_multiple = 1
+    takes_degradation = False
+
+    def __init__(
+        self,
+        img_channel: int = 3,
+        dim: int = 64,
+        num_groups: int = 5,
+        num_blocks: int = 5,
+        queue_length: int = 1280,
+        momentum: float = 0.999,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        counts = {'img_channel': img_channel, 'dim': dim, 'num_groups': num_groups, 'num_blocks': num_blocks}
+        for name, value in {**counts, 'queue_length': queue_length}.items():
+            check_whole('AirNet', name, value, 1)
+        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
+            raise must_be('AirNet', 'momentum', momentum, 'a number from 0 to 1. The paper has 0.999.')
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
+            raise must_be('AirNet', 'temperature', temperature, 'a number above 0. The paper has 0.07.')
+        self.img_channel = img_channel
+        self.queue_length = queue_length
+        self.R = GuidedRestorer(img_channel, dim, num_groups, num_blocks)
+        self.E = nn.ModuleDict({'E': ContrastiveEncoder(img_channel, dim, queue_length, momentum, temperature)})
+
+    def forward(
+        self, x: Tensor, degradation: Any = None, key: Tensor | None = None, restore: bool = True
+    ) -> Tensor | Contrasted:
+        """Restore x; in training with keys, contrast it with them as well.
+
+        Args:
+            x: (B, 3, H, W), RGB, [0, 1], of any size.
+            degradation: ignored. AirNet is blind; the argument is there because prompted networks share this call.
+            key: as x: another crop of each image with the same degradation. Ignored in evaluation.
+            restore: False runs the encoder alone, for the first stage of the training; with keys only.
+
+        Returns:
+            (B, 3, H, W), RGB, not clamped; with keys in training `Contrasted`.
+
+        Raises:
+            ValueError: x has another shape, or there are more keys than the queue can hold.
+        """
+        check_image('AirNet', x, self.img_channel, self.size_multiple)
+        if key is None or not self.training:
+            return self.R(x, self.encoder.encoder_q.E_pre(x))
+        check_image('AirNet', key, self.img_channel, self.size_multiple)
+        found = self.encoder(x, key)
+        return Contrasted(self.R(x, found.map) if restore else None, found.logits, found.labels)
+
+    @property
+    def encoder(self) -> ContrastiveEncoder:
+        """Whose map of the degradation steers the restorer."""
+        return cast(ContrastiveEncoder, self.E['E'])
+
+    def with_queue(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights that were trained with a queue of any length, as weights of this network; see ContrastiveEncoder."""
+        return self.encoder.with_queue(weights, ENCODER)
+
+    def released_state_dict(self) -> dict[str, Tensor]:
+        """The weights with the names and shapes of the authors' checkpoints, which are those of this network."""
+        return dict(self.state_dict())
+
+
+class GuidedRestorer(nn.Module):
+    """The restorer: groups of guided blocks between two convolutions. Its output is the image, not a correction.
+
+    Args:
+        img_channel: channels of the images.
+        dim: C.
+        num_groups: groups.
+        num_blocks: blocks in a group.
+    """
+
+    def __init__(self, img_channel: int, dim: int, num_groups: int, num_blocks: int) -> None:
+        super().__init__()
+        self.head = nn.Sequential(conv3x3(img_channel, dim))
+        self.body = nn.ModuleList([*(GuidedGroup(dim, num_blocks) for _ in range(num_groups)), conv3x3(dim, dim)])
+        self.tail = nn.Sequential(conv3x3(dim, img_channel))
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """x: (B, 3, H, W). guide: (B, C, H, W), the map of the degradation. Returns (B, 3, H, W)."""
+        first = y = self.head(x)
+        *groups, last = self.body
+        for group in groups:
+            y = group(y, guide)
+        return self.tail(first + last(y))
+
+
+class GuidedGroup(nn.Module):
+    """x + conv(blocks(x)), where each block is given the guide."""
+
+    def __init__(self, dim: int, num_blocks: int) -> None:
+        super().__init__()
+        self.body = nn.ModuleList([*(GuidedBlock(dim) for _ in range(num_blocks)), conv3x3(dim, dim)])
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """x and guide: (B, C, H, W). Returns (B, C, H, W)."""
+        y = x
+        *blocks, last = self.body
+        for block in blocks:
+            y = block(y, guide)
+        return x + last(y)
+
+
+class GuidedBlock(nn.Module):
+    """x + two pairs of a guided module and a convolution, with activations between them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dgm1, self.dgm2 = GuidedModule(dim), GuidedModule(dim)
+        self.conv1, self.conv2 = conv3x3(dim, dim), conv3x3(dim, dim)
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """x and guide: (B, C, H, W). Returns (B, C, H, W)."""
+        y = F.leaky_relu(self.dgm1(x, guide), SLOPE)
+        y = F.leaky_relu(self.conv1(y), SLOPE)
+        y = F.leaky_relu(self.dgm2(y, guide), SLOPE)
+        return self.conv2(y) + x
+
+
+class GuidedModule(nn.Module):
+    """x + a deformable convolution of x + x scaled and shifted, both as the guide has it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dcn = GuidedConv(dim)
+        self.sft = FeatureTransform(dim)
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """x and guide: (B, C, H, W). Returns (B, C, H, W)."""
+        return x + self.dcn(x, guide) + self.sft(x, guide)
+
+
+class GuidedConv(nn.Module):
+    """A 3x3 convolution whose taps are moved and weighted at each pixel (Deformable ConvNets v2, arXiv 1811.11168).
+
+    At first the taps are where they are in a plain convolution and weigh half of it.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        bound = (dim * TAPS) ** -0.5
+        self.weight = nn.Parameter(torch.empty(dim, dim, 3, 3).uniform_(-bound, bound))
+        self.conv_offset_mask = nn.Conv2d(2 * dim, 3 * TAPS, 3, padding=1)
+        nn.init.zeros_(self.conv_offset_mask.weight)
+        nn.init.zeros_(self.conv_offset_mask.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """x and guide: (B, C, H, W). Returns (B, C, H, W)."""
+        # (B, 18, H, W), dy and dx of each tap row by row, and (B, 9, H, W).
+        offset, mask = self.conv_offset_mask(torch.cat([x, guide], dim=1)).split([2 * TAPS, TAPS], dim=1)
+        return deformed(x, offset, mask.sigmoid(), self.weight)
+
+
+class FeatureTransform(nn.Module):
+    """x * gamma + beta, both (B, C, H, W), made of the guide by two 1x1 convolutions each."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv_gamma = conv1x1_twice(dim)
+        self.conv_beta = conv1x1_twice(dim)
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """x and guide: (B, C, H, W). Returns (B, C, H, W)."""
+        return x * self.conv_gamma(guide) + self.conv_beta(guide)
+
+
+def deformed(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """The modulated deformable convolution, in float32 at least: CPUs have it in no narrower format than float16.
+
+    Args:
+        x: (B, C, H, W).
+        offset: (B, 18, H, W) in pixels, dy and dx of each tap.
+        mask: (B, 9, H, W), [0, 1].
+        weight: (C, C, 3, 3).
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    values = deform_conv2d(x.to(wide), offset.to(wide), weight.to(wide), padding=1, mask=mask.to(wide))
+    return values.to(x.dtype)
+
+
+def deformed_operations(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """Operations of `deform_conv2d` by the shapes of its arguments: those of the convolution, two a multiplication."""
+    batch, channels, height, width = out_shape
+    return 2 * batch * channels * height * width * weight[1] * weight[2] * weight[3]
+
+
+OPERATIONS = {torch.ops.torchvision.deform_conv2d: deformed_operations}
+"""For torch's FlopCounterMode, which does not know operators of torchvision."""
+
+
+def conv3x3(inp: int, out: int) -> nn.Conv2d:
+    return nn.Conv2d(inp, out, 3, padding=1)
+
+
+def conv1x1_twice(dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(dim, dim, 1, bias=False), nn.LeakyReLU(SLOPE), nn.Conv2d(dim, dim, 1, bias=False))
