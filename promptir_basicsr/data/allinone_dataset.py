@@ -20,13 +20,14 @@ from promptir_basicsr.core.messages import first_few, unknown_keys
 from promptir_basicsr.core.problems import Keys, keys
 from promptir_basicsr.core.registry import register
 from promptir_basicsr.core.vocabulary import MAX_PIXELS
-from promptir_basicsr.data.images import centre_area, centre_crop, flip_rotate, reflect_to
+from promptir_basicsr.data.images import PixelImage, centre_area, centre_crop, flip_rotate, reflect_to
 from promptir_basicsr.data.protocol import expand_protocol
 from promptir_basicsr.data.sampler import EpochIndex
 from promptir_basicsr.data.sampling import TaskShare, check_sampling, check_shares, epoch_shares
 from promptir_basicsr.data.sources import BorderCut, StoredImage
 from promptir_basicsr.data.stages import by_stage, check_stages, stages_of
 from promptir_basicsr.data.tasks import Task, TaskSurvey, known_count, survey_tasks
+from promptir_basicsr.degradations.spec import Degrade
 from promptir_basicsr.options.data import AllInOneOptions, AllInOneTrainingOptions, LoadedDataset
 
 _LEVELS = 1 << 16
@@ -91,6 +92,7 @@ class AllInOneDataset(Dataset):
         stages: other crops and batches from given iterations on, see `docs/data.md`; training only.
         crop_multiple: first cut the image at its centre so that both sides are multiples of this (the published
             protocols: 16). Default: 1, nothing is cut.
+        second_crop: samples have `lq_key`, see below; training only. Default: False.
         use_hflip: random horizontal flips. Default: False.
         use_rot: random vertical flips and 90 degree rotations. Default: False.
         augment_identity: whether the untouched crop is among the flips and rotations. The released programs never
@@ -100,6 +102,8 @@ class AllInOneDataset(Dataset):
 
     A sample is a dict:
         lq, gt: (3, H, W) float32, RGB, [0, 1], or (1, H, W) grey with `channels: 1`; degraded and clear image.
+        lq_key: with `second_crop`, another crop of the same image, like lq: with its own place, flip and noise, and the
+            numbers that were drawn for lq's degradation.
         lq_path, gt_path: files they come from.
         task: name of the task.
         degradation: its label, an int.
@@ -120,6 +124,7 @@ class AllInOneDataset(Dataset):
         self.seed = opt.get('seed') or 0
         self.gt_size: int = opt.get('gt_size') or 0
         self.crop_multiple = opt.get('crop_multiple', 1)
+        self.second_crop = self.training and bool(opt.get('second_crop'))
         self.stages = stages_of(opt) if opt.get('stages') else []
         self.epoch = 0
         self._flip_modes = flip_modes(opt)
@@ -174,15 +179,14 @@ class AllInOneDataset(Dataset):
         try:
             if self.training:
                 rng = TrainingGenerator([self.seed, epoch, index])
-                lq, gt = self._training_images(number, lq_name, gt_name, crop[0] if crop else self.gt_size, rng)
+                images = self._training_images(number, lq_name, gt_name, crop[0] if crop else self.gt_size, rng)
             else:
-                lq, gt, bits = self._whole_images(task, lq_name, gt_name, self._image_names[number][position])
+                images, bits = self._whole_images(task, lq_name, gt_name, self._image_names[number][position])
         except ImageError as error:
             raise ImageError(f"task '{task.name}': {error}") from error
         return {
             **({} if self.training else {'bits': bits}),
-            'lq': to_tensor(lq),
-            'gt': to_tensor(gt),
+            **{key: to_tensor(image) for key, image in images.items()},
             'lq_path': task.lq.where(lq_name),
             'gt_path': task.gt.where(gt_name),
             'task': task.name,
@@ -192,13 +196,26 @@ class AllInOneDataset(Dataset):
 
     def _training_images(
         self, number: int, lq_name: str, gt_name: str, size: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> dict[str, np.ndarray]:
+        """`lq`, `gt` and, drawn after all of these, `lq_key`."""
         task = self.tasks[number]
         stored = self._open(task, lq_name, gt_name)
+        if self.second_crop:  # decoded once; two crops of a file would decode most of it twice
+            stored = [PixelImage(image.pixels()) for image in stored]
+        lq, gt, drawn = self._degraded(task, self._crop(number, lq_name, stored, size, rng), task.degrade, rng)
+        if not self.second_crop:
+            return {'lq': lq, 'gt': gt}
+        key, _, _ = self._degraded(task, self._crop(number, lq_name, stored, size, rng), drawn, rng)
+        return {'lq': lq, 'gt': gt, 'lq_key': key}
+
+    def _crop(
+        self, number: int, name: str, stored: Sequence[StoredImage], size: int, rng: np.random.Generator
+    ) -> list[np.ndarray]:
+        """The same random square of each image of a pair, flipped and rotated alike."""
         top, left, height, width = centre_area(stored[0].size, self.crop_multiple)
         small = min(height, width) < size
         if small:
-            self._warn_enlarged(number, lq_name, (height, width), size)
+            self._warn_enlarged(number, name, (height, width), size)
         top += int(rng.integers(max(height, size) - size + 1))
         left += int(rng.integers(max(width, size) - size + 1))
         if small:
@@ -208,13 +225,14 @@ class AllInOneDataset(Dataset):
         else:
             images = [image.crop(top, left, size, size) for image in stored]
         mode = self._flip_modes[rng.integers(len(self._flip_modes))]
-        return self._degraded(task, [flip_rotate(image, mode) for image in images], rng)
+        return [flip_rotate(image, mode) for image in images]
 
-    def _whole_images(self, task: Task, lq_name: str, gt_name: str, name: str) -> tuple[np.ndarray, np.ndarray, int]:
-        """Degraded and clear image, and the bits of a value of the file of the first."""
+    def _whole_images(self, task: Task, lq_name: str, gt_name: str, name: str) -> tuple[dict[str, np.ndarray], int]:
+        """`lq` and `gt`, and the bits of a value of the file of the first."""
         images = [centre_crop(image.pixels(), self.crop_multiple) for image in self._open(task, lq_name, gt_name)]
         rng = np.random.default_rng(stable_seed(self.seed, name, task.degrade.key if task.degrade else ''))
-        return (*self._degraded(task, images, rng), 8 * images[0].itemsize)
+        lq, gt, _ = self._degraded(task, images, task.degrade, rng)
+        return {'lq': lq, 'gt': gt}, 8 * images[0].itemsize
 
     def _open(self, task: Task, lq_name: str, gt_name: str) -> list[StoredImage]:
         """[clean] or [degraded, clear]."""
@@ -232,15 +250,16 @@ class AllInOneDataset(Dataset):
         return stored
 
     def _degraded(
-        self, task: Task, images: Sequence[np.ndarray], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Degraded and clear image, as integers where nothing is degraded here."""
+        self, task: Task, images: Sequence[np.ndarray], degrade: Degrade | None, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, Degrade | None]:
+        """Degraded and clear image, as integers where nothing is degraded here, and how it was degraded."""
         if task.channels == 1:
             images = [to_grey(image) for image in images]
-        if task.degrade is None:
-            return images[0], images[1]
+        if degrade is None:
+            return images[0], images[1], None
         clear = to_float(images[0])
-        return task.degrade(clear, rng), clear
+        degraded, drawn = degrade.apply(clear, rng)
+        return degraded, clear, drawn
 
     def _warn_enlarged(self, number: int, name: str, shape: Sequence[int], size: int) -> None:
         if not self._enlarged[number]:

@@ -1,5 +1,6 @@
 """Degradations by name: their parameters, the registry, and compositions written in YAML."""
 
+import copy
 import functools
 import inspect
 import json
@@ -84,9 +85,34 @@ class Degrade:
         Returns:
             A new array of the same shape, float32, in [0, 1] (noise with `clip: false` may leave the range).
         """
+        return self.apply(image, rng)[0]
+
+    def apply(self, image: Image, rng: np.random.Generator) -> tuple[Image, 'Degrade']:
+        """Degrade one picture, and tell how.
+
+        Args:
+            image, rng: As when called; the picture is the same, bit by bit.
+
+        Returns:
+            The picture, and the degradation with the numbers that were drawn in place of the ranges. That one degrades
+            other pictures to the same extent; what a degradation draws within itself (noise, streaks, flakes, the
+            depth of the scene, the colour cast of low light) it draws anew.
+
+        Example:
+            >>> from promptir_basicsr.degradations import Degrade
+            >>> rng, grey = np.random.default_rng(0), np.full((8, 8, 3), 0.5, np.float32)
+            >>> degraded, drawn = Degrade({'type': 'gaussian_noise', 'sigma': [5, 50]}).apply(grey, rng)
+            >>> round(drawn.spec[0]['sigma'], 2)
+            33.66
+            >>> other = drawn(grey, rng)
+        """
+        drawn = []
         for kind, values in self._steps:
-            image = kind.apply(image, rng, values)
-        return image
+            drawn.append((kind, kind.draw(values, rng)))
+            image = kind.run(image, rng, drawn[-1][1])
+        fixed = copy.copy(self)
+        fixed._steps = drawn
+        return image, fixed
 
     def describe(self) -> str:
         """Short text for logs and tables: `gaussian_noise(sigma=25, floor)`, or the names joined by ` + `."""
@@ -241,10 +267,17 @@ class Degradation:
 
     def apply(self, image: Image, rng: np.random.Generator, values: dict[str, Any]) -> Image:
         """Draw ranges and run, without checking the values again."""
+        return self.run(image, rng, self.draw(values, rng))
+
+    def draw(self, values: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Every parameter as one value: those given, else the defaults, drawn where they are ranges."""
+        return {name: kind.draw(values.get(name, kind.default), rng) for name, kind in self.parameters.items()}
+
+    def run(self, image: Image, rng: np.random.Generator, drawn: Mapping[str, Any]) -> Image:
+        """Degrade with values that `draw` has made."""
         if image.dtype != np.float32 or image.ndim != 3 or image.shape[2] not in (1, 3) or image.size == 0:
             found = f'{image.dtype} {image.shape}'
             raise ValueError(f'{self.name} needs a float32 image (H, W, 3) or (H, W, 1), found {found}')
-        drawn = {name: kind.draw(values.get(name, kind.default), rng) for name, kind in self.parameters.items()}
         degraded = self.function(image, rng, **drawn)
         if degraded.shape != image.shape:  # OpenCV leaves the axis of a single channel out
             raise ValueError(

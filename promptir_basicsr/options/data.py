@@ -228,6 +228,11 @@ class AllInOneTrainingOptions(AllInOneOptions):
     """In training the size of the crops is needed."""
 
     gt_size: Count = option(description='side of the square random crop in pixels')
+    second_crop: Flag = option(
+        False,
+        description='samples have `lq_key` as well: another crop of the same image, degraded to the same extent, for '
+        'ContrastiveModel; `lq` and `gt` stay what they are without it',
+    )
     stages: Annotated[list[StageOptions], Field(min_length=1), AfterValidator(_in_order)] | None = option(
         None, description='list of stages, which change `gt_size` and `batch_size_per_gpu` during training; data.md'
     )

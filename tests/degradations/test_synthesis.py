@@ -4,6 +4,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,6 +265,54 @@ def test_a_range_is_drawn_uniformly_and_before_the_noise() -> None:
     sigma = rng.uniform(10, 50)
     expected = gaussian_noise(image, rng, sigma=sigma, quantize='float', clip=False)
     np.testing.assert_array_equal(degrade(image, new_rng(4)), expected)
+
+
+CHAIN: list[dict[str, Any]] = [
+    {'type': 'haze'},
+    {'type': 'rain', 'angle': [-10, 10]},
+    {'type': 'gaussian_noise', 'sigma': [5, 50]},
+    {'type': 'jpeg', 'quality': [10, 50]},
+]
+
+
+@pytest.mark.parametrize('spec', [*({'type': name} for name in sorted(DEGRADATIONS)), CHAIN], ids=str)
+def test_what_was_drawn_is_told_and_changes_no_draw(spec: Any) -> None:
+    """The same picture as when called, the same numbers used up, and no range left."""
+    spec = spec if isinstance(spec, list) else {**spec, **required(spec['type'])}
+    degrade, image, rng, other = Degrade(spec), photo(size=40), new_rng(3), new_rng(3)
+    before = degrade.key
+    degraded, drawn = degrade.apply(image, rng)
+    np.testing.assert_array_equal(degraded, degrade(image, other))
+    assert rng.random() == other.random()
+    assert degrade.key == before
+    values = [value for step in drawn.spec for value in step.values()]
+    assert not any(isinstance(value, list) for value in values)
+    assert [step.keys() - {'type'} for step in drawn.spec] == [
+        DEGRADATIONS[step['type']].parameters.keys() for step in drawn.spec
+    ]
+    # A specification like any other: checked, pickled, drawn from as often as wanted.
+    assert Degrade(drawn.spec).key == drawn.key
+    again = pickle.loads(pickle.dumps(drawn))
+    np.testing.assert_array_equal(again(image, new_rng(9)), drawn(image, new_rng(9)))
+
+
+@pytest.mark.parametrize('name', ['motion_blur', 'defocus_blur', 'jpeg'])
+def test_drawn_once_and_applied_twice_is_the_same_where_nothing_else_is_random(name: str) -> None:
+    image = photo(size=40)
+    degraded, drawn = Degrade({'type': name}).apply(image, new_rng(3))
+    np.testing.assert_array_equal(drawn(image, new_rng(8)), degraded)
+    assert not np.array_equal(Degrade({'type': name})(image, new_rng(8)), degraded)
+
+
+def test_drawn_once_and_applied_twice_noise_is_as_strong_and_another() -> None:
+    image = flat(0.5, 64, 64)
+    degrade = Degrade({'type': 'gaussian_noise', 'sigma': [1, 60], 'quantize': 'float', 'clip': False})
+    for seed in range(5):
+        rng = new_rng(seed)
+        first, drawn = degrade.apply(image, rng)
+        second = drawn(image, rng)
+        assert (second - image).std() == pytest.approx((first - image).std(), rel=0.05)
+        assert abs(np.corrcoef((first - image).ravel(), (second - image).ravel())[0, 1]) < 0.05
 
 
 def test_whole_number_ranges_include_both_ends() -> None:
