@@ -230,7 +230,9 @@ class FeatureTransform(nn.Module):
 
 
 def deformed(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    """The modulated deformable convolution, in float32 at least: CPUs have it in no narrower format than float16.
+    """The modulated deformable convolution, in float32 at least: CPUs do not have it in bfloat16.
+
+    A tap whose offset is NaN gives NaN; torchvision's operator would read outside of the image's memory.
 
     Args:
         x: (B, C, H, W).
@@ -238,6 +240,9 @@ def deformed(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
         mask: (B, 9, H, W), [0, 1].
         weight: (C, C, 3, 3).
     """
+    lost = offset.isnan()
+    offset = offset.masked_fill(lost, 0)
+    mask = mask.masked_fill(lost[:, 0::2] | lost[:, 1::2], torch.nan)
     wide = torch.promote_types(x.dtype, torch.float32)
     values = deform_conv2d(x.to(wide), offset.to(wide), weight.to(wide), padding=1, mask=mask.to(wide))
     return values.to(x.dtype)

@@ -33,7 +33,8 @@ from promptir_basicsr.data.allinone_dataset import AllInOneDataset, keep_tasks
 from promptir_basicsr.data.images import centre_area
 from promptir_basicsr.data.tasks import Task
 from promptir_basicsr.evaluation.labels import LabelSource
-from promptir_basicsr.models.batch import run_network
+from promptir_basicsr.models.batch import image_of, run_network
+from promptir_basicsr.models.contrastive_model import ContrastiveModel
 from promptir_basicsr.models.prompt_model import PromptModel
 from promptir_basicsr.models.sensor_model import SensorModel
 from promptir_basicsr.options.run import OwnRun, run_schema
@@ -84,6 +85,7 @@ class _Rehearsal:
                 if model is None:
                     continue
                 needed = ['lq', 'gt'] if key == 'train' and not isinstance(model, SensorModel) else ['lq']
+                needed += ['lq_key'] if key == 'train' and isinstance(model, ContrastiveModel) else []
                 lacking = [f'`{name}`' for name in needed if name not in samples[0][1]]
                 if lacking:
                     message = f'its samples have no {" and ".join(lacking)}, which {self.opt["model_type"]} needs.'
@@ -146,7 +148,7 @@ class _Rehearsal:
                 self._check_shape(model, run_network(model.net_g, model.batch))
                 raise
             list(model.step.objective.of_tasks(output, model.batch))
-            self._check_shape(model, output)
+            self._check_shape(model, image_of(output))
 
         return self._small_then_whole(model, f'fails on {_names(samples)}', step)
 
@@ -192,9 +194,9 @@ class _Rehearsal:
         return len(self.problems) == before
 
     @staticmethod
-    def _check_shape(model: PromptModel, output: torch.Tensor) -> None:
+    def _check_shape(model: PromptModel, output: torch.Tensor | None) -> None:
         gt = model.batch.gt
-        if gt is not None and not isinstance(model, SensorModel) and output.shape != gt.shape:
+        if gt is not None and output is not None and not isinstance(model, SensorModel) and output.shape != gt.shape:
             made, target = (f'{c} channels of {w}x{h}' for _, c, h, w in (output.shape, gt.shape))
             raise ValueError(f'the network makes {made}, the clear images have {target}.')
 
@@ -231,11 +233,12 @@ def _smallest(task: Task, multiple: int) -> int:
 def _cut(sample: Sample, period: int | None) -> Sample:
     """A sample with a corner of its images, where both are of one size: what a network needs of sides stays right or
     wrong when multiples of the period are left out of them."""
-    shapes = {sample[key].shape for key in ('lq', 'gt') if key in sample}
+    images = ('lq', 'gt', 'lq_key')
+    shapes = {sample[key].shape for key in images if key in sample}
     if period is None or len(shapes) != 1:
         return sample
     height, width = (min(side, _PATCH + (side - _PATCH) % period) for side in shapes.pop()[-2:])
-    return {key: value[..., :height, :width] if key in ('lq', 'gt') else value for key, value in sample.items()}
+    return {key: value[..., :height, :width] if key in images else value for key, value in sample.items()}
 
 
 def _names(samples: Sequence[tuple[Keys, Sample]]) -> str:

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from promptir_basicsr.archs.layers.conditioning import check_names, weights_of
 from promptir_basicsr.archs.traits import channel_options, names_of, traits_of
 from promptir_basicsr.checkpoints.pretrained import sensor_problems, start_problems
+from promptir_basicsr.checks.contrast import check_contrast
 from promptir_basicsr.checks.speed import check_speed
 from promptir_basicsr.checks.train import check_train
 from promptir_basicsr.core.errors import OptionError, problems_of
@@ -83,6 +84,8 @@ def check_options(
     if 'val' in options and not sensor:
         names = given['val'].get('metrics')
         found += _check_val(options['val'], names if isinstance(names, Mapping) else {})
+    if model == 'ContrastiveModel' and is_train:
+        found += check_contrast(options, processes, network)
     if ours:
         found += check_speed(options, is_train, processes, network)
     return problems + [each for each in found if (each.place, each.path) not in told]
@@ -165,7 +168,7 @@ def _limited_modules() -> Iterator[None]:
 
 
 def _check_kind(network: Mapping[str, Any], sensor: bool) -> list[Problem]:
-    """A sensor goes with SensorModel, everything else with PromptModel."""
+    """A sensor goes with SensorModel, everything else with the other models."""
     is_sensor = traits_of(find_registered(ARCH_REGISTRY, network['type'])).is_sensor
     if is_sensor == sensor:
         return []

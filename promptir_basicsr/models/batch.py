@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from promptir_basicsr.archs.airnet_arch import Contrasted
 from promptir_basicsr.archs.traits import traits_of
 
 
@@ -23,6 +24,7 @@ class Batch:
         task: name of each image's task.
         lq_path: file of each image.
         degradation: labels (B,), or weights of the labels (B, T).
+        key: other crops of the same images, degraded alike, of the shape of `lq`; for training by contrast.
     """
 
     lq: Tensor
@@ -30,21 +32,28 @@ class Batch:
     task: Sequence[str] | None = None
     lq_path: Sequence[str] | None = None
     degradation: Any = None
+    key: Tensor | None = None
 
     @classmethod
     def of(cls, data: Mapping[str, Any], device: torch.device, channels_last: bool = False) -> Batch:
         """A sample of a data loader, moved to a device.
 
         Args:
-            channels_last: store `lq` with the channels of a pixel side by side.
+            channels_last: store `lq` and `key` with the channels of a pixel side by side.
         """
-        lq, gt, degradation = data['lq'].to(device, non_blocking=True), data.get('gt'), data.get('degradation')
+        gt, degradation = data.get('gt'), data.get('degradation')
+
+        def given(name: str) -> Tensor:
+            x = data[name].to(device, non_blocking=True)
+            return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
         return cls(
-            lq.contiguous(memory_format=torch.channels_last) if channels_last else lq,
+            given('lq'),
             None if gt is None else gt.to(device, non_blocking=True),
             data.get('task'),
             data.get('lq_path'),
             None if degradation is None else torch.as_tensor(degradation).to(device, non_blocking=True),
+            given('lq_key') if 'lq_key' in data else None,
         )
 
     def __len__(self) -> int:
@@ -56,6 +65,10 @@ class Batch:
         for start, end in pairwise(bounds):
             values: list[Any] = [None if value is None else value[start:end] for value in vars(self).values()]
             yield Batch(*values)
+
+    def images(self) -> list[Tensor]:
+        """`lq`, `key` and `gt`, those that there are."""
+        return [x for x in (self.lq, self.key, self.gt) if x is not None]
 
     def members(self) -> dict[str, list[int]]:
         """The positions of each task's images."""
@@ -71,6 +84,38 @@ class Batch:
 def run_network(net: nn.Module, batch: Batch) -> Tensor:
     """The output of a network, which gets the labels where it takes them."""
     return net(batch.lq, batch.degradation) if traits_of(net).takes_degradation else net(batch.lq)
+
+
+Output = Tensor | Contrasted
+"""What a network makes of a batch in training; each tensor in it has one entry an image."""
+
+
+def tensors_of(output: Output) -> list[Tensor]:
+    """What there is in an output."""
+    return [output] if isinstance(output, Tensor) else [part for part in output if part is not None]
+
+
+def mapped(function: Callable[[Tensor], Tensor], output: Output) -> Output:
+    """An output with a function of each tensor of floating-point numbers in it."""
+
+    def changed(x: Tensor | None) -> Tensor | None:
+        return function(x) if x is not None and x.is_floating_point() else x
+
+    return function(output) if isinstance(output, Tensor) else Contrasted._make(map(changed, output))
+
+
+def joined(outputs: Sequence[Output]) -> Output:
+    """The outputs of the parts of a batch as that of the batch."""
+    if len(outputs) == 1:
+        return outputs[0]
+    parts = zip(*map(tensors_of, outputs), strict=True)
+    whole = [torch.cat(part) for part in parts]
+    return whole[0] if isinstance(outputs[0], Tensor) else Contrasted._make([None, *whole][-3:])
+
+
+def image_of(output: Output) -> Tensor | None:
+    """The restored images of an output; None of an encoder that was trained alone."""
+    return output if isinstance(output, Tensor) else output.restored
 
 
 def chosen(x: Tensor, members: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from promptir_basicsr.archs.layers.contrast import ContrastiveEncoder
 from promptir_basicsr.core.messages import first_few
 
 logger = logging.getLogger('basicsr')
@@ -28,7 +29,7 @@ class Step:
         flags: (2,) float32; above 0: the step is sick, somebody asked to stop. The same on all processes.
         losses: terms of the loss by name.
         norm: of the whole gradient.
-        images: such as lq, gt and output, (B, ...) each.
+        images: such as lq, gt and, as the last, the output, (B, ...) each.
         names: of the B images, `task: path`.
     """
 
@@ -105,7 +106,12 @@ class SickSteps:
         return inputs, outputs, everything
 
 
-def running_statistics(net: nn.Module) -> list[Tensor]:
-    """The buffers that a forward pass changes in training, as BatchNorm's do."""
-    norms = (module for module in net.modules() if isinstance(module, _NormBase) and module.track_running_stats)
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+def moving_state(net: nn.Module) -> list[Tensor]:
+    """What a forward pass changes in training: buffers of BatchNorm; queue and key encoder of a contrast."""
+    found: list[Tensor] = []
+    for module in net.modules():
+        if isinstance(module, _NormBase) and module.track_running_stats:
+            found += module.buffers(recurse=False)
+        elif isinstance(module, ContrastiveEncoder):
+            found += module.moving_state()
+    return found

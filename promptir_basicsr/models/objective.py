@@ -11,24 +11,31 @@ import torch.nn.functional as F
 from basicsr.losses import build_loss
 from torch import Tensor, nn
 
+from promptir_basicsr.archs.airnet_arch import Contrasted
 from promptir_basicsr.archs.traits import prompts_of
 from promptir_basicsr.core.errors import OptionError, problems_of
 from promptir_basicsr.core.problems import Problem, problem
-from promptir_basicsr.models.batch import Batch, chosen
+from promptir_basicsr.models.batch import Batch, chosen, run_network
 
 NO_MEAN = 'is no mean over images, which `train.accumulate` needs. Take `reduction: mean`, or leave accumulate out.'
 
 
 class Objective(Protocol):
-    """The loss of a training step."""
+    """The loss of a training step.
 
-    def of_images(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+    Outputs are what `run` returns, of a batch or of a part of it.
+    """
+
+    def run(self, net: nn.Module, batch: Batch) -> Any:
+        """What the network makes of a batch; all of it in one call, as DistributedDataParallel needs it."""
+
+    def of_images(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         """Terms that are means over the images of a batch."""
 
     def of_network(self, net: nn.Module) -> dict[str, Tensor]:
         """Terms that no image has a part in."""
 
-    def of_tasks(self, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor, int]]:
+    def of_tasks(self, output: Any, batch: Batch) -> Iterator[tuple[str, Tensor, int]]:
         """What the log shows beside the terms: name, mean, number of images."""
 
     def accumulation_problems(self) -> list[Problem]:
@@ -69,6 +76,9 @@ class ImageLosses:
                 raise OptionError(problems_of(('train', 'prompt_opt'), error)) from error
         return cls(*losses)
 
+    def run(self, net: nn.Module, batch: Batch) -> Tensor:
+        return run_network(net, batch)
+
     def of_images(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         losses = {}
         if self.pixel:
@@ -104,6 +114,9 @@ class CrossEntropy:
 
     smoothing: float = 0.0
 
+    def run(self, net: nn.Module, batch: Batch) -> Tensor:
+        return run_network(net, batch)
+
     def of_images(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {'l_ce': self._loss(output, batch.degradation)}
 
@@ -121,6 +134,47 @@ class CrossEntropy:
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+
+
+@dataclass
+class ContrastiveLosses:
+    """The losses of a restorer and of the encoder that it is steered by.
+
+    Attributes:
+        images: of the restored images.
+        weight: of the contrastive loss beside these: cross entropy that finds each image's key among the earlier ones.
+        restores: whether the restorer is trained; False trains the encoder alone, by the contrastive loss alone.
+    """
+
+    images: ImageLosses
+    weight: float = 0.1
+    restores: bool = True
+
+    def run(self, net: nn.Module, batch: Batch) -> Contrasted:
+        """Raises ValueError where the batch has no keys."""
+        if batch.key is None:
+            raise ValueError(
+                'ContrastiveModel: the samples have no `lq_key`. Set `second_crop: true` for the data set.'
+            )
+        return net(batch.lq, key=batch.key, restore=self.restores)
+
+    def of_images(self, output: Contrasted, batch: Batch) -> dict[str, Tensor]:
+        contrast = F.cross_entropy(output.logits, output.labels)
+        if output.restored is None:
+            return {'l_contrast': contrast}
+        return {**self.images.of_images(output.restored, batch), 'l_contrast': self.weight * contrast}
+
+    def of_network(self, net: nn.Module) -> dict[str, Tensor]:
+        return {}
+
+    def of_tasks(self, output: Contrasted, batch: Batch) -> Iterator[tuple[str, Tensor, int]]:
+        right = (output.logits.argmax(dim=1) == output.labels).float()
+        yield 'contrast_accuracy', right.mean(), len(right)
+        if output.restored is not None:
+            yield from self.images.of_tasks(output.restored, batch)
+
+    def accumulation_problems(self) -> list[Problem]:
+        return self.images.accumulation_problems()
 
 
 def is_mean(loss: nn.Module) -> bool:

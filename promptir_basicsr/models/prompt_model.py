@@ -40,7 +40,7 @@ from promptir_basicsr.evaluation.labels import LabelSource
 from promptir_basicsr.evaluation.results import read_best
 from promptir_basicsr.evaluation.validation import Measurement, Report
 from promptir_basicsr.inference.restoring import Settings, restore_images
-from promptir_basicsr.models.batch import Batch, run_network
+from promptir_basicsr.models.batch import Batch, image_of, run_network
 from promptir_basicsr.models.metadata import operations_of, run_facts
 from promptir_basicsr.models.nonfinite import MOST_IN_A_ROW
 from promptir_basicsr.models.objective import ImageLosses, Objective
@@ -208,7 +208,9 @@ class PromptModel(SRModel):
             Stopped: a signal asked for it; the state is saved.
             SickTraining: too many steps in a row were not finite; the state is saved, with the weights before them.
         """
-        self.output = self.step(self.batch, current_iter)
+        output = self.step(self.batch, current_iter)
+        image = image_of(output)
+        self.output = self.batch.lq if image is None else image
         self.state.complete(current_iter)
         most = self.opt['train'].get('max_sick_steps') or MOST_IN_A_ROW
         if self.step.sick.row >= most:

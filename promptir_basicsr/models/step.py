@@ -5,8 +5,9 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from promptir_basicsr.archs.traits import unwrapped
 from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.data.stages import by_stage
 from promptir_basicsr.losses.loss_scaler import LossScaler
-from promptir_basicsr.models.batch import Batch, run_network
-from promptir_basicsr.models.nonfinite import SickSteps, Step, running_statistics
+from promptir_basicsr.models.batch import Batch, Output, joined, mapped, tensors_of
+from promptir_basicsr.models.nonfinite import SickSteps, Step, moving_state
 from promptir_basicsr.models.objective import Objective
 from promptir_basicsr.runtime.compilation import compile_in_place, compiling
 from promptir_basicsr.runtime.precision import autocast, device_problems, set_float32, widened
@@ -117,31 +118,30 @@ class TrainingStep:
         way = next((way for way in ('fused', 'foreach') if group.get(way)), '')
         yield f'{type(self.optimizer).__name__}{f" ({way})" if way else ""}'
 
-    def __call__(self, batch: Batch, iteration: int) -> Tensor:
+    def __call__(self, batch: Batch, iteration: int) -> Output:
         """One step; what the network made of the batch. What is not finite, on any process, changes no weight."""
-        statistics = running_statistics(self.net)
+        statistics = moving_state(self.net)
         before = [buffer.clone() for buffer in statistics]
         memory = None if self.loss_scaler is None else self.loss_scaler.losses
         try:
             output, losses = self.compute_gradients(batch)
         except BaseException:  # what is saved then is the iteration before
-            for buffer, value in zip(statistics, before, strict=True):
-                buffer.copy_(value)
+            put_back(statistics, before)
             if self.loss_scaler is not None and memory is not None:
                 self.loss_scaler.losses = memory
             raise
         norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
         flags = self._flags(losses, norm)
-        images = [x for x in (batch.lq, batch.gt, output) if x is not None]
-        step = Step(iteration, flags, losses, norm, images, batch.names())
+        made = [x for x in tensors_of(output) if x.is_floating_point()]
+        made = made if len(made) == 1 else [torch.cat([x.flatten(1) for x in made], dim=1)]
+        step = Step(iteration, flags, losses, norm, [*batch.images(), *made], batch.names())
         if not self.knows_at_once:
             self.settle()
             self._unread, self._sound = step, 1 - flags[0]
-            for buffer, value in zip(statistics, before, strict=True):
-                buffer.copy_(torch.where(self._sound > 0, buffer, value))
+            kept = [torch.where(self._sound > 0, *each) for each in zip(statistics, before, strict=True)]
+            put_back(statistics, kept)
         elif self._is_sick(step):
-            for buffer, value in zip(statistics, before, strict=True):
-                buffer.copy_(value)
+            put_back(statistics, before)
             self.grad_scaler.update()
             return output
         self.is_whole = False
@@ -183,7 +183,7 @@ class TrainingStep:
             step, self._unread = self._unread, None
             self._is_sick(step)
 
-    def compute_gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_gradients(self, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
         """Forward and backward pass of the batch, part by part.
 
         Leaves the gradient of the whole batch, without any scaling for fp16, in the weights.
@@ -198,11 +198,11 @@ class TrainingStep:
             share = len(part) / len(batch)
             with nullcontext() if part is parts[-1] else self._unsynchronised(), self._compilation():
                 with autocast(self.precision, self.device):
-                    output = run_network(self.net, part)
-                output = widened(output, self.precision)
+                    output = self.objective.run(self.net, part)
+                output = mapped(partial(widened, precision=self.precision), output)
                 terms = self.objective.of_images(output, part)
                 self.grad_scaler.scale(share * torch.stack([*terms.values()]).sum()).backward()
-            outputs.append(output.detach())
+            outputs.append(mapped(Tensor.detach, output))
             for name, loss in terms.items():
                 losses[name] = losses.get(name, 0) + share * loss.detach()
         self._scale_gradient(torch.stack([*losses.values()]).sum())
@@ -212,7 +212,7 @@ class TrainingStep:
             self.grad_scaler.scale(torch.stack([*terms.values()]).sum()).backward()
         self.grad_scaler.unscale_(self.optimizer)
         losses.update({name: loss.detach() for name, loss in terms.items()})
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0], losses
+        return joined(outputs), losses
 
     def apply_gradients(self, norm: Tensor) -> None:
         """Clip the gradient and let the optimizer step.
@@ -276,7 +276,7 @@ class TrainingStep:
             entry[1] = entry[1] + weight * self._sound
 
     @torch.no_grad()
-    def _record_tasks(self, output: Tensor, batch: Batch) -> None:
+    def _record_tasks(self, output: Output, batch: Batch) -> None:
         for name, mean, images in self.objective.of_tasks(output, batch):
             self._record(name, mean, images)
 
@@ -373,6 +373,13 @@ def prepare(net: nn.Module, opt: Mapping[str, Any], device: torch.device, to_dev
         if opt['dist']:  # its way of splitting a network for the communication knows no recomputation
             torch._dynamo.config.optimize_ddp = False
     return net
+
+
+@torch.no_grad()
+def put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write values into tensors."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 def fused(optim_type: str, build: Callable[..., torch.optim.Optimizer], **options: Any) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ _MORE_SETS = {'TrainingDatasets': {'val': '^val_'}, 'TestDatasets': {'test': '^t
 
 
 def json_schema() -> Schema:
-    """JSON schema (draft 7) of option files of PromptModel and SensorModel; those of other models fit as they are."""
+    """JSON schema (draft 7) of option files of the models here; those of other models fit as they are."""
     definitions: dict[str, Schema] = {}
     rules = []
     for (model, training), run in OWN_RUNS.items():

@@ -30,6 +30,7 @@ _SECTIONS = (
     ('sampling of a training set', 'SamplingOptions'),
     ('a stage of a training set', 'StageOptions'),
     ('train, of PromptModel', 'PromptTrainOptions'),
+    ('train, of ContrastiveModel', 'ContrastiveTrainOptions'),
     ('train, of SensorModel', 'SensorTrainOptions'),
     ('val, of PromptModel', 'PromptTrainingValOptions'),
     ('val, of SensorModel', 'SensorTrainingValOptions'),

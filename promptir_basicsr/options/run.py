@@ -33,7 +33,12 @@ from promptir_basicsr.options.section import (
     refused,
     told,
 )
-from promptir_basicsr.options.train import HostTrainOptions, PromptTrainOptions, SensorTrainOptions
+from promptir_basicsr.options.train import (
+    ContrastiveTrainOptions,
+    HostTrainOptions,
+    PromptTrainOptions,
+    SensorTrainOptions,
+)
 
 
 def _by_name(metrics: Any) -> Any:
@@ -48,7 +53,7 @@ def _with_type(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-PromptScale = Annotated[Literal[1], Told('{found}; PromptModel restores at the same size, scale: 1.')]
+PromptScale = Annotated[Literal[1], Told('{found}; the model restores at the same size, scale: 1.')]
 SensorScale = Annotated[Literal[1], Told('{found}; SensorModel has no use for it, scale: 1.')]
 Precision = Annotated[vocabulary.Precision, OneOf('precision')]
 Compile = Annotated[
@@ -131,7 +136,7 @@ class LoggerOptions(Section):
 
 
 class OwnLoggerOptions(LoggerOptions):
-    """`logger` of PromptModel and SensorModel."""
+    """`logger` of the models here."""
 
     keep_last: Count | None = option(
         None,
@@ -178,7 +183,7 @@ class _ValOptions(Section):
 
 
 class _OwnValOptions(Section):
-    """What validations of PromptModel and SensorModel have in common."""
+    """What validations of all models here have in common."""
 
     precision: Precision | None = option(None, description='of the network in validations and tests; left out, fp32')
     compile: Flag | None = option(
@@ -318,8 +323,8 @@ class HostRun(Section, extra='ignore'):
         "switches on BasicSR's debug mode"
     )
     model_type: Text = option(
-        description='`PromptModel`, or `SensorModel` for a sensor; other models registered with BasicSR get their '
-        'options untouched'
+        description='`PromptModel`, `SensorModel` for a sensor or `ContrastiveModel` for AirNet; other models '
+        'registered with BasicSR get their options untouched'
     )
     num_gpu: Gpus = option(
         description='GPUs of this process, `auto` for all there are, 0 for the CPU. Several processes: torchrun and '
@@ -357,10 +362,10 @@ class HostTest(HostRun):
 
 
 class OwnRun(HostRun, extra='forbid'):
-    """What runs of PromptModel and SensorModel have in common."""
+    """What runs of all models here have in common."""
 
     find_unused_parameters: Flag = option(
-        False, description='of DistributedDataParallel; not needed by the networks here'
+        False, description='of DistributedDataParallel; not needed by the networks here, set where AirNet needs it'
     )
     network_g: Network = option(
         description="`type:` a network registered with BasicSR, and its constructor's arguments"
@@ -423,6 +428,22 @@ class PromptTest(OwnTest):
     val: PromptValOptions = option(description='what is measured')
 
 
+class ContrastiveTraining(OwnTraining):
+    """An option file of `basicsr train` with `model_type: ContrastiveModel`."""
+
+    scale: PromptScale = option(1, description='1; the model restores at the same size')
+    train: ContrastiveTrainOptions = option(description='stages, losses, optimizer, schedule')
+    val: PromptTrainingValOptions = option(None, description='validation during the training')
+
+
+class ContrastiveTest(OwnTest):
+    """An option file of `basicsr test` with `model_type: ContrastiveModel`."""
+
+    scale: PromptScale = option(1, description='1; the model restores at the same size')
+    train: Annotated[ContrastiveTrainOptions, UNCHECKED] = option(None, description='of the training; passed over')
+    val: PromptValOptions = option(description='what is measured')
+
+
 class SensorTraining(OwnTraining):
     """An option file of `basicsr train` with `model_type: SensorModel`."""
 
@@ -442,6 +463,8 @@ class SensorTest(OwnTest):
 OWN_RUNS: dict[tuple[str, bool], type[OwnRun]] = {
     ('PromptModel', True): PromptTraining,
     ('PromptModel', False): PromptTest,
+    ('ContrastiveModel', True): ContrastiveTraining,
+    ('ContrastiveModel', False): ContrastiveTest,
     ('SensorModel', True): SensorTraining,
     ('SensorModel', False): SensorTest,
 }

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from promptir_basicsr.options.registered import Registered
-from promptir_basicsr.options.section import Count, Section, Told, Typed, Warmup, option
+from promptir_basicsr.options.section import Count, CountFromZero, Section, Told, Typed, Warmup, option
 
 Optimizer = Annotated[Typed, Registered('optimizer')]
 Schedule = Annotated[Typed, Registered('schedule')]
@@ -45,7 +45,7 @@ class HostTrainOptions(IterationOptions, extra='ignore'):
 
 
 class OwnTrainOptions(IterationOptions):
-    """What PromptModel and SensorModel have in common."""
+    """What all models here have in common."""
 
     optim_g: Optimizer = option(description=OPTIMIZER)
     scheduler: Schedule = option(description=SCHEDULE)
@@ -65,8 +65,8 @@ class OwnTrainOptions(IterationOptions):
     )
 
 
-class PromptTrainOptions(OwnTrainOptions):
-    """`train` of PromptModel."""
+class RestoringTrainOptions(OwnTrainOptions):
+    """What PromptModel and ContrastiveModel have in common."""
 
     pixel_opt: ImageLoss | None = option(
         None,
@@ -77,6 +77,11 @@ class PromptTrainOptions(OwnTrainOptions):
         None, description='a second loss of the images: `FrequencyLoss`, or any that `pixel_opt` takes'
     )
     perceptual_opt: Typed | None = option(None, description="BasicSR's `PerceptualLoss`")
+
+
+class PromptTrainOptions(RestoringTrainOptions):
+    """`train` of PromptModel."""
+
     prompt_opt: Annotated[Typed, Registered('prompt loss')] | None = option(
         None, description="a loss of the network's prompts: `PromptDecorrelationLoss`"
     )
@@ -91,6 +96,26 @@ class PromptTrainOptions(OwnTrainOptions):
         None,
         description='scales the losses of images down in a batch where they are far above the smallest of late; '
         "`{}` for the released program's numbers",
+    )
+
+
+class ContrastiveTrainOptions(RestoringTrainOptions):
+    """`train` of ContrastiveModel."""
+
+    encoder_iter: CountFromZero | None = option(
+        None,
+        description='last iteration that trains the encoder alone, by the contrastive loss; validations begin after '
+        'it. Left out, 0: everything is trained from the start',
+    )
+    contrast_weight: (
+        Annotated[
+            float,
+            Field(strict=True, ge=0, allow_inf_nan=False),
+            Told('{found} is not a number of at least 0.'),
+        ]
+        | None
+    ) = option(
+        None, description='weight of the contrastive loss beside those of images; left out, 0.1. Alone it counts fully'
     )
 
 

@@ -248,6 +248,23 @@ def test_the_deformable_convolution_is_that_of_its_definition() -> None:
     torch.testing.assert_close(found, sampled(x, offset, mask, weight), rtol=0, atol=1e-10)
 
 
+def test_what_is_not_finite_comes_out_and_ends_no_process() -> None:
+    net, x = small(), seeded_image((2, 3, 12, 12), 1)
+    for value in (float('nan'), float('inf'), -float('inf')):
+        broken = x.clone()
+        broken[1, 0, 3, 4] = value
+        found = net(broken, key=x)
+        (found.restored.mean() + found.logits.mean()).backward()
+        with torch.no_grad():
+            out = small().eval()(broken)
+            assert out[0].isfinite().all()
+            assert not out[1].isfinite().all()
+    offset = torch.zeros(1, 18, 4, 4)
+    offset[0, 5, 1, 2] = torch.nan
+    out = deformed(torch.ones(1, 4, 4, 4), offset, torch.ones(1, 9, 4, 4), torch.ones(4, 4, 3, 3))
+    assert out.isnan().nonzero()[:, 2:].unique(dim=0).tolist() == [[1, 2]]
+
+
 @pytest.mark.parametrize('kind', [torch.bfloat16, torch.float16])
 def test_narrow_formats_on_the_cpu(kind: torch.dtype) -> None:
     net, x, key = small(), seeded_image((2, 3, 12, 12), 1), seeded_image((2, 3, 12, 12), 2)

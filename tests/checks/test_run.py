@@ -321,7 +321,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ),
     ('network_g.heads', [3, 1, 1, 1], 'heads'),
     ('network_g.dim', 7, 'dim'),
-    ('scale', 2, 'scale: 2; PromptModel restores at the same size, scale: 1.'),
+    ('scale', 2, 'scale: 2; the model restores at the same size, scale: 1.'),
     ('num_gpu', 'all', "num_gpu: 'all' is not a whole number"),
     # data sets
     ('datasets.valid', {'name': 'x', 'type': 'AllInOneDataset'}, "datasets.valid: unknown phase 'valid'. Did you mean"),
