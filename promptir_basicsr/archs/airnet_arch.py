@@ -6,20 +6,26 @@ implementation; weights released by the authors load into it.
 Shapes: B batch, C features, H W height and width, K keys in the queue.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import deform_conv2d
 
 from promptir_basicsr.archs.layers.arguments import check_image, check_whole, must_be
 from promptir_basicsr.archs.layers.contrast import SLOPE, ContrastiveEncoder
+from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.core.registry import register
 
 TAPS = 9  # of a 3x3 kernel
+STRIP = 1 << 13  # pixels whose samples are in memory at once
+
+Deform = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A deformable convolution of x (B, C, H, W) by offset, mask and weight, see `deformed`."""
 
 ENCODER = 'E.E.'
 """Before the names of the encoder's weights; the released ones double the letter."""
@@ -166,8 +172,14 @@ class GuidedGroup(nn.Module):
         return x + last(y)
 
 
-class GuidedBlock(nn.Module):
-    """x + two pairs of a guided module and a convolution, with activations between them."""
+class GuidedBlock(Formulated, nn.Module):
+    """x + two pairs of a guided module and a convolution, with activations between them.
+
+    On CPUs the fast formulation samples features for the deformable convolutions by `sampled`. 'gate' samples them
+    again in the backward pass.
+    """
+
+    has_kernels = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -176,9 +188,17 @@ class GuidedBlock(nn.Module):
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """x and guide: (B, C, H, W). Returns (B, C, H, W)."""
-        y = F.leaky_relu(self.dgm1(x, guide), SLOPE)
+        by = deform_conv
+        if x.device.type == 'cpu' and self.fast and not torch.compiler.is_compiling():
+            by = sampled_again if self.checkpointing == 'gate' else sampled
+            if self.checkpointing == 'block' and torch.is_grad_enabled():
+                return checkpoint(self._restore, x, guide, by, use_reentrant=False, preserve_rng_state=False)
+        return self._restore(x, guide, by)
+
+    def _restore(self, x: Tensor, guide: Tensor, by: Deform) -> Tensor:
+        y = F.leaky_relu(self.dgm1(x, guide, by), SLOPE)
         y = F.leaky_relu(self.conv1(y), SLOPE)
-        y = F.leaky_relu(self.dgm2(y, guide), SLOPE)
+        y = F.leaky_relu(self.dgm2(y, guide, by), SLOPE)
         return self.conv2(y) + x
 
 
@@ -190,9 +210,9 @@ class GuidedModule(nn.Module):
         self.dcn = GuidedConv(dim)
         self.sft = FeatureTransform(dim)
 
-    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+    def forward(self, x: Tensor, guide: Tensor, by: Deform | None = None) -> Tensor:
         """x and guide: (B, C, H, W). Returns (B, C, H, W)."""
-        return x + self.dcn(x, guide) + self.sft(x, guide)
+        return x + self.dcn(x, guide, by) + self.sft(x, guide)
 
 
 class GuidedConv(nn.Module):
@@ -209,11 +229,11 @@ class GuidedConv(nn.Module):
         nn.init.zeros_(self.conv_offset_mask.weight)
         nn.init.zeros_(self.conv_offset_mask.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+    def forward(self, x: Tensor, guide: Tensor, by: Deform | None = None) -> Tensor:
         """x and guide: (B, C, H, W). Returns (B, C, H, W)."""
         # (B, 18, H, W), dy and dx of each tap row by row, and (B, 9, H, W).
         offset, mask = self.conv_offset_mask(torch.cat([x, guide], dim=1)).split([2 * TAPS, TAPS], dim=1)
-        return deformed(x, offset, mask.sigmoid(), self.weight)
+        return deformed(x, offset, mask.sigmoid(), self.weight, by or deform_conv)
 
 
 class FeatureTransform(nn.Module):
@@ -229,7 +249,7 @@ class FeatureTransform(nn.Module):
         return x * self.conv_gamma(guide) + self.conv_beta(guide)
 
 
-def deformed(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+def deformed(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, by: Deform) -> Tensor:
     """The modulated deformable convolution, in float32 at least: CPUs do not have it in bfloat16.
 
     A tap whose offset is NaN gives NaN; torchvision's operator would read outside of the image's memory.
@@ -239,13 +259,50 @@ def deformed(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
         offset: (B, 18, H, W) in pixels, dy and dx of each tap.
         mask: (B, 9, H, W), [0, 1].
         weight: (C, C, 3, 3).
+        by: computes it.
     """
     lost = offset.isnan()
     offset = offset.masked_fill(lost, 0)
     mask = mask.masked_fill(lost[:, 0::2] | lost[:, 1::2], torch.nan)
     wide = torch.promote_types(x.dtype, torch.float32)
-    values = deform_conv2d(x.to(wide), offset.to(wide), weight.to(wide), padding=1, mask=mask.to(wide))
-    return values.to(x.dtype)
+    return by(x.to(wide), offset.to(wide), mask.to(wide), weight.to(wide)).to(x.dtype)
+
+
+def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """torchvision's operator; arguments as for `deformed`."""
+    return deform_conv2d(x, offset, weight, padding=1, mask=mask)
+
+
+def sampled(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """The same by torch's bilinear sampling and a matrix product, strip by strip: several times as fast on CPUs."""
+    height, width = x.shape[-2:]
+    rows = max(1, STRIP // width)
+    strips = [
+        _strip(x, offset[:, :, top : top + rows], mask[:, :, top : top + rows], weight, top)
+        for top in range(0, height, rows)
+    ]
+    return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]
+
+
+def sampled_again(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """`sampled`, which keeps none of the samples for the backward pass; torchvision's operator keeps none either."""
+    if not torch.is_grad_enabled():
+        return sampled(x, offset, mask, weight)
+    return checkpoint(sampled, x, offset, mask, weight, use_reentrant=False, preserve_rng_state=False)
+
+
+def _strip(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, top: int) -> Tensor:
+    """Rows of the convolution of x from `top` on; offset (B, 18, rows, W), mask (B, 9, rows, W)."""
+    (batch, channels, height, width), rows = x.shape, offset.shape[2]
+    moved = offset.unflatten(1, (TAPS, 2))
+    taps = torch.arange(TAPS, device=x.device)[:, None, None]
+    y = torch.arange(top, top + rows, device=x.device)[:, None] + (taps // 3 - 1) + moved[:, :, 0]
+    z = torch.arange(width, device=x.device) + (taps % 3 - 1) + moved[:, :, 1]
+    # From -1 to 1 between the outer edges of the outer pixels.
+    grid = torch.stack([(2 * z + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1).flatten(1, 2)
+    samples = F.grid_sample(x, grid, padding_mode='zeros', align_corners=False)  # (B, C, 9 rows, W)
+    weighed = samples.view(batch, channels, TAPS, rows * width) * mask.flatten(2)[:, None]
+    return (weight.flatten(1) @ weighed.flatten(1, 2)).unflatten(2, (rows, width))
 
 
 def deformed_operations(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:

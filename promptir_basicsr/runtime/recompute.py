@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from promptir_basicsr.archs.layers.formulation import Formulated, set_checkpointing, set_formulation
+from promptir_basicsr.archs.layers.formulation import Formulated, has_kernels, set_checkpointing, set_formulation
 from promptir_basicsr.core.problems import Problem, problem
 
 LISTS = (nn.Sequential, nn.ModuleList)
@@ -38,8 +38,8 @@ def set_blocks(
     problems: list[Problem] = []
     name = type(net).__name__
     blocks = set_formulation(net, formulation or 'fast')
-    if kernels and (not blocks or formulation == 'plain'):
-        found = 'the plain formulation' if blocks else name
+    if kernels and (not has_kernels(net) or formulation == 'plain'):
+        found = 'the plain formulation' if has_kernels(net) else name
         message = f'{kernels} is for the fast formulation of PromptIR and PIP, not {found}. Omit the key.'
         problems.append(problem('kernels', message))
     if not blocks and formulation:

@@ -12,10 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptir_basicsr.archs import AirNet, set_checkpointing
-from promptir_basicsr.archs.airnet_arch import Contrasted, GuidedConv, deformed
+from promptir_basicsr.archs import AirNet, airnet_arch, set_formulation
+from promptir_basicsr.archs.airnet_arch import (
+    Contrasted,
+    GuidedConv,
+    deform_conv,
+    deformed,
+    sampled,
+    sampled_again,
+)
 from promptir_basicsr.core.errors import OptionError
-from promptir_basicsr.runtime.recompute import set_activation_checkpointing
+from promptir_basicsr.runtime.recompute import set_activation_checkpointing, set_blocks
 from tests.golden.seeded import airnet_fill, seeded_image
 
 # isort: split
@@ -31,10 +38,12 @@ def small(**options: Any) -> AirNet:
     return airnet_fill(AirNet(**{**SMALL, **options}))  # type: ignore[return-value]
 
 
-@pytest.fixture
-def full() -> AirNet:
-    """The released network; training changes it."""
-    return airnet_fill(AirNet())  # type: ignore[return-value]
+@pytest.fixture(params=['fast', 'plain'])
+def full(request: pytest.FixtureRequest) -> AirNet:
+    """The released network in either formulation; training changes it."""
+    net = AirNet()
+    set_formulation(net, request.param)
+    return airnet_fill(net)  # type: ignore[return-value]
 
 
 @pytest.fixture(scope='module')
@@ -225,7 +234,7 @@ def test_at_first_the_deformable_convolution_is_half_a_plain_one() -> None:
     close(module(x, torch.rand(1, 4, 6, 7)), 0.5 * F.conv2d(x, module.weight, padding=1).detach(), 1e-6)
 
 
-def sampled(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+def tap_by_tap(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     """A deformable convolution tap by tap, by torch's bilinear sampling with zeros around the image."""
     _, _, height, width = x.shape
     rows, columns = torch.meshgrid(torch.arange(height).to(x), torch.arange(width).to(x), indexing='ij')
@@ -243,9 +252,10 @@ def test_the_deformable_convolution_is_that_of_its_definition() -> None:
     torch.manual_seed(1)
     x, weight = torch.randn(2, 3, 7, 9, dtype=torch.float64), torch.randn(3, 3, 3, 3, dtype=torch.float64)
     offset, mask = 3 * torch.randn(2, 18, 7, 9).double(), torch.rand(2, 9, 7, 9).double()
-    found = deformed(x, offset, mask, weight)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, sampled(x, offset, mask, weight), rtol=0, atol=1e-10)
+    for by in (deform_conv, sampled, sampled_again):
+        found = deformed(x, offset, mask, weight, by)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, tap_by_tap(x, offset, mask, weight), rtol=0, atol=1e-10)
 
 
 def test_what_is_not_finite_comes_out_and_ends_no_process() -> None:
@@ -261,8 +271,9 @@ def test_what_is_not_finite_comes_out_and_ends_no_process() -> None:
             assert not out[1].isfinite().all()
     offset = torch.zeros(1, 18, 4, 4)
     offset[0, 5, 1, 2] = torch.nan
-    out = deformed(torch.ones(1, 4, 4, 4), offset, torch.ones(1, 9, 4, 4), torch.ones(4, 4, 3, 3))
-    assert out.isnan().nonzero()[:, 2:].unique(dim=0).tolist() == [[1, 2]]
+    for by in (deform_conv, sampled):
+        out = deformed(torch.ones(1, 4, 4, 4), offset, torch.ones(1, 9, 4, 4), torch.ones(4, 4, 3, 3), by)
+        assert out.isnan().nonzero()[:, 2:].unique(dim=0).tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize('kind', [torch.bfloat16, torch.float16])
@@ -281,19 +292,57 @@ def test_narrow_formats_on_the_cpu(kind: torch.dtype) -> None:
     close(narrow.float(), expected, 0.1 * expected.abs().max().item())
 
 
-def test_activation_checkpointing_leaves_the_encoder_alone() -> None:
-    batch = {'x': seeded_image((2, 3, 8, 8), 1), 'key': seeded_image((2, 3, 8, 8), 2)}
-    results = []
-    for checkpointing in ('none', 'block'):
+def trained(net: AirNet, side: int = 8) -> tuple[dict[str, Tensor], int]:
+    """What a training pass returns, gradients, and what it leaves; and the bytes that were kept for the gradients."""
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    x, key = (seeded_image((2, 3, side, side), seed).to(next(net.parameters()).dtype) for seed in (1, 2))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = net(x, key=key)
+    (found.restored.square().mean() + F.cross_entropy(found.logits, found.labels)).backward()
+    grads = {f'grad of {name}': p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return {**found._asdict(), **grads, **net.state_dict()}, kept
+
+
+@pytest.mark.parametrize('checkpointing', ['none', 'gate', 'block'])
+def test_the_fast_formulation_is_the_plain_one(checkpointing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs, gradients and what a pass leaves in the encoder, which no checkpointing runs twice."""
+    monkeypatch.setattr(airnet_arch, 'STRIP', 40)  # several strips, the last one narrower
+    plain, fast = small().double(), small().double()
+    assert set_formulation(plain, 'plain') == set_formulation(fast, 'fast') == 4
+    assert set_activation_checkpointing(fast, checkpointing) == (0 if checkpointing == 'none' else 4)
+    expected, _ = trained(plain, 13)
+    found, _ = trained(fast, 13)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-10, msg=name)
+    with torch.no_grad():
+        x = seeded_image((1, 3, 9, 17), 3).double()
+        torch.testing.assert_close(fast.eval()(x), plain.eval()(x), rtol=0, atol=1e-10)
+
+
+def test_checkpointing_keeps_less() -> None:
+    kept = {}
+    for checkpointing in ('none', 'gate', 'block'):
         net = small()
-        assert set_checkpointing(net, checkpointing) == 0
-        assert set_activation_checkpointing(net, checkpointing) == (2 if checkpointing == 'block' else 0)
-        found = net(**batch)
-        (found.restored.mean() + F.cross_entropy(found.logits, found.labels)).backward()
-        results.append((norms(net), net.state_dict()))
-    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
-    for name, value in results[0][1].items():
-        assert torch.equal(value, results[1][1][name]), name
+        set_activation_checkpointing(net, checkpointing)
+        kept[checkpointing] = trained(net, 24)[1]
+    plain = small()
+    set_formulation(plain, 'plain')
+    assert kept['block'] < 0.9 * kept['gate'] < 0.6 * kept['none']
+    assert kept['gate'] < 1.2 * trained(plain, 24)[1]
+
+
+def test_kernels_are_not_for_it() -> None:
+    (problem,) = set_blocks(small(), None, None, 'triton')
+    assert str(problem) == (
+        'kernels: triton is for the fast formulation of PromptIR and PIP, not AirNet. Omit the key.'
+    )
 
 
 @pytest.mark.parametrize(

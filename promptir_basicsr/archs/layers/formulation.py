@@ -21,10 +21,12 @@ class Formulated:
         checkpointing: one of CHECKPOINTING, for training in the fast formulation. 'none' keeps all that the backward
             pass reads; 'gate' keeps what convolutions give and works normalisations and gates out again, which costs
             next to no time; 'block' keeps a block's input and works the whole block out again.
+        has_kernels: whether the fast formulation has Triton kernels.
     """
 
     formulation: str = 'fast'
     checkpointing: str = 'gate'
+    has_kernels: bool = True
 
     @property
     def fast(self) -> bool:
@@ -42,6 +44,11 @@ def set_formulation(net: nn.Module, formulation: str) -> int:
         OptionError: it is none of FORMULATIONS.
     """
     return _set(net, 'formulation', formulation, FORMULATIONS)
+
+
+def has_kernels(net: nn.Module) -> bool:
+    """Whether any block of a network has Triton kernels for its fast formulation."""
+    return any(module.has_kernels for module in net.modules() if isinstance(module, Formulated))
 
 
 def set_checkpointing(net: nn.Module, checkpointing: str) -> int:
