@@ -175,8 +175,8 @@ class GuidedGroup(nn.Module):
 class GuidedBlock(Formulated, nn.Module):
     """x + two pairs of a guided module and a convolution, with activations between them.
 
-    On CPUs the fast formulation samples features for the deformable convolutions by `sampled`. 'gate' samples them
-    again in the backward pass.
+    On CPUs the fast formulation samples features for the deformable convolutions by `sampled`, and 'gate' samples them
+    again in the backward pass. Elsewhere, and in graphs, it is torchvision's operator in both formulations.
     """
 
     has_kernels = False
@@ -191,8 +191,8 @@ class GuidedBlock(Formulated, nn.Module):
         by = deform_conv
         if x.device.type == 'cpu' and self.fast and not torch.compiler.is_compiling():
             by = sampled_again if self.checkpointing == 'gate' else sampled
-            if self.checkpointing == 'block' and torch.is_grad_enabled():
-                return checkpoint(self._restore, x, guide, by, use_reentrant=False, preserve_rng_state=False)
+        if self.checkpointing == 'block' and self.fast and torch.is_grad_enabled():
+            return checkpoint(self._restore, x, guide, by, use_reentrant=False, preserve_rng_state=False)
         return self._restore(x, guide, by)
 
     def _restore(self, x: Tensor, guide: Tensor, by: Deform) -> Tensor:

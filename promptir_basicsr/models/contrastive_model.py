@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 from torch.utils.data import DataLoader
 
+from promptir_basicsr.archs.layers.contrast import ContrastiveEncoder
 from promptir_basicsr.archs.traits import traits_of
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.problems import problem
@@ -47,6 +48,9 @@ class ContrastiveModel(PromptModel):
         """
         if self.is_train and not traits_of(net).contrastive:
             raise OptionError(problem(('network_g', 'type'), f'{type(net).__name__} has no contrastive encoder.'))
+        for module in net.modules():
+            if isinstance(module, ContrastiveEncoder):
+                module.shares_keys = bool(self.opt['dist'])
         if self.opt['dist'] and self.encoder_iter:  # the restorer has no gradient at first
             self.opt['find_unused_parameters'] = True
         wrapped = super().model_to_device(net)

@@ -356,7 +356,10 @@ def half(rank: int, folder: str) -> None:
     try:
         model = model_with(Path(folder), train__encoder_iter=2, train__total_iter=9)
         distribute(model, rank)
-        model.net_g = torch.nn.parallel.DistributedDataParallel(model.net_g.module, find_unused_parameters=True)
+        # As two processes of a training build it.
+        model.net_g = model.model_to_device(model.net_g.module)
+        assert isinstance(model.net_g, torch.nn.parallel.DistributedDataParallel)
+        assert model.net_g.find_unused_parameters
         model.setup_step(model.losses)
         batch = {key: value[2 * rank : 2 * rank + 2] for key, value in crops().items()}
         keys = []

@@ -393,6 +393,8 @@ def test_a_plain_basicsr_data_set_can_be_validated(tmp_path):
 def test_operations_are_counted_for_256_pixels(tmp_path):
     assert operations_of({'type': 'OneConvolution'}) == pytest.approx(2 * 9 * 3 * 5 * 256**2 / 1e9)
     assert operations_of({'type': 'PromptIR'}) == pytest.approx(345.4, abs=0.1)  # docs/backbones.md
+    # 6,285,440 multiplications a pixel of the restorer and 38,784 of the encoder's first block.
+    assert operations_of({'type': 'AirNet'}) == pytest.approx(2 * (6_285_440 + 38_784) * 256**2 / 1e9)
     assert operations_of({'type': 'Nobody'}) is None
     opt = small(run_options(tmp_path))
     build_model(opt).validation(loader(opt), 2, None, False)

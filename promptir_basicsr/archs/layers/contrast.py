@@ -57,7 +57,6 @@ class ContrastiveEncoder(nn.Module):
 
     In training the copy moves by `momentum` towards the encoder, encodes the keys, and these then replace the oldest
     ones of the queue. The queue, its pointer and the copy change in the forward pass; `moving_state` lists them.
-    Several processes share their keys, so that all of them hold the same queue.
 
     Args:
         inp_channels: channels of the images.
@@ -65,8 +64,13 @@ class ContrastiveEncoder(nn.Module):
         queue_length: K.
         momentum: how much of the copy a step keeps.
         temperature: what cosines are divided by.
+
+    Attributes:
+        shares_keys: whether processes (of torch.distributed) gather their keys, so that all hold the same queue of all
+            keys. ContrastiveModel sets it.
     """
 
+    shares_keys = False
     queue: Tensor
     queue_ptr: Tensor
 
@@ -98,7 +102,7 @@ class ContrastiveEncoder(nn.Module):
             self._move_copy()
             keys = _unit(self.encoder_k(key).embedding)
             queue = self.queue.clone()  # the backward pass reads it after it has changed
-            self._enqueue(_of_all_processes(keys))
+            self._enqueue(_of_all_processes(keys) if self.shares_keys else keys)
         with torch.autocast(x.device.type, enabled=False):  # a cosine is divided by a small temperature
             alike = (query * keys).sum(dim=1, keepdim=True)
             logits = torch.cat([alike, query @ queue], dim=1) / self.temperature
@@ -219,8 +223,6 @@ def _unit(embedding: Tensor) -> Tensor:
 
 def _of_all_processes(keys: Tensor) -> Tensor:
     """The keys (B, D) of all processes, in the order of their ranks, in each of them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return keys
     gathered = [torch.empty_like(keys) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(gathered, keys.contiguous())
     return torch.cat(gathered)
