@@ -10,7 +10,7 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 import inspect
 
-from promptir_basicsr.archs import DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
+from promptir_basicsr.archs import AirNet, DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR
 from promptir_basicsr.archs.prompted_arch import TAP_KEYS
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.allinone_dataset import HOST_KEYS
@@ -18,7 +18,7 @@ from promptir_basicsr.losses import FrequencyLoss, LossScaler, PromptDecorrelati
 from promptir_basicsr.metrics import paper_metric
 from promptir_basicsr.optim.schedules import SCHEDULERS
 
-NETWORKS = (DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR)
+NETWORKS = (AirNet, DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR)
 LOSSES = (FrequencyLoss, PromptDecorrelationLoss, SmoothL1Loss)
 ROOT = Path(__file__).parents[1]
 OPTIONS = (ROOT / 'docs' / 'options.md').read_text()

@@ -15,23 +15,27 @@ from promptir_basicsr.cli import main
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.protocol import expand_protocol, load_protocol
 from promptir_basicsr.data.stages import stages_of
+from promptir_basicsr.optim.rates import rate_curve
 
 OPTIONS = Path(__file__).parents[1] / 'options'
 TRAINING = sorted(path.name for path in OPTIONS.glob('*.yml') if not path.name.startswith('test_'))
 TESTS = sorted(path.name for path in OPTIONS.glob('test_*.yml'))
-DEMOS = {'demo.yml': ['val'], 'pip_demo.yml': ['val'], 'sensor_demo.yml': ['val', 'val_2']}
+DEMOS = {'demo.yml': ['val'], 'pip_demo.yml': ['val'], 'airnet_demo.yml': ['val'], 'sensor_demo.yml': ['val', 'val_2']}
 PROTOCOL = [name for name in TRAINING if name not in DEMOS]
+COUNTED = [name for name in PROTOCOL if name != 'airnet_allinone_released.yml']  # whose epochs are those of images
 EPOCHS = {
     'promptir_allinone_released.yml': 120,
     'promptir_5d.yml': 120,
     'promptir_cdd11.yml': 120,
     'promptir_allweather.yml': 120,
     'sensor.yml': 10,
+    'airnet_allinone.yml': 21,
 }
 # Epochs between validations, where they are not 10.
-VALIDATION = {'promptir_allweather.yml': 40, 'sensor.yml': 1}
+VALIDATION = {'promptir_allweather.yml': 40, 'sensor.yml': 1, 'airnet_allinone.yml': 1}
 # Epochs of warm-up, where they are not 15.
 WARMUP = {'sensor.yml': 1, 'pip_allinone.yml': 10, 'pip_5d.yml': 10, 'pip_5d_stages.yml': 10, 'pip_nafnet.yml': 0}
+WARMUP['airnet_allinone.yml'] = 0
 KINDS = 'low haze rain snow low_haze low_rain low_snow haze_rain haze_snow low_haze_rain low_haze_snow'.split()
 SHORT = [
     'datasets:train:gt_size=32',
@@ -46,6 +50,7 @@ SHORT = [
 # Networks as published train in one file; the others differ from it in their data.
 SMALL = ['network_g:dim=8', 'network_g:heads=[1,1,1,1]', 'network_g:num_blocks=[1,1,1,1]']
 SMALL_PIP = [*SMALL, 'network_g:prompt_dims=~', 'network_g:prompt_sizes=[8,8,8]']
+SMALL_AIRNET = ['network_g:dim=4', 'network_g:num_groups=1', 'network_g:num_blocks=1']
 SMALL_OF = {
     'pip_allinone.yml': SMALL_PIP,
     'pip_5d.yml': SMALL_PIP,
@@ -63,8 +68,16 @@ SMALL_OF = {
         'network_g:taps:1:prompt_dim=12',
     ],
     'pip_nafnet.yml': ['network_g:width=4', 'network_g:enc_blk_nums=[1,1,1,1]', 'network_g:prompt_dims=~'],
+    'airnet_allinone.yml': [*SMALL_AIRNET, 'train:encoder_iter=1'],
+    'airnet_allinone_released.yml': [
+        *SMALL_AIRNET,
+        'train:encoder_iter=1',
+        'datasets:train:batch_size_per_gpu=5',
+        'datasets:train:sampling:epoch_size=15',
+    ],
+    'airnet_demo.yml': ['train:encoder_iter=1'],
 }
-FULL_SIZE = ('promptir_allinone.yml', 'sensor.yml', *DEMOS)
+FULL_SIZE = ('promptir_allinone.yml', 'sensor.yml', *(name for name in DEMOS if name not in SMALL_OF))
 WARMED_UP = (
     'promptir_5d.yml',
     'promptir_cdd11.yml',
@@ -157,7 +170,8 @@ def short(name):
     """Changes that make a file run in seconds."""
     changes = [*SHORT, *([] if name in FULL_SIZE else SMALL_OF.get(name, SMALL))]
     for key in DEMOS.get(name, ()):
-        changes += [f'datasets:{key}:tasks:{n}:files=[microaneurysms.png]' for n in range(5)]
+        tasks = load_yaml(str(OPTIONS / name))['datasets'][key]['tasks']
+        changes += [f'datasets:{key}:tasks:{n}:files=[microaneurysms.png]' for n in range(len(tasks))]
     return [*changes, *(['train:scheduler:warmup_iter=1'] if name in WARMED_UP else [])]
 
 
@@ -174,7 +188,8 @@ def test_it_trains_two_iterations_and_validates(released_tree, name):
     log = log_of(folder)
     assert 'iter:       2' in log
     for task in options['datasets']['train']['tasks']:
-        assert re.search(rf'^.* {task["name"]} .* {task["copies"]} ', log, re.M)
+        drawn = '[0-9.]+' if 'sampling' in options['datasets']['train'] else task['copies']
+        assert re.search(rf'^.* {task["name"]} .* {drawn} ', log, re.M)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +201,15 @@ def test_it_trains_two_iterations_and_validates(released_tree, name):
         ),
         ('test_promptir_5d.yml', {'SOTS': 1, 'Rain100L': 2, 'CBSD68_25': 2, 'GoPro': 1, 'LOL': 1}),
         ('test_pip_5d.yml', {'SOTS': 1, 'Rain100L': 2, 'CBSD68_25': 2, 'GoPro': 1, 'LOL': 1}),
+        (
+            'test_airnet_allinone.yml',
+            {'SOTS': 1, 'Rain100L': 2, 'CBSD68_15': 2, 'CBSD68_25': 2, 'CBSD68_50': 2},
+        ),
     ],
 )
 def test_the_test_file_writes_one_table_with_every_test_set_and_the_average(released_tree, name, rows):
     train_name = name.removeprefix('test_')
-    small = SMALL_OF.get(train_name, SMALL)
+    small = [change for change in SMALL_OF.get(train_name, SMALL) if change.startswith('network_g')]
     assert run('train', train_name, *short(train_name), *small) == 0
     assert run('test', name, *small) == 0
     folder = released_tree / 'results' / name.removesuffix('.yml')
@@ -205,7 +224,7 @@ def test_the_test_file_writes_one_table_with_every_test_set_and_the_average(rele
     ]
 
 
-@pytest.mark.parametrize('name', PROTOCOL)
+@pytest.mark.parametrize('name', COUNTED)
 def test_the_numbers_of_a_protocol_fit_together(name):
     options = read(name)
     train = options['datasets']['train']
@@ -267,6 +286,20 @@ def test_the_stages_of_pip_are_those_of_the_paper():
     assert f'is at {rate:.1e}'.replace('e-0', 'e-') in text
     del plain['train']['total_iter'], options['datasets']['train']['stages']
     assert {**options, 'name': 'pip_5d'} == plain
+
+
+def test_the_schedule_of_airnet_is_that_of_the_released_program():
+    """By epoch e of 400 iterations: 1e-3 * 0.1^floor(e / 60) up to 100, then halves every 125, one epoch late."""
+    options = read('airnet_allinone_released.yml')
+    train = options['train']
+    curve = {point.iteration: point.rate for point in rate_curve(train)}
+    assert train['total_iter'] == 1000 * 400
+    assert train['encoder_iter'] == 100 * 400
+    turns = {61: 1e-4, **{226 + 125 * n: 1e-4 * 0.5 ** (n + 1) for n in range(7)}}
+    for epoch, rate in turns.items():
+        assert curve[400 * epoch + 1] == pytest.approx(rate)
+    assert (curve[1], curve[400_000]) == (1e-3, pytest.approx(7.8e-7, rel=2e-3))
+    assert len(train['scheduler']['milestones']) == 7
 
 
 def test_a_missing_folder_stops_the_run_before_anything_is_created(released_tree, capsys):

@@ -176,6 +176,10 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
         value = arguments.get(key, [])
         if not isinstance(value, list) or not all(is_number(number) for number in value):
             problems.append(problem((*where, key), f'{shown(value)} is not a list of numbers.'))
+    for key in ('gamma', 'eta_min') if kind in HOST_SCHEDULERS else ():  # which BasicSR's first read when they count
+        if key in arguments and not is_number(arguments[key]):
+            message = f'{shown(arguments[key])} is not a number.{quotes_hint(arguments[key])}'
+            problems.append(problem((*where, key), message))
     if not problems:
         rates = [train.get('optim_g', {}).get(key) for key in ('lr', 'adamw_lr')]
         rates = [rate for rate in rates if is_number(rate) and rate > 0] or [1.0]

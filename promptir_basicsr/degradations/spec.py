@@ -98,7 +98,7 @@ class Degrade:
             other pictures to the same extent; what a degradation draws within itself (noise, streaks, flakes, the
             depth of the scene, the colour cast of low light) it draws anew.
 
-        Example:
+        Examples:
             >>> from promptir_basicsr.degradations import Degrade
             >>> rng, grey = np.random.default_rng(0), np.full((8, 8, 3), 0.5, np.float32)
             >>> degraded, drawn = Degrade({'type': 'gaussian_noise', 'sigma': [5, 50]}).apply(grey, rng)

@@ -52,7 +52,7 @@ OUT_OF_RANGE = {
     'intensity': '[0.4, 80]',
     'radius': '-3',
     'exposure': '-1',
-    'dim': '2',
+    'dim': '0',
     'width': '3',
     'heads': '[5, 2, 4, 8]',
     'num_blocks': '[1, 1, -1, 1]',
