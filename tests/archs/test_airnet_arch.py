@@ -38,7 +38,7 @@ def small(**options: Any) -> AirNet:
     return airnet_fill(AirNet(**{**SMALL, **options}))  # type: ignore[return-value]
 
 
-@pytest.fixture(params=['fast', 'plain'])
+@pytest.fixture(params=['fast', pytest.param('plain', marks=pytest.mark.slow)])
 def full(request: pytest.FixtureRequest) -> AirNet:
     """The released network in either formulation; training changes it."""
     net = AirNet()
