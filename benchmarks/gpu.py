@@ -150,17 +150,19 @@ def digest(path: Path) -> str:
 
 
 def training(machine: Machine) -> Iterator[str]:
-    variants = ['reference', 'plain', 'fast+none', 'fast+gate', 'fast+block', 'fast+gate+compiled']
-    variants += [] if machine.rehearse else ['fast+gate+kernels', 'fast+gate+channels_last']
-    words = ['--modes', 'training', '--sizes', '128', '--batches', '1' if machine.rehearse else '32']
-    words += ['--rounds', '2', '--variants', *variants]
+    groups = [['plain', 'fast+none', 'fast+gate', 'fast+block', 'fast+gate+channels_last'], ['fast+gate+compiled']]
+    groups += [] if machine.rehearse else [['fast+gate+kernels']]
+    sizes = ['--sizes', '32', '--batches', '1'] if machine.rehearse else ['--sizes', '128', '--batches', '32']
     for network in ('promptir', 'pip'):
         for precision in ('fp32', 'bf16'):
-            yield from machine.table('speed', '--networks', network, '--precisions', precision, *words, limit=100)
+            for variants in groups:  # the rows of a process come together, and what a limit cuts off is lost
+                words = ['--networks', network, '--precisions', precision, '--modes', 'training', *sizes]
+                yield from machine.table('speed', *words, '--rounds', '2', '--variants', *variants, limit=60)
 
 
 def roofline(machine: Machine) -> Iterator[str]:
-    words = ['--batches', '1' if machine.rehearse else '32', '--precisions', 'bf16', '--variants', 'fast+gate']
+    words = ['--precisions', 'bf16', '--variants', 'fast+gate']
+    words += ['--batches', '1', '--sizes', '32'] if machine.rehearse else ['--batches', '32']
     yield from machine.table('roofline', '--networks', 'promptir', *words, limit=60)
 
 
@@ -172,10 +174,10 @@ def kernels(machine: Machine) -> Iterator[str]:
 
 
 def inference(machine: Machine) -> Iterator[str]:
-    sizes = ['128', '256'] if machine.rehearse else ['128', '256', '512', '1024', '2048']
-    words = ['--modes', 'inference', '--batches', '1', '--variants', 'reference', 'fast', '--sizes', *sizes]
-    precisions = ['fp32', 'bf16'] if machine.rehearse else ['fp32', 'tf32', 'bf16']
-    yield from machine.table('speed', '--networks', 'promptir', '--precisions', *precisions, *words, limit=120)
+    for size in ('32', '64') if machine.rehearse else ('128', '256', '512', '1024', '2048'):
+        words = ['--networks', 'promptir', '--modes', 'inference', '--batches', '1', '--sizes', size]
+        precisions = ['fp32', 'bf16'] if machine.rehearse else ['fp32', 'tf32', 'bf16']
+        yield from machine.table('speed', *words, '--variants', 'fast', '--precisions', *precisions, limit=40)
 
 
 def loading(machine: Machine) -> Iterator[str]:

@@ -4,11 +4,11 @@
     python -m benchmarks.recipes STUDY --data DIR --recipes adamw --networks promptir backbone pip airnet --rate 1e-3
     python -m benchmarks.recipes STUDY --table
 
-Trains small networks, PromptIR with one block a level if nothing else is said, on noise of sigma 25, rain and haze of the folder DIR, which is laid out as in
-docs/protocols.md, in crops of 48 and batches of 4. Three sets of photographs are disjoint: `train`; `choose`, some of
-the training folders' that are held out; `report`, the test folders. Of each recipe all rates are tried first, at the
-first budget and width, with a seed of their own; that whose PSNR on `choose` is best is the recipe's. Only trainings
-with the chosen rate measure `report`, once, at their end.
+Trains small networks, by default PromptIR with one block a level, on noise of sigma 25, rain and haze of the folder
+DIR, which is laid out as in docs/protocols.md, in crops of 48 and batches of 4. Three sets of images are disjoint:
+`train`; `choose`, some of the training folders' that are held out; `report`, the test folders. Of each recipe all rates
+are tried first, at the first budget and width, with a separate seed; the one whose PSNR on `choose` is best is used. Only
+trainings with the chosen rate measure `report`, once, at their end.
 
 STUDY gets one folder a training and `recipes.csv`, a row per task and moment. Each training is a process with one
 thread, `--jobs` at a time; what is in recipes.csv is not repeated, and a training that was stopped is resumed.
@@ -333,11 +333,10 @@ def main() -> None:
                 ],
                 report=False,
             )
+        rates = {pair: args.rate or study.best_rate(*pair, dim, budget) for pair in pairs}
         study.train(
             [
-                Training(
-                    network, recipe, width, length, args.rate or study.best_rate(network, recipe, dim, budget), seed
-                )
+                Training(network, recipe, width, length, rates[network, recipe], seed)
                 for length in args.budgets
                 for width in args.dims
                 for seed in args.seeds
