@@ -7,7 +7,7 @@
 Trains small networks, by default PromptIR with one block a level, on noise of sigma 25, rain and haze of the folder
 DIR, which is laid out as in docs/protocols.md, in crops of 48 and batches of 4. Three sets of images are disjoint:
 `train`; `choose`, some of the training folders' that are held out; `report`, the test folders. Of each recipe all rates
-are tried first, at the first budget and width, with a separate seed; the one whose PSNR on `choose` is best is used. Only
+are tried first, at the first budget and width, with a separate seed; that with the best PSNR on `choose` is used. Only
 trainings with the chosen rate measure `report`, once, at their end.
 
 STUDY gets one folder a training and `recipes.csv`, a row per task and moment. Each training is a process with one
