@@ -80,7 +80,7 @@ class Machine:
 
     def table(self, module: str, *words: str, limit: float) -> Iterator[str]:
         """The Markdown that another benchmark writes."""
-        given = [*words, *(['--tiny', '--device', 'cpu', '--rounds', '1'] if self.rehearse else [])]
+        given = [*words, *(['--tiny', '--device', 'cpu'] if self.rehearse else [])]
         done = self.run(f'benchmarks.{module}', *given, limit=limit)
         lines = done.stdout.splitlines()
         yield from lines if done.returncode else [line for line in lines if line.startswith(('|', '`')) or not line]
@@ -152,7 +152,8 @@ def digest(path: Path) -> str:
 def training(machine: Machine) -> Iterator[str]:
     groups = [['plain', 'fast+none', 'fast+gate', 'fast+block', 'fast+gate+channels_last'], ['fast+gate+compiled']]
     groups += [] if machine.rehearse else [['fast+gate+kernels']]
-    sizes = ['--sizes', '32', '--batches', '1'] if machine.rehearse else ['--sizes', '128', '--batches', '32']
+    sizes = ['--sizes', '128', '--batches', '32']
+    sizes = ['--sizes', '32', '--batches', '1', '--no-memory'] if machine.rehearse else sizes
     for network in ('promptir', 'pip'):
         for precision in ('fp32', 'bf16'):
             for variants in groups:  # the rows of a process come together, and what a limit cuts off is lost
@@ -176,6 +177,7 @@ def kernels(machine: Machine) -> Iterator[str]:
 def inference(machine: Machine) -> Iterator[str]:
     for size in ('32', '64') if machine.rehearse else ('128', '256', '512', '1024', '2048'):
         words = ['--networks', 'promptir', '--modes', 'inference', '--batches', '1', '--sizes', size]
+        words += ['--no-memory'] if machine.rehearse else []
         precisions = ['fp32', 'bf16'] if machine.rehearse else ['fp32', 'tf32', 'bf16']
         yield from machine.table('speed', *words, '--variants', 'fast', '--precisions', *precisions, limit=40)
 

@@ -317,7 +317,7 @@ def test_the_accessibility_checker_finds_nothing(page, width, theme):
     page.locator('#examples button').first.click()
     page.wait_for_function('document.querySelector("#picture img")?.naturalWidth === 512')
     restore(page)
-    page.wait_for_function('document.querySelector("[role=status]").innerText === "Done"')
+    page.wait_for_function('document.querySelector("[role=status]")?.innerText === "Done"')
     assert violations(page) == []
     page.set_viewport_size({'width': 1280, 'height': 900})
 

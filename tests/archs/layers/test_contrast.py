@@ -1,7 +1,6 @@
 """The contrastive encoder: order of its steps, its queue, and weights with queues of other lengths."""
 
 import copy
-import logging
 from typing import Any
 
 import pytest
@@ -110,7 +109,9 @@ def test_a_compiled_pass_is_the_plain_one() -> None:
 
 @pytest.mark.parametrize('length', [4, 6, 9, None])
 @pytest.mark.parametrize('prefix', ['', 'E.'])
-def test_weights_with_a_queue_of_any_length(length: int | None, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_with_a_queue_of_any_length(
+    length: int | None, prefix: str, host_log: pytest.LogCaptureFixture
+) -> None:
     source, net = encoder(length or 6), encoder(6)
     with torch.no_grad():
         source.encoder_q.mlp[0].weight.add_(1)
@@ -120,19 +121,18 @@ def test_weights_with_a_queue_of_any_length(length: int | None, prefix: str, cap
         del weights[f'{prefix}queue'], weights[f'{prefix}queue_ptr']
     target = torch.nn.ModuleDict({'E': net}) if prefix else net
     given, random = dict(weights), torch.get_rng_state()
-    with caplog.at_level(logging.INFO, 'basicsr'):
-        target.load_state_dict(weights, strict=True)
+    target.load_state_dict(weights, strict=True)
     assert weights.keys() == given.keys()
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(net.encoder_q.mlp[0].weight, source.encoder_q.mlp[0].weight)
     if length == 6:
         assert torch.equal(net.queue, source.queue)
-        assert (net.queue_ptr.item(), caplog.text) == (2, '')
+        assert (net.queue_ptr.item(), host_log.text) == (2, '')
     else:
         assert net.queue.shape == (8, 6)
         torch.testing.assert_close(net.queue.norm(dim=0), torch.ones(6))
         assert net.queue_ptr.item() == 0
-        assert 'it starts afresh' in caplog.text
+        assert 'it starts afresh' in host_log.text
 
 
 def test_a_queue_of_another_width_is_of_another_network() -> None:
