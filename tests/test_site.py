@@ -141,7 +141,8 @@ def test_pages_of_the_repository_are_in_the_site(site):
     assert [path.name for path in files if f'id="{path.name.replace(".", "")}"' not in text] == []
     # what pages and docstrings name leads there, and pages are called by their title
     assert 'href="option_files.html#pip_demoyml"' in (site / 'pip.html').read_text()
-    assert '<a href="data.html">Data</a>' in (site / 'quickstart.html').read_text()
+    title = re.match('# (.+)', (ROOT / 'docs' / 'data.md').read_text())[1]
+    assert f'<a href="data.html">{title}</a>' in (site / 'quickstart.html').read_text()
     assert '<a href="../protocols.html"><code>docs/protocols.md</code></a>' in (site / 'api' / 'data.html').read_text()
 
 
