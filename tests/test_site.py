@@ -77,7 +77,7 @@ def elements(path: Path) -> Elements:
 
 def test_every_page_is_in_the_navigation(site):
     linked = set(elements(site / 'index.html').linked)
-    added = ['changelog.md', 'command_line.md', 'contributing.md', 'option_files.md']
+    added = ['changelog.md', 'code_of_conduct.md', 'command_line.md', 'contributing.md', 'option_files.md']
     pages = [page.removesuffix('.md') + '.html' for page in [*PAGES, *added]]
     assert [page for page in pages if not (site / page).exists() or page not in linked] == []
 

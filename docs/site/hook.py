@@ -16,7 +16,12 @@ from mkdocs.structure.pages import Page
 from promptir_basicsr.cli import USAGE, VERBS
 from promptir_basicsr.core.command_line import argument_parser
 
-PAGES = {'README.md': 'index.md', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
+PAGES = {
+    'README.md': 'index.md',
+    'CHANGELOG.md': 'changelog.md',
+    'CODE_OF_CONDUCT.md': 'code_of_conduct.md',
+    'CONTRIBUTING.md': 'contributing.md',
+}
 OPTIONS = 'option_files.md'
 COMMANDS = 'command_line.md'
 # Pages that explain a verb.
@@ -42,7 +47,7 @@ _TITLE = re.compile(r'^# (.+)$', re.M)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add pages that are made of files outside docs/."""
     root = Path(config.config_file_path).parent
-    for source in ('CHANGELOG.md', 'CONTRIBUTING.md'):
+    for source in ('CHANGELOG.md', 'CODE_OF_CONDUCT.md', 'CONTRIBUTING.md'):
         files.append(File.generated(config, PAGES[source], content=QUIET + (root / source).read_text()))
     files.append(File.generated(config, COMMANDS, content=_command_line()))
     files.append(File.generated(config, OPTIONS, content=_option_files(root / 'options')))
