@@ -1,13 +1,14 @@
 """Training recipes against each other: the quality that each reaches with the same number of patches.
 
     python -m benchmarks.recipes STUDY --data DIR --recipes released muon --budgets 1000 4000 --dims 16 --seeds 0 1 2
+    python -m benchmarks.recipes STUDY --data DIR --recipes adamw --networks promptir backbone pip airnet --rate 1e-3
     python -m benchmarks.recipes STUDY --table
 
-Trains PromptIR with one block a level on noise of sigma 25, rain and haze of the folder DIR, which is laid out as in
-docs/protocols.md, in crops of 48 and batches of 4. Three sets of photographs are disjoint: `train`; `choose`, some of
-the training folders' that are held out; `report`, the test folders. Of each recipe all rates are tried first, at the
-first budget and width, with a seed of their own; that whose PSNR on `choose` is best is the recipe's. Only trainings
-with the chosen rate measure `report`, once, at their end.
+Trains small networks, by default PromptIR with one block a level, on noise of sigma 25, rain and haze of the folder
+DIR, which is laid out as in docs/protocols.md, in crops of 48 and batches of 4. Three sets of images are disjoint:
+`train`; `choose`, some of the training folders' that are held out; `report`, the test folders. Of each recipe all rates
+are tried first, at the first budget and width, with a separate seed; that with the best PSNR on `choose` is used. Only
+trainings with the chosen rate measure `report`, once, at their end.
 
 STUDY gets one folder a training and `recipes.csv`, a row per task and moment. Each training is a process with one
 thread, `--jobs` at a time; what is in recipes.csv is not repeated, and a training that was stopped is resumed.
@@ -66,10 +67,26 @@ RECIPES = {
 }
 
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    'promptir': {'type': 'PromptIR', 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1},
+    'backbone': {'type': 'PromptIR', 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'prompts': False},
+    'pip': {
+        'type': 'PIPRestormer',
+        'num_blocks': [1, 1, 1, 1],
+        'num_refinement_blocks': 1,
+        'num_degradations': 3,
+        'degradations': ['denoise', 'derain', 'dehaze'],
+    },
+    'airnet': {'type': 'AirNet', 'num_groups': 1, 'num_blocks': 3, 'queue_length': 256},
+}
+"""PIP is given the label of each image; AirNet spends a tenth of its iterations on the encoder alone."""
+
+
 @dataclass(frozen=True)
 class Training:
     """One training of a study."""
 
+    network: str
     recipe: str
     dim: int
     budget: int
@@ -78,7 +95,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        return f'{self.recipe}_d{self.dim}_n{self.budget}_r{self.rate:g}_s{self.seed}'
+        return f'{self.network}_{self.recipe}_d{self.dim}_n{self.budget}_r{self.rate:g}_s{self.seed}'
 
     def options(self, data: Path) -> dict[str, Any]:
         """Its option file."""
@@ -91,13 +108,14 @@ class Training:
         }
         return {
             'name': self.name,
-            'model_type': 'PromptModel',
+            'model_type': 'ContrastiveModel' if self.network == 'airnet' else 'PromptModel',
             'num_gpu': 0,
             'manual_seed': self.seed,
             'datasets': {
                 'train': {
                     'name': 'train',
                     'type': 'AllInOneDataset',
+                    **({'second_crop': True} if self.network == 'airnet' else {}),
                     'gt_size': 48,
                     'use_hflip': True,
                     'use_rot': True,
@@ -113,7 +131,7 @@ class Training:
                     'tasks': tasks(data, 'choose'),
                 },
             },
-            'network_g': network(self.dim),
+            'network_g': {**NETWORKS[self.network], 'dim': self.dim},
             'path': {},
             'train': {
                 'total_iter': total,
@@ -121,6 +139,7 @@ class Training:
                 'scheduler': schedules[recipe.schedule],
                 'pixel_opt': {'type': 'L1Loss'},
                 **recipe.others,
+                **({'encoder_iter': max(total // 10, 1)} if self.network == 'airnet' else {}),
             },
             'val': {'val_freq': max(total // VALIDATIONS, 1), 'save_img': False, 'pbar': False, 'metrics': METRICS},
             'logger': {'print_freq': 100, 'save_checkpoint_freq': max(total // VALIDATIONS, 1), 'use_tb_logger': False},
@@ -142,7 +161,7 @@ class Training:
                     'tasks': tasks(data, 'report'),
                 }
             },
-            'network_g': network(self.dim),
+            'network_g': {**NETWORKS[self.network], 'dim': self.dim},
             'path': {
                 'pretrain_network_g': f'experiments/{self.name}/models/net_g_latest.pth',
                 'param_key_g': 'params_ema' if averaged else 'params',
@@ -152,11 +171,21 @@ class Training:
 
 
 METRICS = {'psnr': {'type': 'calculate_paper_psnr'}, 'ssim': {'type': 'calculate_paper_ssim'}}
-HEAD = ['recipe', 'dim', 'budget', 'rate', 'seed', 'iteration', 'set', 'task', 'images', 'psnr', 'ssim', 'input_psnr']
-
-
-def network(dim: int) -> dict[str, Any]:
-    return {'type': 'PromptIR', 'dim': dim, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1}
+HEAD = [
+    'network',
+    'recipe',
+    'dim',
+    'budget',
+    'rate',
+    'seed',
+    'iteration',
+    'set',
+    'task',
+    'images',
+    'psnr',
+    'ssim',
+    'input_psnr',
+]
 
 
 def tasks(data: Path, part: str) -> list[dict[str, Any]]:
@@ -203,7 +232,7 @@ class Study:
 
     def rows_of(self, training: Training, part: str) -> list[dict[str, str]]:
         key = [str(value) for value in astuple(training)]
-        return [row for row in self.rows if [row[name] for name in HEAD[:5]] == key and row['set'] == part]
+        return [row for row in self.rows if [row[name] for name in HEAD[:6]] == key and row['set'] == part]
 
     def train(self, trainings: list[Training], report: bool) -> None:
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -244,30 +273,32 @@ class Study:
         found = [row for row in self.rows_of(training, part) if row['task'] == task]
         return float(max(found, key=lambda row: int(row['iteration']))['psnr'])
 
-    def best_rate(self, recipe: str, dim: int, budget: int) -> float:
+    def best_rate(self, network: str, recipe: str, dim: int, budget: int) -> float:
         """The rate that is best on `choose`."""
         return max(
             RECIPES[recipe].rates,
-            key=lambda rate: self.average(Training(recipe, dim, budget, rate, SEARCH_SEED), 'choose'),
+            key=lambda rate: self.average(Training(network, recipe, dim, budget, rate, SEARCH_SEED), 'choose'),
         )
 
     def report(self) -> Iterator[str]:
         """Markdown: PSNR of `report` by recipe, mean and range over seeds."""
         reported = [row for row in self.rows if row['set'] == 'report']
         names = list(dict.fromkeys(row['task'] for row in reported))
-        yield f'| recipe | dim | iterations | rate | seeds | {" | ".join(names)} | range |'
-        yield '|:--|--:|--:|--:|--:|' + '--:|' * (len(names) + 1)
+        yield f'| network | recipe | dim | iterations | rate | seeds | {" | ".join(names)} | range |'
+        yield '|:--|:--|--:|--:|--:|--:|' + '--:|' * (len(names) + 1)
         groups: dict[tuple[str, ...], dict[str, list[float]]] = {}
         for row in reported:
-            key = tuple(row[name] for name in HEAD[:4])
+            key = tuple(row[name] for name in HEAD[:5])
             groups.setdefault(key, {}).setdefault(row['task'], []).append(float(row['psnr']))
-        for key, values in sorted(groups.items(), key=lambda item: (item[0][1], int(item[0][2]), _mean_of(item[1]))):
+        for key, values in sorted(
+            groups.items(), key=lambda item: (int(item[0][2]), int(item[0][3]), _mean_of(item[1]))
+        ):
             averages = values['average']
             cells = ' | '.join(f'{mean(values[name]):.2f}' for name in names)
             spread = f'{min(averages):.2f} to {max(averages):.2f}'
             yield f'| {" | ".join(key)} | {len(averages)} | {cells} | {spread} |'
         inputs = {row['task']: float(row['input_psnr']) for row in reported}
-        yield f'| input | | | | | {" | ".join(f"{inputs[name]:.2f}" for name in names)} | |'
+        yield f'| input | | | | | | {" | ".join(f"{inputs[name]:.2f}" for name in names)} | |'
 
 
 def _mean_of(values: Mapping[str, list[float]]) -> float:
@@ -278,6 +309,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('study', type=Path, metavar='STUDY')
     parser.add_argument('--data', type=Path)
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=['promptir'])
+    parser.add_argument('--rate', type=float, help='of all trainings, in place of the search')
     parser.add_argument('--recipes', nargs='+', choices=RECIPES, default=list(RECIPES))
     parser.add_argument('--budgets', nargs='+', type=int, default=[1000])
     parser.add_argument('--dims', nargs='+', type=int, default=[16])
@@ -290,21 +323,24 @@ def main() -> None:
     study = Study(args.study, None if args.data is None else args.data.resolve(), args.jobs)
     if not args.table:
         dim, budget = args.dims[0], args.budgets[0]
+        pairs = [(network, recipe) for network in args.networks for recipe in args.recipes]
+        if args.rate is None:
+            study.train(
+                [
+                    Training(network, recipe, dim, budget, rate, SEARCH_SEED)
+                    for network, recipe in pairs
+                    for rate in RECIPES[recipe].rates
+                ],
+                report=False,
+            )
+        rates = {pair: args.rate or study.best_rate(*pair, dim, budget) for pair in pairs}
         study.train(
             [
-                Training(recipe, dim, budget, rate, SEARCH_SEED)
-                for recipe in args.recipes
-                for rate in RECIPES[recipe].rates
-            ],
-            report=False,
-        )
-        study.train(
-            [
-                Training(recipe, width, length, study.best_rate(recipe, dim, budget), seed)
+                Training(network, recipe, width, length, rates[network, recipe], seed)
                 for length in args.budgets
                 for width in args.dims
                 for seed in args.seeds
-                for recipe in args.recipes
+                for network, recipe in pairs
             ],
             report=True,
         )

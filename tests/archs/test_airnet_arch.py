@@ -338,6 +338,18 @@ def test_checkpointing_keeps_less() -> None:
     assert kept['gate'] < 1.2 * trained(plain, 24)[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('checkpointing', ['gate', 'block'])
+def test_a_compiled_training_pass_is_the_plain_one(checkpointing: str) -> None:
+    plain = small()
+    set_activation_checkpointing(plain, checkpointing)
+    compiled = copy.deepcopy(plain)
+    compiled.compile(backend='aot_eager', fullgraph=checkpointing == 'gate')
+    expected, found = trained(plain)[0], trained(compiled)[0]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_kernels_are_not_for_it() -> None:
     (problem,) = set_blocks(small(), None, None, 'triton')
     assert str(problem) == (

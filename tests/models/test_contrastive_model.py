@@ -318,7 +318,8 @@ def test_killed_at_random_moments_of_both_stages_it_ends_with_the_same_weights(p
         opt = options(folder, train__total_iter=24, train__encoder_iter=10)
         (folder / 'run.yml').write_text(yaml.safe_dump(opt))
     killed(alone, processes)
-    assert len(killed(over, processes, 8, 0.25, alone)) == 8
+    struck = killed(over, processes, 8, 0.1, alone)  # in so little of it each time that the eighth strikes as well
+    assert struck == ['step', 'save', 'validation', 'any'] * 2
     assert_same_end(alone, over, 24)
 
 
