@@ -77,7 +77,7 @@ def elements(path: Path) -> Elements:
 
 def test_every_page_is_in_the_navigation(site):
     linked = set(elements(site / 'index.html').linked)
-    added = ['changelog.md', 'contributing.md', 'option_files.md']
+    added = ['changelog.md', 'code_of_conduct.md', 'command_line.md', 'contributing.md', 'option_files.md']
     pages = [page.removesuffix('.md') + '.html' for page in [*PAGES, *added]]
     assert [page for page in pages if not (site / page).exists() or page not in linked] == []
 
@@ -141,7 +141,8 @@ def test_pages_of_the_repository_are_in_the_site(site):
     assert [path.name for path in files if f'id="{path.name.replace(".", "")}"' not in text] == []
     # what pages and docstrings name leads there, and pages are called by their title
     assert 'href="option_files.html#pip_demoyml"' in (site / 'pip.html').read_text()
-    assert '<a href="data.html">Data</a>' in (site / 'quickstart.html').read_text()
+    title = re.search(r'^# (.+)', (ROOT / 'docs' / 'data.md').read_text(), re.M)[1]
+    assert f'<a href="data.html">{title}</a>' in (site / 'quickstart.html').read_text()
     assert '<a href="../protocols.html"><code>docs/protocols.md</code></a>' in (site / 'api' / 'data.html').read_text()
 
 
@@ -161,6 +162,42 @@ def test_the_site_works_in_a_browser_without_a_server(site):
         page.click('label[title=Dark]')
         assert page.evaluate(colour) != before
         assert page.query_selector_all('.highlight button, .md-clipboard, .md-code__button')
+        assert watched.problems == []
+
+
+SEARCHES = {
+    'finetune': 'extending.html',
+    'fine-tune': 'extending.html',
+    'fine-tuning': 'extending.html',
+    'pretrained': 'weights.html',
+    'resume': 'resume.html',
+    'multi-gpu': 'distributed.html',
+    'inference': 'restore.html',
+    'latex': 'compare.html',
+    'citation': 'index.html',
+    'docker': 'quickstart.html',
+    'colab': 'quickstart.html',
+    'lmdb': 'prepare.html',
+    'onnx': 'export.html',
+    'own data': 'data.html',
+}
+
+
+def test_searches_find_the_right_page_first(site):
+    with browser_page() as watched:
+        page = watched.page
+        page.goto((site / 'pip.html').as_uri())
+        page.click('.md-search__input')
+        found = {}
+        for words in SEARCHES:
+            page.fill('.md-search__input', '')
+            page.wait_for_function('!document.querySelector(".md-search-result__link")')
+            page.keyboard.type(words)
+            page.wait_for_selector('.md-search-result__link')
+            page.wait_for_timeout(300)  # the last letter's results
+            link = page.query_selector('.md-search-result__link').get_attribute('href')
+            found[words] = re.sub(r'.*/|[?#].*', '', link)
+        assert found == SEARCHES
         assert watched.problems == []
 
 

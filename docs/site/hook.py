@@ -1,9 +1,10 @@
-"""What the site has beyond the pages in docs/: the changelog, the notes for contributors, the option files.
+"""What the site has beyond the pages in docs/: changelog, contributing, command line, option files.
 
 Links are written as they work where the repository's files are shown. In the site, links to files outside docs/ lead to
 the pages that are added here, and pages that are called by their file name are called by their title.
 """
 
+import argparse
 import posixpath
 import re
 from pathlib import Path
@@ -12,8 +13,28 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-PAGES = {'README.md': 'index.md', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
+from promptir_basicsr.cli import USAGE, VERBS
+from promptir_basicsr.core.command_line import argument_parser
+
+PAGES = {
+    'README.md': 'index.md',
+    'CHANGELOG.md': 'changelog.md',
+    'CODE_OF_CONDUCT.md': 'code_of_conduct.md',
+    'CONTRIBUTING.md': 'contributing.md',
+}
 OPTIONS = 'option_files.md'
+COMMANDS = 'command_line.md'
+# Pages that explain a verb.
+EXPLAINED = {
+    'train': 'quickstart.md',
+    'test': 'protocols.md',
+    'options': 'options.md',
+    'measure': 'compare.md',
+    'convert': 'weights.md',
+    'publish': 'weights.md',
+    'demo': 'web.md',
+}
+QUIET = '---\nsearch: {boost: 0.5}\n---\n\n'  # the other pages come first in the search
 
 _LINK = re.compile(r'\[(?P<text>[^\]]*)\]\((?![a-z]+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)')
 _OPTION_FILE = re.compile(r'(?<!\[)`options/(\w+\.yml)`')
@@ -26,8 +47,9 @@ _TITLE = re.compile(r'^# (.+)$', re.M)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add pages that are made of files outside docs/."""
     root = Path(config.config_file_path).parent
-    for source in ('CHANGELOG.md', 'CONTRIBUTING.md'):
-        files.append(File.generated(config, PAGES[source], content=(root / source).read_text()))
+    for source in ('CHANGELOG.md', 'CODE_OF_CONDUCT.md', 'CONTRIBUTING.md'):
+        files.append(File.generated(config, PAGES[source], content=QUIET + (root / source).read_text()))
+    files.append(File.generated(config, COMMANDS, content=_command_line()))
     files.append(File.generated(config, OPTIONS, content=_option_files(root / 'options')))
     return files
 
@@ -52,7 +74,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def name(match: re.Match) -> str:
         return f'[{match[0]}]({_relative(OPTIONS, own)}#{_anchor(match[1])})'
 
-    if own == OPTIONS:
+    if own in (OPTIONS, COMMANDS):
         return markdown
     # A bar in code within a table: GitHub wants it escaped, Python-Markdown does not and shows the backslash.
     markdown = _ROW.sub(lambda row: _CODE.sub(lambda code: code[0].replace(r'\|', '|'), row[0]), markdown)
@@ -74,6 +96,26 @@ def _option_files(folder: Path) -> str:
     page = ['---\nsearch: {exclude: true}\n---\n\n# Option files\n\nThe files in `options/`, ready to be copied.\n']
     page += [f'## {path.name}\n\n```yaml\n{path.read_text().rstrip()}\n```\n' for path in sorted(folder.glob('*.yml'))]
     return '\n'.join(page)
+
+
+def _command_line() -> str:
+    """A page of all verbs, from their parsers."""
+    page = [f'# Command line\n\nThe verbs of the `basicsr` command and their arguments.\n\n```\n{USAGE.strip()}\n```\n']
+    for verb in VERBS:
+        explained = EXPLAINED.get(verb, f'{verb}.md')
+        text = '\n'.join(line.rstrip() for line in _help(verb).splitlines())
+        page.append(f'## basicsr {verb}\n\nSee [the page with explanations]({explained}).\n\n```\n{text}\n```\n')
+    return '\n'.join(page)
+
+
+def _help(verb: str) -> str:
+    """The output of `basicsr VERB --help` in a window of 100 columns, with `N` for the number of cores here."""
+    parser = argument_parser(verb)
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
+    for action in parser._actions:
+        if '--workers' in action.option_strings:
+            action.default = 'the number of cores'
+    return parser.format_help()
 
 
 def _anchor(name: str) -> str:
