@@ -674,7 +674,7 @@ def test_databases_are_checked_like_folders(tree: Path) -> None:
 @pytest.mark.parametrize(
     ('content', 'said'),
     [
-        (None, "the option file 'wrong.yml' does not exist. Paths start at the current folder.\n"),
+        (None, "the option file 'wrong.yml' does not exist. Paths are relative to the current folder.\n"),
         ('name: [', 'wrong.yml: line 1, column 8: '),
         ('- 1', 'wrong.yml: holds list, not options `key: value`.\n'),
     ],
