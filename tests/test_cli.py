@@ -164,12 +164,12 @@ def test_mistakes_end_with_status_2_and_create_nothing(folder: Path) -> None:
     [
         (TRAINING.replace('\npath: {}', ''), 'wrong.yml: path: is missing.'),
         (TRAINING.replace('  total_iter: 4', '\ttotal_iter: 4'), "found character '\\t' that cannot start any token"),
-        (TRAINING + 'name: again\n', "the key 'name' stands in lines 2 and "),
+        (TRAINING + 'name: again\n', "duplicate key 'name' in lines 2 and "),
         (TRAINING.replace('{type: FixedLR}', 'FixedLR'), 'wrong.yml:26: train.scheduler: must be options with a type'),
         (TRAINING.replace('{type: FixedLR}', '!!python/name:os.system'), 'could not determine a constructor'),
         (TRAINING.replace('path: {}', 'path: {resume_state: no.state}'), "path.resume_state: the file 'no.state' does"),
         (TRAINING.replace('type: PromptModel', 'type: PromtModel'), "unknown model 'PromtModel'. Did you mean"),
-        ('', 'holds NoneType, not options `key: value`.'),
+        ('', 'contains NoneType, must be options `key: value`.'),
     ],
 )
 def test_wrong_files(text: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -204,7 +204,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('train.warmup_iter', None, 'train.warmup_iter: None is not a whole number'),
     ('train.optim_g', 'AdamW', "train.optim_g: must be options with a type, e.g. {type: ...}, not 'AdamW'."),
     ('train.optim_g.lr', '0.001x', "train.optim_g.lr: '0.001x' is neither a number nor a list of numbers."),
-    ('train.optim_g.lr', '1e-4', "'1e-4' is neither a number nor a list of numbers. Leave the quotes out."),
+    ('train.optim_g.lr', '1e-4', "'1e-4' is neither a number nor a list of numbers. Remove the quotes."),
     ('train.optim_g.lr', -1, 'train.optim_g.lr: -1 is not a number above 0.'),
     ('train.optim_g.betas', [0.9, '0.99'], "train.optim_g.betas: [0.9, '0.99'] is neither"),
     ('train.optim_g.betas', [0.9, 1.5], 'train.optim_g.betas: Invalid beta parameter'),

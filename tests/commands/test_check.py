@@ -676,7 +676,7 @@ def test_databases_are_checked_like_folders(tree: Path) -> None:
     [
         (None, "the option file 'wrong.yml' does not exist. Paths are relative to the current folder.\n"),
         ('name: [', 'wrong.yml: line 1, column 8: '),
-        ('- 1', 'wrong.yml: holds list, not options `key: value`.\n'),
+        ('- 1', 'wrong.yml: contains list, must be options `key: value`.\n'),
     ],
 )
 @pytest.mark.parametrize('words', [[], ['--json']])

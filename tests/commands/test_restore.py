@@ -928,7 +928,7 @@ def test_results_do_not_go_to_an_empty_path(words: str, folder: Path, capsys: py
     with pytest.raises(SystemExit) as ended:
         cli.main([*words.split(), ''])
     assert ended.value.code == 2
-    assert 'is empty; the current folder is .' in capsys.readouterr().err
+    assert 'is empty; use . for the current folder' in capsys.readouterr().err
     assert list(contents('.')) == ['a.png']
 
 
