@@ -36,7 +36,7 @@ class Degrade:
     Attributes:
         spec: The list of mappings in canonical form: `type` first, parameters in declaration order, whole numbers as
             int. Parameters that were not set are absent.
-        key: One line of JSON that is equal for equal degradations regardless of the order of the parameters, the format of
+        key: One line of JSON that is equal for equal degradations, independent of parameter order, the format of
             numbers, and whether defaults are written out.
 
     Raises:

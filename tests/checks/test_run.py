@@ -321,7 +321,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         'network_g',
         {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 1},
-        'train.prompt_opt: EDSR: has no prompts. Take a network that has (PIPNAFNet, PIPRestormer, PromptIR',
+        'train.prompt_opt: EDSR: has no prompts. Use a network with prompts (PIPNAFNet, PIPRestormer, PromptIR',
     ),
     ('network_g.heads', [3, 1, 1, 1], 'heads'),
     ('network_g.dim', 7, 'dim'),

@@ -131,7 +131,7 @@ def test_only_mappings_can_be_merged(read: Any, merged: str) -> None:
 
 def test_two_merges_beside_each_other_are_refused(read: Any) -> None:
     message = problem(read, f'{LAYERS}both:\n  <<: *small\n  <<: *network\n')
-    assert "the key '<<' stands in lines 6 and 7; merge several mappings with <<: [*a, *b]" in message
+    assert "duplicate key '<<' in lines 6 and 7; merge several mappings with <<: [*a, *b]" in message
 
 
 def test_what_an_alias_stands_for_can_be_changed_by_itself(read: Any) -> None:
