@@ -35,7 +35,7 @@ class PromptIR(Backbone):
 
     Args:
         inp_channels: channels of the degraded image.
-        out_channels: channels of the restored image; must equal inp_channels, because the output is a residual.
+        out_channels: channels of the restored image; must equal inp_channels, because the input is added to the output.
         dim: feature channels at full size, a multiple of 8.
         num_blocks: Transformer blocks at levels 1 to 4, in the encoder; the decoder repeats levels 3 to 1.
         num_refinement_blocks: blocks after the decoder, at full size.

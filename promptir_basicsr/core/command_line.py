@@ -262,7 +262,9 @@ def _measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--pairing', nargs='+', metavar='RULE', help='name of a rule, or two templates: for RESTORED and for CLEAN'
     )
-    parser.add_argument('--crop-multiple', type=_count(1), metavar='N', help='center-crop both to multiples of N')
+    parser.add_argument(
+        '--crop-multiple', type=_count(1), metavar='N', help='crop both at the centre to multiples of N'
+    )
     parser.add_argument('--protocol', metavar='NAME', help='use targets, pairs and crops of a published protocol')
     parser.add_argument('--dataroot', metavar='DIR', help='folder that the paths of --protocol start from')
     parser.add_argument(

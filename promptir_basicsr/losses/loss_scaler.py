@@ -19,8 +19,8 @@ class LossScaler:
 
     Args:
         history: number of losses that are remembered.
-        limit: at least 1.
-        factor: above 0 and at most `limit`.
+        limit: ratio to the smallest loss above which a loss is scaled, at least 1.
+        factor: ratio that such a loss is scaled to, above 0 and at most `limit`.
 
     Raises:
         OptionError: an argument is invalid; the message names it and the allowed values.
@@ -40,7 +40,7 @@ class LossScaler:
     def __call__(self, loss: Tensor) -> Tensor:
         """Remember a loss and return the constant factor to multiply it by, usually 1.
 
-        Does not synchronize with the device.
+        Does not synchronise with the device.
         """
         loss = loss.detach().float()
         # A non-finite loss must not become the smallest, and comparisons with it are meaningless.

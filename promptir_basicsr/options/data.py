@@ -206,7 +206,7 @@ class AllInOneOptions(Section, extra='ignore'):
         None, description='folder that relative paths of the tasks start from. Default: the current folder'
     )
     tasks: Annotated[list[Any], Parsed(_check_tasks, list[TaskOptions] | dict[str, TaskChange | None])] = option(
-        description='list of tasks; with `protocol` optional: a mapping that changes its tasks by name'
+        description='list of tasks; with `protocol`, optionally a mapping that changes its tasks by name'
     )
     degradations: Vocabulary | None = option(
         None, description='vocabulary of degradations; the position of a word is its label. Default: five words'
@@ -218,7 +218,7 @@ class AllInOneOptions(Section, extra='ignore'):
         None, description='side of the square random crop in pixels; required in training. Validation uses whole images'
     )
     crop_multiple: Count = option(
-        1, description='center-crop images to multiples of this first; 16 in the published protocols'
+        1, description='first crop images at the centre to multiples of this; 16 in the published protocols'
     )
     use_hflip: Flag = option(False, description='random horizontal flips')
     use_rot: Flag = option(

@@ -104,7 +104,7 @@ class PathOptions(Section):
     )
     ignore_resume_networks: (
         Annotated[list[str], Field(strict=True), Told('must be a list such as [network_g], not {found}.')] | None
-    ) = option(None, description="BasicSR's: networks that are not loaded on resume")
+    ) = option(None, description='networks that BasicSR does not load on resume')
     experiments_root: Text | None = option(
         None,
         description='parent of the folders of runs, relative to the current folder. Default: `experiments`',
@@ -131,7 +131,7 @@ class LoggerOptions(Section):
     )
     use_tb_logger: Flag = option(description='write TensorBoard files to `tb_logger/NAME`')
     wandb: Annotated[dict[str, Any], Told('must be options such as {{project: ...}}, not {found}.')] | None = option(
-        None, description="BasicSR's: `project`, `resume_id`"
+        None, description='Weights & Biases: `project`, `resume_id`'
     )
 
 
@@ -369,7 +369,8 @@ class OwnRun(HostRun, extra='forbid'):
     """Top-level keys that all models of this package share."""
 
     find_unused_parameters: Flag = option(
-        False, description='argument of DistributedDataParallel; not needed by the networks here, except AirNet'
+        False,
+        description='argument of DistributedDataParallel; set automatically for AirNet, not needed by other networks',
     )
     network_g: Network = option(
         description='`type:` a network registered with BasicSR, and the arguments of its constructor'

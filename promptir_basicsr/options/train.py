@@ -116,7 +116,9 @@ class ContrastiveTrainOptions(RestoringTrainOptions):
         ]
         | None
     ) = option(
-        None, description='weight of the contrastive loss next to the image losses. Default: 0.1. Alone its weight is 1'
+        None,
+        description='weight of the contrastive loss next to the image losses. Default: 0.1. While only the encoder is '
+        'trained, it is 1',
     )
 
 

@@ -135,7 +135,7 @@ def test_the_trial_changes_nothing(here: Path) -> None:
             'type: "theirs.model:Studnt", path: repository',
             r"a.yml:1: network_g.type: 'Studnt' does not exist.*'Student'\?",
         ),
-        ('type: "theirs.model:RATE", path: repository', "network_g.type: 'RATE' is no network"),
+        ('type: "theirs.model:RATE", path: repository', "network_g.type: 'RATE' is not a network"),
         (
             'type: "theirs.modle:A", path: repository',
             "the module 'theirs.modle' cannot be imported from '.*repository'",

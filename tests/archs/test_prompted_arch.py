@@ -272,7 +272,7 @@ def test_prompts_of_pip_need_a_label_and_those_of_promptir_do_not() -> None:
     x = seeded_image((2, 3, 16, 16))
     net = prompted(EDSR, ['conv_after_body'])
     assert net.takes_degradation
-    with pytest.raises(ValueError, match='not told the degradation'):
+    with pytest.raises(ValueError, match='no degradation is passed'):
         net(x)
     assert torch.equal(net.prompt_weights(x, ['derain', 4])['conv_after_body'], torch.eye(5)[[1, 4]])
     net.sensor = lambda images: torch.eye(5)[[1, 4]]
@@ -546,10 +546,13 @@ def test_defaults_of_the_prompts_follow_the_features() -> None:
         ({'network': 'EDSR'}, "network: must be options with a type, .* not 'EDSR'"),
         ({'network': {'type': 'SwinR'}}, "network.type: unknown network 'SwinR'. Did you mean 'SwinIR'?"),
         ({'network': {**EDSR, 'num_blocks': 3}}, "network: unknown option 'num_blocks'. Did you mean 'num_block'?"),
-        ({'network': {**EDSR, 'upscale': 2}}, r'network: EDSR makes \(2, 3, 128, 256\) of an image \(2, 3, 64, 128\)'),
+        (
+            {'network': {**EDSR, 'upscale': 2}},
+            r'network: EDSR returns \(2, 3, 128, 256\) for an image \(2, 3, 64, 128\)',
+        ),
         ({'network': {'type': 'MSRResNet', 'upscale': 1}}, 'network: MSRResNet cannot be built: .*upconv1'),
-        ({'network': {'type': 'PIPRestormer'}}, 'network.type: PIPRestormer has such prompts itself'),
-        ({'network': {'type': 'PromptedNetwork', 'network': EDSR, 'taps': ['body']}}, 'has such prompts itself'),
+        ({'network': {'type': 'PIPRestormer'}}, 'network.type: PIPRestormer already has such prompts'),
+        ({'network': {'type': 'PromptedNetwork', 'network': EDSR, 'taps': ['body']}}, 'already has such prompts'),
         ({'num_degradations': 0}, 'num_degradations is 0'),
     ],
 )

@@ -781,7 +781,7 @@ MISTAKES = {
         'same',
         r"'in/a.png', 'tree/in/a.png' have the same output '.*out/a.png'. Restore them to different folders.",
     ),
-    'two of a stem': (['in', '-o', 'out', '--format', 'png'], 'same', "'in/a.jpg', 'in/a.png' would all become "),
+    'two of a stem': (['in', '-o', 'out', '--format', 'png'], 'same', "'in/a.jpg', 'in/a.png' have the same output "),
     'a file for several': (['in', '-o', 'x.png'], 'same', r"-o: 'x.png' looks like a file, .*\(2 now\). Use a folder"),
     'a file that is there': (['in', '-o', 'texts/t.txt'], 'same', "-o: 'texts/t.txt' is a file; use a folder."),
     'a gif': (['in/a.png', '-o', 'x.gif'], 'same', "-o: 'x.gif' cannot be written. Formats: png, jpg"),

@@ -389,7 +389,7 @@ def options(x: Tensor, tile: Tile) -> dict[str, Any]:
 
 @triton.jit
 def _centre(x, within, channels, EPS: tl.constexpr):
-    """Center x: (PIXELS, CHANNELS), zero outside `within`. Returns x - mean over channels, and 1 / sqrt(var + EPS)."""
+    """Centre x: (PIXELS, CHANNELS), zero outside `within`. Returns x - mean over channels, and 1 / sqrt(var + EPS)."""
     mean = tl.sum(x, axis=1) / channels
     centred = tl.where(within, x - mean[:, None], 0)
     return centred, tl.rsqrt(tl.sum(centred * centred, axis=1) / channels + EPS)

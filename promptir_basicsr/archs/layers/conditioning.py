@@ -308,7 +308,7 @@ def weights_of(
 ) -> Tensor:
     """Convert a degradation to weights of T prompts.
 
-    Values of tensors on an accelerator are not checked, because that would synchronize with the device: an id out of
+    Values of tensors on an accelerator are not checked, because that would synchronise with the device: an id out of
     range becomes NaN there. Everywhere else a mistake is an error.
 
     Args:

@@ -119,7 +119,7 @@ class ContrastiveEncoder(nn.Module):
         torch._foreach_lerp_(slow, fast, 1 - self.momentum)
 
     def _enqueue(self, keys: Tensor) -> None:
-        """Write keys (N, D) after the newest ones, without synchronizing with the device."""
+        """Write keys (N, D) after the newest ones, without synchronising with the device."""
         number, length = len(keys), self.queue.shape[1]
         if number > length:
             message = f'the queue has room for {length:,} keys, and a training step has {number:,}.'

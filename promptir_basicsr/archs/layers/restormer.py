@@ -176,7 +176,7 @@ class WithBiasNorm(nn.Module):
 
 
 class BiasFreeNorm(nn.Module):
-    """x / sqrt(var + eps) * weight over dim 1. The variance is about the mean, but x is not centered."""
+    """x / sqrt(var + eps) * weight over dim 1. The variance is about the mean, but x is not centred."""
 
     eps = 1e-5
 

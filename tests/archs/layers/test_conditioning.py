@@ -75,8 +75,8 @@ def test_gradients_reach_the_mixture() -> None:
         ('derrain', r"^degradation: unknown degradation 'derrain'\. Did you mean 'derain'\? Allowed: deblur, dehaze"),
         ('', "unknown degradation ''"),
         (5, r'^degradation: unknown id 5\. Allowed: an id or a name: 0 denoise, 1 derain, .*4 lowlight\.$'),
-        (-1, 'there is no id -1'),
-        ([0, 9], r'^degradation\[1\]: there is no id 9'),
+        (-1, 'unknown id -1'),
+        ([0, 9], r'^degradation\[1\]: unknown id 9'),
         ({'rain': 1}, "unknown degradation 'rain'. Did you mean 'derain'?"),
         ({'derain': -1, 'dehaze': 2}, r"the weight of 'derain' is -1; it must be a number of at least 0"),
         ({'derain': 'much'}, "the weight of 'derain' is 'much'; it must be a number"),
@@ -91,12 +91,12 @@ def test_gradients_reach_the_mixture() -> None:
         ([[1, 0], 3], r'degradation\[0\] is \[1, 0\]; it must be'),
         ({(0, 3): 1}, r'degradation is \(0, 3\); it must be'),
         (torch.tensor([0, 5]), r'degradation\[1\]: unknown id 5'),
-        (torch.tensor(-1), '^degradation: there is no id -1'),
+        (torch.tensor(-1), '^degradation: unknown id -1'),
         (
             torch.tensor([0, 1, 2]),
             r'ids of shape \(3,\); for a batch of 2 and 5 degradations it must be \(2,\), or \(\)',
         ),
-        (torch.ones(2, 4), r'weights of shape \(2, 4\); .* it must be \(2, 5\), or \(5,\) for all images alike'),
+        (torch.ones(2, 4), r'weights of shape \(2, 4\); .* it must be \(2, 5\), or \(5,\) for all images'),
         (torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]), r'degradation\[1\]: no weight is above 0'),
         (torch.tensor([0.0, 0, -2, 3, 0]), r'^degradation: the weight of 2 is -2\.0'),
         (torch.tensor([float('nan')] * 5), 'the weight of 0 is nan'),
@@ -109,7 +109,7 @@ def test_what_is_refused(degradation: Any, message: str) -> None:
 
 
 def test_all_mistakes_of_a_list_are_told() -> None:
-    with pytest.raises(ValueError, match='no id 7') as error:
+    with pytest.raises(ValueError, match='unknown id 7') as error:
         weights([7, 'snow', {'derain': -1}])
     assert [line.split(':')[0] for line in str(error.value).splitlines()] == [
         *('degradation[0]', 'degradation[1]', 'degradation[2]', 'degradation')
@@ -228,5 +228,5 @@ def test_mistakes_of_levels_are_told_at_once() -> None:
     assert lines[2] == "TwoLevels: the strength of level2 is 'full'; it must be a finite number. As trained: 1."
     with pytest.raises(ValueError, match='the strength of level2 is inf'):
         TwoLevels(5).prompt_context(X, 0, strength=float('inf'))
-    with pytest.raises(ValueError, match=r'^TwoLevels: overrides\.level1: there is no id 8'):
+    with pytest.raises(ValueError, match=r'^TwoLevels: overrides\.level1: unknown id 8'):
         TwoLevels(5).prompt_context(X, 0, overrides={'level1': 8})
