@@ -166,7 +166,7 @@ class DistOptions(Section):
 
 
 def _check_labels(labels: Any) -> Any:
-    if labels == 1 and labels is not True:  # which Python takes for true
+    if labels == 1 and labels is not True:  # 1 == True
         raise told(f'{shown(labels)}; allowed: true (labels of the data), sensor, or a mixture {{name: weight}}.')
     return labels
 

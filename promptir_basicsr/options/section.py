@@ -139,7 +139,7 @@ Warmup = Annotated[int, Strict(), Field(ge=-1), Told('{found} is not a whole num
 Seed = Annotated[
     int, Strict(), Field(ge=0, lt=2**31), Told('{found} is not a whole number of at least 0 and below 2,147,483,648.')
 ]
-"""numpy takes 32 bits; BasicSR adds the numbers of processes and workers."""
+"""numpy accepts 32 bits; BasicSR adds the numbers of processes and workers."""
 Port = Annotated[int, Strict(), Field(ge=1, le=65535), Told('{found} is not a port from 1 to 65535.')]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), Told('{found} is not a number above 0.')]
 Text = Annotated[str, Strict(), Told('{found} is not text.')]

@@ -437,7 +437,7 @@ def normalize_backward_kernel(
     CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Compute the gradient of x. Mean and variance are recomputed: x is read anyway, so this is no memory traffic."""
+    """Compute the gradient of x. Recomputes mean and variance without more memory traffic: x is read anyway."""
     place, within = _rows(pixels, channels, PIXELS, CHANNELS)
     values = tl.load(x + place, mask=within, other=0).to(WIDE)
     upstream = tl.load(grad + place, mask=within, other=0).to(WIDE)
