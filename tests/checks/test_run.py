@@ -184,7 +184,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('datasets', ['train'], "datasets: must be options `key: value`, not ['train']."),
     ('datasets.train', 'DIV2K', "datasets.train: must be options `key: value`, not 'DIV2K'."),
     ('datasets.train.tasks', 'denoise', 'datasets.train.tasks: must be a list'),
-    ('datasets.train.tasks.0', 'denoise', 'datasets.train.tasks[0]: must be options'),
+    ('datasets.train.tasks.0', 'denoise', 'datasets.train.tasks[0]: give options'),
     ('datasets.train.tasks.0.copies', '8', 'copies: '),
     ('datasets.train.gt_size', '16', "datasets.train.gt_size: '16' is not a whole number"),
     ('datasets.train.use_hflip', 'yes', "datasets.train.use_hflip: 'yes' is neither true nor false."),

@@ -809,7 +809,7 @@ MISTAKES = {
     'no label': (
         ['in', '-o', 'out'],
         'pip',
-        '--labels: PIPRestormer is told .*: denoise, derain, dehaze, deblur, lowl',
+        '--labels: PIPRestormer needs the degradation .*: denoise, derain, dehaze, deblur, lowl',
     ),
     'a label too many': (['in', '-o', 'out', '--labels', 'derain'], 'same', '--labels: PromptIR is blind'),
     'a strength': (['in', '-o', 'out', '--strength', '2'], 'same', 'PromptIR is blind'),
@@ -897,11 +897,11 @@ def test_what_is_left_out_is_named(command) -> None:
         "'in/pipe.png' skipped: not a regular file.",
     ]
     assert '1 restored, other files: 1, ' in said
-    assert 'RAW files left out' in command('in', '-o', 'out2', '--dry-run')[2]
+    assert 'RAW files skipped' in command('in', '-o', 'out2', '--dry-run')[2]
     os.remove('in/a.png')
     status, _, told = command('in', '-o', 'out')
     assert status == 2
-    assert '2 camera RAW files left out' in told
+    assert '2 camera RAW files skipped' in told
     status, _, told = command('in/pipe.png', '-o', 'out')  # named itself
     assert status == 1
     assert told == "failed: 'in/pipe.png' cannot be read: Not a regular file.\n"
