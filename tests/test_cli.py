@@ -164,12 +164,12 @@ def test_mistakes_end_with_status_2_and_create_nothing(folder: Path) -> None:
     [
         (TRAINING.replace('\npath: {}', ''), 'wrong.yml: path: is missing.'),
         (TRAINING.replace('  total_iter: 4', '\ttotal_iter: 4'), "found character '\\t' that cannot start any token"),
-        (TRAINING + 'name: again\n', "the key 'name' stands in lines 2 and "),
-        (TRAINING.replace('{type: FixedLR}', 'FixedLR'), 'wrong.yml:26: train.scheduler: give options with a type'),
+        (TRAINING + 'name: again\n', "duplicate key 'name' in lines 2 and "),
+        (TRAINING.replace('{type: FixedLR}', 'FixedLR'), 'wrong.yml:26: train.scheduler: must be options with a type'),
         (TRAINING.replace('{type: FixedLR}', '!!python/name:os.system'), 'could not determine a constructor'),
         (TRAINING.replace('path: {}', 'path: {resume_state: no.state}'), "path.resume_state: the file 'no.state' does"),
         (TRAINING.replace('type: PromptModel', 'type: PromtModel'), "unknown model 'PromtModel'. Did you mean"),
-        ('', 'holds NoneType, not options `key: value`.'),
+        ('', 'contains NoneType, must be options `key: value`.'),
     ],
 )
 def test_wrong_files(text: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +186,10 @@ def test_wrong_files(text: str, said: str, folder: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize('verb', ['train', 'test'])
 def test_a_file_that_is_not_there(verb: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, '-opt', 'no.yml']) == 2
-    assert capsys.readouterr().err == "the option file 'no.yml' does not exist. Paths start at the current folder.\n"
+    assert (
+        capsys.readouterr().err
+        == "the option file 'no.yml' does not exist. Paths are relative to the current folder.\n"
+    )
     assert os.listdir() == []
 
 
@@ -197,7 +200,7 @@ def test_files_that_the_package_ships_are_found_by_name(folder: Path, capsys: py
     capsys.readouterr()
     assert cli.main(['train', '-opt', 'options/dmo.yml']) == 2
     assert capsys.readouterr().err == (
-        "the option file 'options/dmo.yml' does not exist. Paths start at the current folder. 'demo.yml' comes "
+        "the option file 'options/dmo.yml' does not exist. Paths are relative to the current folder. 'demo.yml' comes "
         'with promptir_basicsr and is found by that name.\n'
     )
 
@@ -329,7 +332,7 @@ def test_a_plugin_that_is_broken_is_named(
     assert capsys.readouterr().err == (
         "basicsr: the plugin 'broken_plugin' (broken_plugin) was skipped, because it cannot be imported: "
         "ModuleNotFoundError: No module named 'a_module_that_is_nowhere'\n"
-        "the option file 'no.yml' does not exist. Paths start at the current folder.\n"
+        "the option file 'no.yml' does not exist. Paths are relative to the current folder.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""The networks. Importing this registers them with BasicSR under their class names."""
+"""Networks, registered with BasicSR under their class names on import."""
 
 from promptir_basicsr.archs.airnet_arch import AirNet
 from promptir_basicsr.archs.layers.conditioning import ConditionedNetwork, weights_of

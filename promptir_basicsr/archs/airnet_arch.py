@@ -1,4 +1,4 @@
-"""AirNet: a restorer steered by a map of the degradation, which an encoder learns to see by contrast, without labels.
+"""AirNet: a restorer guided by a degradation map, from an encoder trained by contrastive learning without labels.
 
 Source: Li, Liu, Hu, Wu, Lv, Peng, "All-In-One Image Restoration for Unknown Corruption", CVPR 2022. An independent
 implementation; weights released by the authors load into it.
@@ -22,20 +22,20 @@ from promptir_basicsr.archs.layers.formulation import Formulated
 from promptir_basicsr.core.registry import register
 
 TAPS = 9  # of a 3x3 kernel
-STRIP = 1 << 13  # pixels whose samples are in memory at once
+STRIP = 1 << 13  # pixels whose samples are in memory at a time
 
 Deform = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""A deformable convolution of x (B, C, H, W) by offset, mask and weight, see `deformed`."""
+"""Computes a deformable convolution of x (B, C, H, W) by offset, mask and weight, see `deformed`."""
 
 ENCODER = 'E.E.'
-"""Before the names of the encoder's weights; the released ones double the letter."""
+"""Prefix of the names of the encoder's weights; the released names double the letter."""
 
 
 class Contrasted(NamedTuple):
-    """What a forward pass with keys returns in training.
+    """Result of a forward pass with keys in training.
 
     Attributes:
-        restored: (B, 3, H, W), RGB, not clamped; None where only the encoder was asked for.
+        restored: (B, 3, H, W), RGB, not clamped; None if only the encoder was run.
         logits: (B, 1 + K), see `Contrast`.
         labels: (B,) int64.
     """
@@ -49,21 +49,21 @@ class Contrasted(NamedTuple):
 class AirNet(nn.Module):
     """The network of the paper; the defaults are those of the released program.
 
-    It is blind, and takes images of any size. Trained by ContrastiveModel, which shows it two crops of every image. An
-    evaluation computes the restorer and the first block of the encoder, 6,329,609 of the 8,930,313 parameters.
+    It is blind, and accepts images of any size. ContrastiveModel trains it with two crops of every image. Inference
+    uses the restorer and the first block of the encoder, 6,329,609 of the 8,930,313 parameters.
 
     Args:
         img_channel: channels of the degraded and the restored image.
         dim: C, feature channels, at full size throughout.
         num_groups: groups of blocks in the restorer.
-        num_blocks: blocks in a group; each has two modules that the map of the degradation steers.
-        queue_length: K, keys of earlier images that an image is told from; a multiple of what a training step has.
-            Released: 256 times the batch.
-        momentum: how much of the encoder's slow copy a training step keeps.
-        temperature: what cosines are divided by in the contrastive loss.
+        num_blocks: blocks in a group; each has two modules that the degradation map guides.
+        queue_length: K, keys of earlier images to contrast with; a multiple of the keys of a training step.
+            Released: 256 times the batch size.
+        momentum: momentum of the encoder's slowly updated copy.
+        temperature: divisor of cosines in the contrastive loss.
 
     Raises:
-        OptionError: an argument is not allowed; the message names it and says what is.
+        OptionError: an argument is invalid; the message names it and the allowed values.
     """
 
     scale = 1
@@ -96,19 +96,19 @@ class AirNet(nn.Module):
     def forward(
         self, x: Tensor, degradation: Any = None, key: Tensor | None = None, restore: bool = True
     ) -> Tensor | Contrasted:
-        """Restore x; in training with keys, contrast it with them as well.
+        """Restore x; in training with keys, also compute the contrastive logits.
 
         Args:
             x: (B, 3, H, W), RGB, [0, 1], of any size.
-            degradation: ignored. AirNet is blind; the argument is there because prompted networks share this call.
-            key: as x: another crop of each image with the same degradation. Ignored in evaluation.
-            restore: False runs the encoder alone, for the first stage of the training; with keys only.
+            degradation: ignored, because AirNet is blind; part of the common signature of prompted networks.
+            key: another crop of each image with the same degradation, like x. Ignored in evaluation.
+            restore: False runs only the encoder, for the first stage of training; requires keys.
 
         Returns:
-            (B, 3, H, W), RGB, not clamped; with keys in training `Contrasted`.
+            (B, 3, H, W), RGB, not clamped; in training with keys, `Contrasted`.
 
         Raises:
-            ValueError: x has another shape, or there are more keys than the queue can hold.
+            ValueError: the shape of x is wrong, or there are more keys than the queue can hold.
         """
         check_image('AirNet', x, self.img_channel, self.size_multiple)
         if key is None or not self.training:
@@ -119,20 +119,20 @@ class AirNet(nn.Module):
 
     @property
     def encoder(self) -> ContrastiveEncoder:
-        """Whose map of the degradation steers the restorer."""
+        """The encoder whose degradation map guides the restorer."""
         return cast(ContrastiveEncoder, self.E['E'])
 
     def with_queue(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights that were trained with a queue of any length, as weights of this network; see ContrastiveEncoder."""
+        """Adapt weights trained with any queue length to this network; see ContrastiveEncoder."""
         return self.encoder.with_queue(weights, ENCODER)
 
     def released_state_dict(self) -> dict[str, Tensor]:
-        """The weights with the names and shapes of the authors' checkpoints, which are those of this network."""
+        """Return the weights with the names and shapes of the authors' checkpoints, the same as this network's."""
         return dict(self.state_dict())
 
 
 class GuidedRestorer(nn.Module):
-    """The restorer: groups of guided blocks between two convolutions. Its output is the image, not a correction.
+    """The restorer: groups of guided blocks between two convolutions. Its output is the image, not a residual.
 
     Args:
         img_channel: channels of the images.
@@ -148,7 +148,7 @@ class GuidedRestorer(nn.Module):
         self.tail = nn.Sequential(conv3x3(dim, img_channel))
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """x: (B, 3, H, W). guide: (B, C, H, W), the map of the degradation. Returns (B, 3, H, W)."""
+        """Restore x: (B, 3, H, W), with guide: (B, C, H, W), the degradation map. Returns (B, 3, H, W)."""
         first = y = self.head(x)
         *groups, last = self.body
         for group in groups:
@@ -157,7 +157,7 @@ class GuidedRestorer(nn.Module):
 
 
 class GuidedGroup(nn.Module):
-    """x + conv(blocks(x)), where each block is given the guide."""
+    """x + conv(blocks(x)); each block receives the guide."""
 
     def __init__(self, dim: int, num_blocks: int) -> None:
         super().__init__()
@@ -175,8 +175,8 @@ class GuidedGroup(nn.Module):
 class GuidedBlock(Formulated, nn.Module):
     """x + two pairs of a guided module and a convolution, with activations between them.
 
-    On CPUs the fast formulation samples features for the deformable convolutions by `sampled`, and 'gate' samples them
-    again in the backward pass. Elsewhere, and in graphs, it is torchvision's operator in both formulations.
+    On CPUs the fast formulation computes the deformable convolutions by `sampled`, and 'gate' samples again in the
+    backward pass. Elsewhere, and in graphs, both formulations use torchvision's operator.
     """
 
     has_kernels = False
@@ -203,7 +203,7 @@ class GuidedBlock(Formulated, nn.Module):
 
 
 class GuidedModule(nn.Module):
-    """x + a deformable convolution of x + x scaled and shifted, both as the guide has it."""
+    """x + a deformable convolution of x + x scaled and shifted, both controlled by the guide."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -216,9 +216,9 @@ class GuidedModule(nn.Module):
 
 
 class GuidedConv(nn.Module):
-    """A 3x3 convolution whose taps are moved and weighted at each pixel (Deformable ConvNets v2, arXiv 1811.11168).
+    """A 3x3 convolution with taps shifted and weighted at each pixel (Deformable ConvNets v2, arXiv 1811.11168).
 
-    At first the taps are where they are in a plain convolution and weigh half of it.
+    It is initialised to the tap positions of a plain convolution, at half weight.
     """
 
     def __init__(self, dim: int) -> None:
@@ -237,7 +237,7 @@ class GuidedConv(nn.Module):
 
 
 class FeatureTransform(nn.Module):
-    """x * gamma + beta, both (B, C, H, W), made of the guide by two 1x1 convolutions each."""
+    """x * gamma + beta, both (B, C, H, W), computed from the guide by two 1x1 convolutions each."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -250,16 +250,16 @@ class FeatureTransform(nn.Module):
 
 
 def deformed(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, by: Deform) -> Tensor:
-    """The modulated deformable convolution, in float32 at least: CPUs do not have it in bfloat16.
+    """Compute the modulated deformable convolution in at least float32: CPUs do not support bfloat16 here.
 
-    A tap whose offset is NaN gives NaN; torchvision's operator would read outside of the image's memory.
+    A NaN offset results in NaN; torchvision's operator would read outside the image's memory.
 
     Args:
         x: (B, C, H, W).
         offset: (B, 18, H, W) in pixels, dy and dx of each tap.
         mask: (B, 9, H, W), [0, 1].
         weight: (C, C, 3, 3).
-        by: computes it.
+        by: function that computes it.
     """
     lost = offset.isnan()
     offset = offset.masked_fill(lost, 0)
@@ -269,12 +269,12 @@ def deformed(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, by: Deform
 
 
 def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    """torchvision's operator; arguments as for `deformed`."""
+    """Apply torchvision's operator; arguments as for `deformed`."""
     return deform_conv2d(x, offset, weight, padding=1, mask=mask)
 
 
 def sampled(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    """The same by torch's bilinear sampling and a matrix product, strip by strip: several times as fast on CPUs."""
+    """Compute the same by bilinear sampling and a matrix product in strips: several times faster on CPUs."""
     height, width = x.shape[-2:]
     rows = max(1, STRIP // width)
     strips = [
@@ -285,14 +285,14 @@ def sampled(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
 
 
 def sampled_again(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    """`sampled`, which keeps none of the samples for the backward pass; torchvision's operator keeps none either."""
+    """Compute `sampled` without storing samples for the backward pass; torchvision's operator stores none either."""
     if not torch.is_grad_enabled():
         return sampled(x, offset, mask, weight)
     return checkpoint(sampled, x, offset, mask, weight, use_reentrant=False, preserve_rng_state=False)
 
 
 def _strip(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, top: int) -> Tensor:
-    """Rows of the convolution of x from `top` on; offset (B, 18, rows, W), mask (B, 9, rows, W)."""
+    """Compute rows of the convolution of x from `top` on; offset (B, 18, rows, W), mask (B, 9, rows, W)."""
     (batch, channels, height, width), rows = x.shape, offset.shape[2]
     moved = offset.unflatten(1, (TAPS, 2))
     taps = torch.arange(TAPS, device=x.device)[:, None, None]
@@ -306,13 +306,13 @@ def _strip(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, top: int) ->
 
 
 def deformed_operations(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-    """Operations of `deform_conv2d` by the shapes of its arguments: those of the convolution, two a multiplication."""
+    """Count the operations of `deform_conv2d` from the shapes of its arguments: two per multiply-add of the conv."""
     batch, channels, height, width = out_shape
     return 2 * batch * channels * height * width * weight[1] * weight[2] * weight[3]
 
 
 OPERATIONS = {torch.ops.torchvision.deform_conv2d: deformed_operations}
-"""For torch's FlopCounterMode, which does not know operators of torchvision."""
+"""Count operations for torch's FlopCounterMode, which does not know torchvision's operators."""
 
 
 def conv3x3(inp: int, out: int) -> nn.Conv2d:

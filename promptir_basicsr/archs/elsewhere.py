@@ -1,7 +1,7 @@
-"""Networks of other repositories, which an option file names as `MODULE:CLASS` instead of registering them.
+"""Networks of other repositories, named in an option file as `MODULE:CLASS` without registration.
 
-Their code is run, so only what reads option files that a person has written calls `import_network`; the metadata of
-weights never leads here.
+Their code is executed, so only code that reads option files calls `import_network`, never code that reads the metadata
+of weights.
 """
 
 import functools
@@ -23,33 +23,36 @@ from promptir_basicsr.core.messages import did_you_mean, printable, shown
 from promptir_basicsr.core.problems import problem
 
 FOLDER = 'path'
-"""The key of the folder that a module is looked for in; no argument of the network."""
+"""The key of the folder that contains the module; not an argument of the network."""
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def is_elsewhere(name: object) -> bool:
-    """Whether a `type` is a `MODULE:CLASS`."""
+    """Return whether a `type` has the form `MODULE:CLASS`."""
     return isinstance(name, str) and ':' in name
 
 
 def import_network(name: str, folder: object = None) -> None:
-    """Make a class known to BasicSR under `MODULE:CLASS`.
+    """Register a class with BasicSR under `MODULE:CLASS`.
 
-    A network that does not say what its sides must be multiples of is tried on small images when it is built.
+    A network that does not declare its size multiple is run on small images when it is built, to find it.
 
     Args:
         name: `MODULE:CLASS`.
-        folder: where the module is. Default: among the installed ones, or in the current folder.
+        folder: folder of the module. Default: installed modules or the current folder.
 
     Raises:
-        OptionError: there is no such folder, module or class, or it is no network; in the options that have `type`.
+        OptionError: the folder, module or class does not exist, or the class is not a network; its place is that of
+            `type`.
     """
     module_name, _, class_name = name.partition(':')
     if not (module_name and class_name.isidentifier()):
         raise _wrong(f"'{name}' is not of the form MODULE:CLASS, such as 'net.model:AdaIR'.")
     if folder is not None and not (isinstance(folder, str) and os.path.isdir(os.path.expanduser(folder))):
-        raise OptionError(problem(FOLDER, f'{shown(folder)} is not a folder. Paths start at the current folder.'))
+        raise OptionError(
+            problem(FOLDER, f'{shown(folder)} is not a folder. Paths are relative to the current folder.')
+        )
     place = os.path.realpath(os.path.expanduser(folder) if isinstance(folder, str) else os.getcwd())
     module = _imported(module_name, place, named=folder is not None)
     kind = getattr(module, class_name, None)
@@ -57,31 +60,31 @@ def import_network(name: str, folder: object = None) -> None:
         known = [
             each for each, found in vars(module).items() if isinstance(found, type) and issubclass(found, nn.Module)
         ]
-        what = 'is no network, a class of torch.nn.Module' if kind is not None else 'is not there'
+        what = 'is not a network, a subclass of torch.nn.Module' if kind is not None else 'does not exist'
         raise _wrong(f"'{class_name}' {what}, in '{module.__file__}'.{did_you_mean(class_name, known)}")
     if FOLDER in inspect.signature(kind).parameters:
         raise _wrong(
-            f"'{class_name}' takes an argument `{FOLDER}`, which is the folder of the module here. Write a subclass "
-            'that gives it.'
+            f"'{class_name}' has an argument `{FOLDER}`, which here is the folder of the module. Write a subclass "
+            'that sets it.'
         )
     if getattr(ARCH_REGISTRY._obj_map.get(name), '__base__', None) is not kind:
         ARCH_REGISTRY._obj_map[name] = _adapted(kind)
 
 
 def without_folder(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a network without the folder that it comes from, which is nobody else's matter."""
+    """Return the options of a network without the folder of its module."""
     drop = (FOLDER,) if is_elsewhere(options.get('type')) else ()
     return {key: value for key, value in options.items() if key not in drop}
 
 
 def _imported(name: str, place: str, named: bool) -> Any:
-    """The module, with the modules beside it found while it is imported and, after all others, later."""
+    """Import the module; modules next to it can be imported during this and later, after all others."""
     loaded = sys.modules.get(name)
     if loaded is None:
         sys.path.insert(0, place)
         try:
             loaded = importlib.import_module(name)
-        except Exception as error:  # whatever somebody's module raises
+        except Exception as error:  # a third-party module may raise anything
             what = f'{type(error).__name__}: {printable(error)}'
             raise _wrong(f"the module '{name}' cannot be imported from '{place}': {what}") from error
         finally:
@@ -90,7 +93,7 @@ def _imported(name: str, place: str, named: bool) -> Any:
     found = os.path.realpath(getattr(loaded, '__file__', None) or '')
     if named and not Path(found).is_relative_to(place):
         raise _wrong(
-            f"the module '{name}' is that of '{found}' already, not of '{place}'. Python knows one module of a name: "
+            f"the module '{name}' is already imported from '{found}', not '{place}'. Python has one module per name: "
             'rename one of them, or its folder.'
         )
     return loaded
@@ -101,7 +104,7 @@ def _wrong(message: str) -> OptionError:
 
 
 def _adapted(kind: type[nn.Module]) -> type[nn.Module]:
-    """A network as its author wrote it, which also takes, and ignores, the folder that it comes from."""
+    """Wrap a third-party network so that it also accepts, and ignores, the folder of its module."""
 
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
         kwargs.pop(FOLDER, None)
@@ -131,7 +134,7 @@ _found: dict[tuple[type, str], int | None] = {}
 
 
 def _found_multiple(kind: type, arguments: str, net: nn.Module) -> int | None:
-    """What height and width must be multiples of, by trial; None where no size is left as it is."""
+    """Find the size multiple of height and width by trial; None if the network preserves no size."""
     key = kind, arguments
     if key not in _found:
         _found[key] = next((multiple for multiple in _MULTIPLES if _keeps_size(net, 64 + multiple)), None)
@@ -139,13 +142,13 @@ def _found_multiple(kind: type, arguments: str, net: nn.Module) -> int | None:
 
 
 def _keeps_size(net: nn.Module, side: int) -> bool:
-    """Whether an image of these sides comes out as large as it went in."""
+    """Return whether the output for an image of these sides has the same size."""
     training = {module: module.training for module in net.modules()}
     net.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             made: Any = net(torch.zeros(1, traits_of(net).image_channels, side, side))
-    except Exception:  # this is how networks say that a size does not suit them
+    except Exception:  # networks raise these for unsupported sizes
         return False
     finally:
         for module, mode in training.items():

@@ -1,7 +1,7 @@
-"""PIPRestormer: one network for several degradations, told which by a person or by a sensor.
+"""PIPRestormer: one network for several degradations; a label or a sensor selects which.
 
 Source: Li, Lei, Ma, Zhang, Shan, "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038), on the
-backbone of Restormer, as the released program has it. An independent implementation with the released parameter names.
+backbone of Restormer, as in the released program. An independent implementation with the released parameter names.
 
 Shapes: B batch, H W height and width, T degradations. `dim` features at full size; a level has half the size of the one
 above it.
@@ -29,31 +29,31 @@ INTERACTION_HEADS = 4  # of the attention of features to their prompt, at every 
 class PIPRestormer(Backbone, ConditionedNetwork):
     """PIP on the three skip connections of Restormer; the defaults are the released program's.
 
-    The decoder gets modulated skips, the encoder goes on with the features as they are. All widths follow from `dim`.
-    Lists are as good as tuples.
+    Prompts modulate the skips to the decoder; the encoder uses unmodulated features. All widths derive from `dim`.
+    Lists and tuples are both accepted.
 
     Args:
         inp_channels: channels of the degraded image.
-        out_channels: channels of the restored image; the same number, because the network adds its output to its input.
+        out_channels: channels of the restored image; must equal inp_channels, because the input is added to the output.
         dim: feature channels at full size, a multiple of 8.
         num_blocks: Transformer blocks at levels 1 to 4, in the encoder; the decoder repeats levels 3 to 1.
         num_refinement_blocks: blocks after the decoder, at full size.
         heads: attention heads at levels 1 to 4.
-        ffn_expansion_factor: hidden width of the feed-forward networks over their input width.
+        ffn_expansion_factor: ratio of hidden to input width of the feed-forward networks.
         bias: whether the convolutions of the blocks, the 1x1 convolutions between stages and the output convolution
             have biases.
         layer_norm_type: 'WithBias' or 'BiasFree'.
-        num_degradations: T, how many it tells apart; labels go from 0 to T - 1.
-        degradations: their names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
+        num_degradations: T, number of degradations; labels are 0 to T - 1.
+        degradations: names by label. Default for T = 5: denoise, derain, dehaze, deblur, lowlight.
         prompt_dims: prompt channels at levels 1 to 3; for 'topm' multiples of 4 of at least 12. Default: about 4/3 of
-            the skips' channels, (64, 128, 256) for the default dim. Above the skips' channels some of the
-            degradation-aware prompt is never used; equal to them, (48, 96, 192), all of it is.
+            the skips' channels, (64, 128, 256) for the default dim. Above the skips' channels, part of the
+            degradation-aware prompt is never used; equal to them, (48, 96, 192), all of it is used.
         prompt_sizes: height and width of the prompts of levels 1 to 3, at least 2.
-        interaction: how features take up their prompt: 'topm' (the paper's selective interaction), 'cross', 'gate' or
+        interaction: how a prompt modulates features: 'topm' (the paper's selective interaction), 'cross', 'gate' or
             'promptir_gate'; see `PromptToFeature`.
-        sensor: `type` and arguments of a network that finds the degradation where none is given, such as
-            DegradationSensor. It becomes a part of this network and is not trained with it; see `attach_sensor`.
-        hard_sensor: what it finds likeliest alone counts, not its probabilities as they are.
+        sensor: `type` and arguments of a network that predicts the degradation if no label is passed, such as
+            DegradationSensor. It becomes part of this network but is not trained with it; see `attach_sensor`.
+        hard_sensor: use only the sensor's most likely degradation instead of its probabilities.
 
     Raises:
         OptionError: an argument is not allowed; the message names it and says what is.
@@ -110,23 +110,23 @@ class PIPRestormer(Backbone, ConditionedNetwork):
         return self.output(self.refinement(self.decoder_level1(y))) + x
 
     def released_state_dict(self) -> dict[str, Tensor]:
-        """The weights with the names and shapes of the authors' checkpoints, without those of a sensor.
+        """Return the weights with the names and shapes of the authors' checkpoints, without those of a sensor.
 
-        These hold three tensors that never take part in the computation; here they are zeros.
+        The checkpoints contain three unused tensors, which are zeros here.
 
         Raises:
-            ValueError: the interaction is a gate, whose released names are not known.
+            ValueError: the interaction is a gate, which has no released layout.
         """
         if self.interaction not in ('topm', 'cross'):
             raise ValueError(
-                f"PIPRestormer: built with interaction='{self.interaction}', whose released layout is not known. It "
-                "is known for 'topm' and 'cross'."
+                f"PIPRestormer: built with interaction='{self.interaction}', which has no released layout. Only "
+                "'topm' and 'cross' have one."
             )
         own = {name: value for name, value in self.state_dict().items() if not name.startswith(SENSOR_PREFIX)}
         return self.with_unused(own)
 
     def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Names and shapes of three tensors: 112,896 numbers at dim 48."""
+        """Return names and shapes of the three unused tensors: 112,896 numbers at dim 48."""
         widths = [self.dim * 2**level for level in range(3)]
         return {
             f'reduce_noise_channel_{level}.weight': (width, width + prompt, 1, 1)
@@ -135,6 +135,6 @@ class PIPRestormer(Backbone, ConditionedNetwork):
 
 
 def prompt_widths(dim: int) -> tuple[int, int, int]:
-    """Prompt channels at levels 1 to 3: 64, 128 and 256 for the released dim of 48, always divisible into heads."""
+    """Return prompt channels at levels 1 to 3: 64, 128, 256 for the released dim 48, always divisible into heads."""
     level1 = 4 * round(dim / 3)
     return level1, 2 * level1, 4 * level1

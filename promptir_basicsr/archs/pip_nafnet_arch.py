@@ -1,9 +1,9 @@
-"""PIPNAFNet: PIP's prompts on a convolutional network without attention over pixels.
+"""PIPNAFNet: PIP's prompts in NAFNet, a convolutional network without attention over pixels.
 
 Sources: Chen, Chu, Zhang, Sun, "Simple Baselines for Image Restoration", ECCV 2022 (arXiv 2204.04676), section 3 and
 figure 3, for the backbone; Li et al., "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038)
-for the prompts, whose place in this network is ours. An independent implementation; the backbone's parameter names are
-those of released NAFNet weights.
+for the prompts; their place in this network is this package's design. An independent implementation; the backbone's
+parameter names are those of released NAFNet weights.
 
 Shapes: B batch, C channels, H W height and width, T degradations. `width` features at full size; a level has half the
 size and twice the features of the one above it.
@@ -30,29 +30,28 @@ PROMPT_NAMES = ('prompt', 'low_prompt_interaction_level')
 
 @register(ARCH_REGISTRY)
 class PIPNAFNet(ConditionedNetwork):
-    """PIP on the four skip connections of NAFNet; the defaults are NAFNet's of width 32 for GoPro.
+    """PIP on the four skip connections of NAFNet; the defaults are those of NAFNet with width 32 for GoPro.
 
-    The decoder adds modulated skips, the encoder goes on with the features as they are. Lists are as good as tuples.
+    The decoder adds modulated skips; the encoder uses unmodulated features. Lists and tuples are both accepted.
 
     Args:
         img_channel: channels of the degraded and the restored image.
         width: feature channels at full size, even.
         middle_blk_num: blocks at the lowest level.
         enc_blk_nums: blocks at levels 1 to 4 of the encoder.
-        dec_blk_nums: blocks at levels 4 to 1 of the decoder, in the order in which features meet them, as NAFNet has
-            them.
-        num_degradations: T, how many it tells apart; labels go from 0 to T - 1.
-        degradations: their names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
+        dec_blk_nums: blocks at levels 4 to 1 of the decoder, in the order of the forward pass, as in NAFNet.
+        num_degradations: T, number of degradations; labels are 0 to T - 1.
+        degradations: names by label. Default for T = 5: denoise, derain, dehaze, deblur, lowlight.
         prompt_dims: prompt channels at levels 1 to 4. Default: those of the skips, (32, 64, 128, 256) for width 32.
         prompt_sizes: height and width of the prompts of levels 1 to 4.
-        interaction: how features take up their prompt: 'topm', 'cross', 'gate' or 'promptir_gate'; see
+        interaction: how a prompt modulates features: 'topm', 'cross', 'gate' or 'promptir_gate'; see
             `PromptToFeature`.
-        residual: add the modulated skips to the skips with a learned factor that is 0 at first. The output is at first
-            that of NAFNet, for weights that were trained before.
-        prompts: False gives NAFNet, for ablations.
-        sensor: `type` and arguments of a network that finds the degradation where none is given, such as
-            DegradationSensor. It becomes a part of this network and is not trained with it; see `attach_sensor`.
-        hard_sensor: what it finds likeliest alone counts, not its probabilities as they are.
+        residual: add the modulated skips to the skips with a learned factor that is initially 0, so that the output
+            is initially that of NAFNet; for pretrained weights.
+        prompts: False builds NAFNet, for ablations.
+        sensor: `type` and arguments of a network that predicts the degradation if no label is passed, such as
+            DegradationSensor. It becomes part of this network but is not trained with it; see `attach_sensor`.
+        hard_sensor: use only the sensor's most likely degradation instead of its probabilities.
 
     Raises:
         OptionError: an argument is not allowed; the message names it and says what is.
@@ -91,7 +90,7 @@ class PIPNAFNet(ConditionedNetwork):
         prompt_dims = [default_width(each, interaction) for each in widths[:-1]] if prompt_dims is None else prompt_dims
         check_prompts('PIPNAFNet', widths[:-1], prompt_dims, prompt_sizes, interaction)
         if sensor is not None and not prompts:
-            message = 'without prompts there is nothing to ask a sensor for. Leave sensor out.'
+            message = 'a network without prompts does not use a sensor. Omit sensor.'
             raise argument_error('PIPNAFNet', 'prompts', message, 'sensor')
         self.img_channel = self.inp_channels = img_channel
         self.takes_degradation = prompts
@@ -130,14 +129,14 @@ class PIPNAFNet(ConditionedNetwork):
         return self.ending(y) + x
 
     def with_prompts(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of NAFNet as weights of this network, with the prompts that it has; others as they are."""
+        """Complete weights of NAFNet by this network's prompts; return other weights unchanged."""
         if any(name.startswith(PROMPT_NAMES) for name in weights):
             return dict(weights)
         own = {name: value for name, value in self.state_dict().items() if name.startswith(PROMPT_NAMES)}
         return {**weights, **own}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load weights of NAFNet, too, and keep the prompts then."""
+        """Load weights of this network, or of NAFNet without changing the prompts."""
         mine = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
         state_dict.update({prefix + name: value for name, value in self.with_prompts(mine).items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -146,11 +145,11 @@ class PIPNAFNet(ConditionedNetwork):
 class NAFBlock(nn.Module):
     """x + beta f(LN x), then x + gamma g(LN x): convolutions and products, no activation function (figure 3d).
 
-    beta and gamma are vectors over the channels and 0 at first.
+    beta and gamma are vectors over the channels, initially 0.
 
     Args:
         dim: C.
-        expansion: channels within f and g over C, before a gate halves them.
+        expansion: ratio of the channels inside f and g to C, before a gate halves them.
     """
 
     def __init__(self, dim: int, expansion: int = 2) -> None:
@@ -171,12 +170,12 @@ class NAFBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W). Returns (B, C, H, W)."""
         y = self.sg(self.conv2(self.conv1(self.norm1(x))))
-        x = x + self.conv3(y * self.sca(y)) * self.beta  # the simplified channel attention is a factor a channel
+        x = x + self.conv3(y * self.sca(y)) * self.beta  # the simplified channel attention is one factor per channel
         return x + self.conv5(self.sg(self.conv4(self.norm2(x)))) * self.gamma
 
 
 class SimpleGate(nn.Module):
-    """One half of the channels times the other."""
+    """Multiply one half of the channels by the other."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, 2C, H, W). Returns (B, C, H, W)."""

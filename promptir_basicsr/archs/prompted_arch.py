@@ -1,7 +1,7 @@
-"""PromptedNetwork: any network that keeps the image size, with prompts that modulate some of its features.
+"""PromptedNetwork: any network that preserves the image size, with prompts that modulate some of its features.
 
-The prompts are those of PIP (arXiv 2312.05038) or PromptIR (arXiv 2306.13090); the papers put them into Restormer. Here
-they stand behind modules of a network that is taken as it is.
+The prompts are those of PIP (arXiv 2312.05038) or PromptIR (arXiv 2306.13090); the papers add them to Restormer. Here
+they follow modules of an unmodified network.
 
 Shapes: B batch, C feature channels, H W height and width, N tokens, T degradations.
 """
@@ -35,43 +35,43 @@ from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.core.registry import build, check_call, register
 
 IMAGE_CHANNELS = 3
-PROMPT_REACH = 64  # sides of the image over the stride: the default size of a prompt, as the released programs have it
+PROMPT_REACH = 64  # the default size of a prompt is this over the stride, as in the released programs
 LEAST_PROMPT_SIZE = 4
 TAP_KEYS = ('module', 'prompt_dim', 'prompt_size')
 
 
 @register(ARCH_REGISTRY)
 class PromptedNetwork(ConditionedNetwork):
-    """A network whose features are modulated by prompts behind the modules that are named.
+    """A network whose features are modulated by prompts after named modules.
 
-    What a tapped module gives is replaced by the modulated features wherever the network uses them: a tap in the
-    encoder of a U-shaped network changes the skip connection and the way down. With `residual` the network's output is
-    at first, bit by bit, that of the network alone.
+    The modulated features replace the output of a tapped module wherever the network uses it: a tap in the encoder of
+    a U-shaped network changes both the skip connection and the path down. With `residual` the initial output is that
+    of the plain network, bit by bit.
 
     Args:
         network: {type: a registered network, and its arguments}; it must map (B, 3, H, W) to the same shape.
         taps: modules whose output is modulated, by their names in the network, such as 'conv_after_body' or
-            {module: layers.0, prompt_dim: 64, prompt_size: 32}. A module is called once in a pass and gives
-            (B, C, H, W), or tokens (B, N, C) row by row. prompt_dim is by default C, or the next width that the
-            interaction allows; prompt_size is by default 64 over the stride of the features, at least 4.
-        prompts: 'pip', which is told the degradation or asks a sensor, or 'promptir', which is blind.
-        interaction: how features take up their prompt, see `PromptToFeature`; or 'promptir', the block of PromptIR.
+            {module: layers.0, prompt_dim: 64, prompt_size: 32}. A module must be called once per pass and return
+            (B, C, H, W), or tokens (B, N, C) row by row. Default prompt_dim: C, or the next width that the interaction
+            allows; default prompt_size: 64 over the stride of the features, at least 4.
+        prompts: 'pip', selected by a label or a sensor, or 'promptir', which is blind.
+        interaction: how a prompt modulates features, see `PromptToFeature`; or 'promptir', the block of PromptIR.
             Default: 'topm' for PIP's prompts, 'promptir' for PromptIR's.
         num_degradations: T, for PIP's prompts.
-        degradations: their names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
-        num_prompts: prompts in the bank of a tap, for PromptIR's.
-        residual: add the modulated features to the features with a learned factor that is 0 at first.
-        freeze_network: train the prompts alone. The network stays in evaluation mode, too.
-        sensor: for PIP's prompts, `type` and arguments of a network that finds the degradation where none is given,
-            such as DegradationSensor; see `attach_sensor`.
-        hard_sensor: what it finds likeliest alone counts, not its probabilities as they are.
+        degradations: names by label. Default for T = 5: denoise, derain, dehaze, deblur, lowlight.
+        num_prompts: prompts in the bank of a tap, for PromptIR's prompts.
+        residual: add the modulated features to the features with a learned factor that is initially 0.
+        freeze_network: train only the prompts; the network also stays in evaluation mode.
+        sensor: for PIP's prompts, `type` and arguments of a network that predicts the degradation if no label is
+            passed, such as DegradationSensor; see `attach_sensor`.
+        hard_sensor: use only the sensor's most likely degradation instead of its probabilities.
 
     Attributes:
         levels: names of the tapped modules, in the order in which the network calls them.
-        size_multiple: the network's own, or its windows' times its largest stride, or that stride.
+        size_multiple: the network's own, or its window size times its largest stride, or that stride.
 
     Raises:
-        OptionError: an argument is not allowed; the message names it and says what is, a line each.
+        OptionError: an argument is invalid; one line for each, with the allowed values.
     """
 
     scale = 1
@@ -96,13 +96,13 @@ class PromptedNetwork(ConditionedNetwork):
         if not is_whole(num_prompts, least=1):
             problems.append(problem('num_prompts', f'{num_prompts!r} is not a whole number of at least 1.'))
         if sensor is not None and prompts == 'promptir':
-            message = "PromptIR's prompts are blind and ask none. Leave it out, or take PIP's prompts."
+            message = "PromptIR's prompts are blind and do not use one. Omit it, or use PIP's prompts."
             problems.append(problem('sensor', message))
         problems += _check_network(network)
         raise_problems(problems, 'PromptedNetwork')
         interaction = interaction or ('topm' if prompts == 'pip' else 'promptir')
 
-        # Many constructors compute with their tensors, which the meta device cannot.
+        # Many constructors compute with their tensors, which the meta device does not support.
         with torch.device('cpu'):
             backbone, found = _build(network)
         traits = traits_of(backbone, network)
@@ -130,11 +130,11 @@ class PromptedNetwork(ConditionedNetwork):
     def prompt_weights(
         self, x: Tensor, degradation: Any = None, overrides: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """As of `ConditionedNetwork`; (B, num_prompts) a tap for PromptIR's prompts."""
+        """Return the weights as in `ConditionedNetwork`; (B, num_prompts) per tap for PromptIR's prompts."""
         return super().prompt_weights(x, degradation, overrides) or self._run(x, None)[1]
 
     def prompt_vectors(self) -> dict[str, Tensor]:
-        """The prompts that tell degradations apart, tap by tap: what a loss of prompts acts on.
+        """Return the degradation-specific prompts of each tap, the input of a loss of prompts.
 
         Returns:
             (T, D) for PIP's prompts, (num_prompts, D S S) for PromptIR's, by the names of the tapped modules.
@@ -143,9 +143,9 @@ class PromptedNetwork(ConditionedNetwork):
         return {level: tap.vectors() for level, tap in zip(self.levels, taps, strict=True)}
 
     def with_prompts(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the plain network as weights of this one, with the prompts that it has.
+        """Complete weights of the plain network by this network's prompts.
 
-        Others are given back as they are.
+        Other weights are returned unchanged.
         """
         if any(name.startswith('taps.') for name in weights):
             return dict(weights)
@@ -153,17 +153,17 @@ class PromptedNetwork(ConditionedNetwork):
         return {**{f'network.{name}': value for name, value in weights.items()}, **own}
 
     def train(self, mode: bool = True) -> 'PromptedNetwork':
-        """Training or evaluation mode; a frozen network stays in evaluation mode."""
+        """Set training or evaluation mode; a frozen network stays in evaluation mode."""
         super().train(mode)
         if self.freeze_network:
             self.network.eval()
         return self
 
     def _check(self, x: Tensor) -> None:
-        """Left to the network, which may pad."""
+        """Check nothing: the network itself may pad."""
 
     def _run(self, x: Tensor, context: PromptContext | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The network's output, and the weights of PromptIR's prompts by level."""
+        """Return the network's output, and the weights of PromptIR's prompts by level."""
         running = _Pass(self, x, context)
         token = _PASS.set(running)
         try:
@@ -172,7 +172,7 @@ class PromptedNetwork(ConditionedNetwork):
             _PASS.reset(token)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load weights of the plain network, too, and keep the prompts then."""
+        """Load weights of this network, or of the plain network without changing the prompts."""
         own = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
         named = self.with_prompts({name.removeprefix(prefix): value for name, value in own.items()})
         state_dict.update({prefix + name: value for name, value in named.items()})
@@ -181,9 +181,9 @@ class PromptedNetwork(ConditionedNetwork):
 
 @dataclass
 class _Pass:
-    """A forward pass of a PromptedNetwork: what the hooks in its network need to know.
+    """State of a forward pass of a PromptedNetwork for the hooks in its network.
 
-    `weights` is filled by them: the weights of PromptIR's prompts, by level.
+    The hooks fill `weights` with the weights of PromptIR's prompts, by level.
     """
 
     net: PromptedNetwork
@@ -198,8 +198,8 @@ _PASS: ContextVar[_Pass | None] = ContextVar('pass of a PromptedNetwork', defaul
 class _Modulate:
     """The forward hook of a tapped module.
 
-    It holds no module but finds the prompts through the running pass, so that in a copy of the network (an average of
-    the weights, a replica on another device, an unpickled one) the copy's prompts are used.
+    It holds no module but finds the prompts through the running pass, so that copies of the network (averaged weights,
+    replicas on other devices, unpickled networks) use their own prompts.
     """
 
     def __init__(self, number: int, module: str, given: TapPoint) -> None:
@@ -208,10 +208,10 @@ class _Modulate:
     def __call__(self, module: nn.Module, args: object, output: Tensor) -> Tensor:
         running = _PASS.get()
         if running is None:
-            # As in a network that recomputes its features in the backward pass: they would come without prompts.
+            # A network that recomputes features in the backward pass would recompute them without prompts.
             raise RuntimeError(
-                f"PromptedNetwork: '{self.level}' was called outside of the forward pass. Call the PromptedNetwork, "
-                'not its network, and switch gradient checkpointing in the network off (`use_checkpoint: false`).'
+                f"PromptedNetwork: '{self.level}' was called outside the forward pass. Call the PromptedNetwork, "
+                'not its network, and disable gradient checkpointing in the network (`use_checkpoint: false`).'
             )
         height, width = running.image.shape[-2:]
         x = output
@@ -224,13 +224,13 @@ class _Modulate:
         else:
             x = tap(x, running.context.weights[self.level], running.context.strength[self.level])
         x = to_tokens(x) if self.given.tokens else x
-        # In the memory layout that the network knows: a convolution's last digits depend on it.
+        # Keep the network's memory layout: a convolution's last digits depend on it.
         return x if x.stride() == output.stride() else torch.empty_like(output).copy_(x)
 
 
 @dataclass(frozen=True)
 class _Tap:
-    """A tap with everything that its prompt needs."""
+    """A tap, with the settings of its prompt."""
 
     module: str
     given: TapPoint
@@ -239,16 +239,16 @@ class _Tap:
 
 
 def _find(found: Survey, taps: object, interaction: str) -> list[_Tap]:
-    """The taps of the options, in the order in which the network calls them.
+    """Return the taps of the options, in the order in which the network calls them.
 
     Raises:
-        OptionError: they are not taps of the network, or a prompt cannot be built; all problems.
+        OptionError: they are not taps of the network, or a prompt cannot be built; lists all problems.
     """
     if not isinstance(taps, Sequence) or isinstance(taps, str) or not taps:
         raise argument_error(
             'PromptedNetwork',
             'taps',
-            f'taps is {taps!r}; give a list of modules, such as {[*found.taps][-2:]}, each a name or '
+            f'taps is {taps!r}; must be a list of modules, such as {[*found.taps][-2:]}, each a name or '
             '{module: name, prompt_dim: 64, prompt_size: 64}.',
         )
     points, seen = [], set()
@@ -257,13 +257,13 @@ def _find(found: Survey, taps: object, interaction: str) -> list[_Tap]:
         where = ('taps', number)
         options = {'module': tap} if isinstance(tap, str) else tap
         if not isinstance(options, Mapping):
-            problems.append(problem(where, f'give {{module: name}}, not {tap!r}.'))
+            problems.append(problem(where, f'must be {{module: name}}, not {tap!r}.'))
             continue
         problems += unknown_keys(where, options, TAP_KEYS)
         module = options.get('module')
         wrong = found.problem(module)
         if wrong or module in seen:
-            problems.append(problem((*where, 'module'), wrong or f'{module!r} stands in the list twice.'))
+            problems.append(problem((*where, 'module'), wrong or f'{module!r} is in the list twice.'))
             continue
         seen.add(module)
         given = found.taps[str(module)]
@@ -277,20 +277,20 @@ def _find(found: Survey, taps: object, interaction: str) -> list[_Tap]:
 
 
 def _build(options: Mapping[str, Any]) -> tuple[nn.Module, Survey]:
-    """The network of the options, and what its modules give.
+    """Build the network of the options, and survey the outputs of its modules.
 
     Raises:
-        OptionError: it cannot be built or run, or has prompts of its own.
+        OptionError: it cannot be built or run, or already has such prompts.
     """
     kind = options['type']
     try:
         network = build(ARCH_REGISTRY, options)
-    except Exception as error:  # whatever it is, the network of these options does not exist
+    except Exception as error:  # any error means that these options build no network
         message = f'network: {kind} cannot be built: {str(error) or type(error).__name__}'
         raise argument_error('PromptedNetwork', 'network', message) from error
     traits = traits_of(network, options)
     if traits.takes_degradation or isinstance(network, PromptedNetwork):
-        message = f'network.type: {kind} has such prompts itself. Take a network without.'
+        message = f'network.type: {kind} already has such prompts. Use a network without prompts.'
         raise argument_error('PromptedNetwork', ('network', 'type'), message)
     side = traits.declared_multiple or 16 * (traits.window_size or 1)
     try:
@@ -300,8 +300,8 @@ def _build(options: Mapping[str, Any]) -> tuple[nn.Module, Survey]:
 
 
 def _check_network(options: object) -> list[Problem]:
-    """The problems of the type and the names of the arguments of a network."""
+    """Return problems with the type and the argument names of a network."""
     if not isinstance(options, Mapping) or 'type' not in options:
-        message = f'give options with a type, e.g. {{type: SwinIR, upscale: 1}}, not {options!r}.'
+        message = f'must be options with a type, e.g. {{type: SwinIR, upscale: 1}}, not {options!r}.'
         return [problem('network', message)]
     return check_call('network', 'network', options, ARCH_REGISTRY)

@@ -1,4 +1,4 @@
-"""PromptIR: one network for several degradations, told apart by prompts that it learns.
+"""PromptIR: one blind network for several degradations, conditioned by learned prompts.
 
 Source: Potlapalli, Zamir, Khan, Khan, "PromptIR: Prompting for All-in-One Blind Image Restoration", NeurIPS 2023
 (arXiv 2306.13090), figure 2. An independent implementation; weights released by the authors load into it.
@@ -31,22 +31,22 @@ INTERACTION_HEADS = 4  # of the block that mixes features and prompt, at every l
 class PromptIR(Backbone):
     """The network of the paper, section 3; the defaults are the paper's.
 
-    All widths follow from `dim`. Lists are as good as tuples.
+    All widths derive from `dim`. Lists and tuples are both accepted.
 
     Args:
         inp_channels: channels of the degraded image.
-        out_channels: channels of the restored image; the same number, because the network adds its output to its input.
+        out_channels: channels of the restored image; must equal inp_channels, because the input is added to the output.
         dim: feature channels at full size, a multiple of 8.
         num_blocks: Transformer blocks at levels 1 to 4, in the encoder; the decoder repeats levels 3 to 1.
         num_refinement_blocks: blocks after the decoder, at full size.
         heads: attention heads at levels 1 to 4.
-        ffn_expansion_factor: hidden width of the feed-forward networks over their input width.
+        ffn_expansion_factor: ratio of hidden to input width of the feed-forward networks.
         bias: whether the convolutions of the Transformer blocks, the 1x1 convolutions between stages and the output
             convolution have biases.
         layer_norm_type: 'WithBias' or 'BiasFree'.
         num_prompts: prompts in the bank of a level.
         prompt_sizes: height and width of the prompts of levels 1 to 3.
-        prompts: False gives the backbone without any prompt, for ablations.
+        prompts: False builds the backbone without prompts, for ablations.
 
     Raises:
         OptionError: an argument is not allowed; the message names it and says what is.
@@ -72,7 +72,7 @@ class PromptIR(Backbone):
         super().__init__()
         check_backbone('PromptIR', dim, num_blocks, heads, ffn_expansion_factor)
         check_ends('PromptIR', inp_channels, out_channels, num_refinement_blocks)
-        hint = '. The paper has 5; for a network without prompts set prompts to False.'
+        hint = '. The paper uses 5; for a network without prompts set prompts to False.'
         check_whole('PromptIR', 'num_prompts', num_prompts, 1, hint)
         check_whole_numbers('PromptIR', 'prompt_sizes', prompt_sizes, length=3)
         self.prompts = prompts
@@ -94,30 +94,30 @@ class PromptIR(Backbone):
 
         Args:
             x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple.
-            degradation: ignored. PromptIR is blind; the argument is there because prompted networks share this call.
+            degradation: ignored, because PromptIR is blind; part of the common signature of prompted networks.
 
         Returns:
             (B, 3, H, W), RGB, not clamped.
 
         Raises:
-            ValueError: x has another shape; the message says to what size to pad it.
+            ValueError: the shape of x is wrong; the message states the size to pad it to.
         """
         features = self.decoder_level1(self._features(x))
         return self.output(self.refinement(features)) + x
 
     def prompt_weights(self, x: Tensor, degradation: Any = None) -> dict[str, Tensor]:
-        """How much of each prompt x is given, level by level (the softmax in equation 2 of the paper).
+        """Return the prompt weights of x by level (the softmax in equation 2 of the paper).
 
         Args:
             x: (B, 3, H, W) as for `forward`.
             degradation: ignored, as in `forward`.
 
         Returns:
-            (B, num_prompts) for 'level3', 'level2' and 'level1', in the order in which features meet the prompts;
-            each row is >= 0 and of sum 1.
+            (B, num_prompts) for 'level3', 'level2' and 'level1', in the order of the forward pass; rows are >= 0 and
+            sum to 1.
 
         Raises:
-            ValueError: the network has no prompts, or x has a shape that `forward` refuses.
+            ValueError: the network has no prompts, or `forward` does not support the shape of x.
         """
         if not self.prompts:
             raise ValueError(
@@ -128,7 +128,7 @@ class PromptIR(Backbone):
         return weights
 
     def prompt_vectors(self) -> dict[str, Tensor]:
-        """The prompts themselves, level by level, each as one vector: what a loss of prompts acts on.
+        """Return the prompts of each level as vectors, the input of a loss of prompts.
 
         Returns:
             (num_prompts, prompt channels * prompt size^2) for 'level3', 'level2' and 'level1'.
@@ -141,7 +141,7 @@ class PromptIR(Backbone):
         return {f'level{level}': getattr(self, f'prompt{level}').prompt_param[0].flatten(1) for level in (3, 2, 1)}
 
     def _features(self, x: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
-        """The image x: (B, 3, H, W) as (B, 2 dim, H, W), what the last decoder stage gets; fills in `weights`."""
+        """Compute the last decoder stage's input, (B, 2 dim, H, W), from x: (B, 3, H, W); fills in `weights`."""
         check_image('PromptIR', x, self.inp_channels, self.size_multiple)
         y, skip1, skip2, skip3 = self.encode(x)
         y = self._interact(3, y, weights)  # (B, 4 dim, H/8, W/8)
@@ -156,7 +156,7 @@ class PromptIR(Backbone):
         return torch.cat([self.up2_1(y), skip1], dim=1)  # (B, 2 dim, H, W)
 
     def _interact(self, level: int, features: Tensor, weights: dict[str, Tensor] | None) -> Tensor:
-        """The prompt block of a level (section 3.1): generate a prompt from the features, then mix the two."""
+        """Apply the prompt block of a level (section 3.1): generate a prompt from the features and mix the two."""
         if not self.prompts:
             return self.reduce_noise_level3(features) if level == 3 else features
         generate = getattr(self, f'prompt{level}')
@@ -167,19 +167,19 @@ class PromptIR(Backbone):
         return reduce(interact(torch.cat([features, generate(features)], dim=1)))
 
     def released_state_dict(self) -> dict[str, Tensor]:
-        """The weights with the names and shapes of the authors' checkpoints.
+        """Return the weights with the names and shapes of the authors' checkpoints.
 
-        These hold six tensors that never take part in the computation; here they are zeros.
+        The checkpoints contain six unused tensors, which are zeros here.
 
         Raises:
-            ValueError: the network has no prompts; the authors' layout has no room for that.
+            ValueError: the network has no prompts, which the authors' layout cannot represent.
         """
         if not self.prompts:
-            raise ValueError('PromptIR: built with prompts=False; the released layout is only for prompts=True.')
+            raise ValueError('PromptIR: built with prompts=False; the released layout requires prompts=True.')
         return self.with_unused(self.state_dict())
 
     def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Names and shapes of six tensors: 215,296 numbers at dim 48."""
+        """Return names and shapes of the six unused tensors: 215,296 numbers at dim 48."""
         prompt1, prompt2, prompt3 = prompt_widths(self.dim)
         shapes = {}
         for level, (prompt, reduced) in enumerate(
@@ -192,6 +192,6 @@ class PromptIR(Backbone):
 
 
 def prompt_widths(dim: int) -> tuple[int, int, int]:
-    """Prompt channels at levels 1 to 3: 64, 128 and 320 for the paper's dim of 48, always divisible into heads."""
+    """Return prompt channels at levels 1 to 3: 64, 128, 320 for the paper's dim 48, always divisible into heads."""
     level1, level2, level3 = (4 * round(dim * ratio / 4) for ratio in (4 / 3, 8 / 3, 20 / 3))
     return level1, level2, level3

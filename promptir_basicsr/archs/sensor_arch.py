@@ -1,9 +1,9 @@
-"""DegradationSensor: what kind of degradation an image has, told from its pixels.
+"""DegradationSensor: a classifier of the degradation of an image.
 
-PIP (arXiv 2312.05038) hands its restorer over to "degradation-aware models" where no person says what is wrong with an
-image; the released program trains a ResNet-34 of Fourier units for it (20 M parameters, sides of multiples of 32 only).
-This is a network of our own: degradations show in the finest pixels and in the statistics of the whole image rather
-than in what the image depicts, so it looks there.
+PIP (arXiv 2312.05038) uses "degradation-aware models" where no user provides the degradation; the released program
+trains a ResNet-34 of Fourier units (20 M parameters, sides must be multiples of 32). This package has a new design:
+degradations show in the finest detail and in the statistics of the whole image rather than in its content, so the
+network uses those.
 
 Shapes: B batch, C channels, H W height and width, T degradations, D `dim`.
 """
@@ -21,29 +21,29 @@ from promptir_basicsr.archs.layers.conditioning import check_names
 from promptir_basicsr.archs.layers.restormer import LayerNorm2d
 from promptir_basicsr.core.registry import register
 
-_LEAST_SIDE = 16  # smaller images are continued by their border up to it
+_LEAST_SIDE = 16  # smaller images are padded to it by repeating their border
 _FINE_SCALES = 3
-_EPS = 1e-4  # a fortieth of a grey level of 255: below what an image of 8 bits can show
+_EPS = 1e-4  # a fortieth of a grey level of 255: below the resolution of 8-bit images
 
 
 @register(ARCH_REGISTRY)
 class DegradationSensor(nn.Module):
     """Classify the degradation of images of any size.
 
-    A stem at full size sees the image and what a 3x3 mean leaves of it; strided stages follow. Of the features of each,
-    mean and deviation over all pixels are kept, so that fine texture reaches the classifier without being averaged away
-    by later stages. Beside them stand statistics of the image itself: `image_statistics`. There is no batch
-    normalisation, and an image gets the same answer in any batch.
+    A stem at full size processes the image and its high-pass (the image minus a 3x3 mean); strided stages follow. The
+    classifier uses mean and deviation over all pixels of the features of each stage, so later stages do not average
+    fine texture away, and statistics of the image itself: `image_statistics`. Without batch normalisation, the result
+    of an image does not depend on the batch.
 
-    The image is first rounded to 8 bits, as files hold it. Some synthetic degradations leave finer values than others,
+    The image is first rounded to 8 bits, as in files. Some synthetic degradations produce finer values than others,
     and the sensor would learn that instead of the degradation.
 
     Args:
-        num_degradations: T, how many it tells apart; labels go from 0 to T - 1.
+        num_degradations: T, number of degradations; labels are 0 to T - 1.
         dim: D, features at full size; 2 D, 4 D and 4 D in the stages.
         num_blocks: residual blocks in each of the three stages.
-        inp_channels: colours of the image.
-        degradations: T names, by id. Default: for five denoise, derain, dehaze, deblur, lowlight.
+        inp_channels: channels of the image.
+        degradations: names by label. Default for T = 5: denoise, derain, dehaze, deblur, lowlight.
 
     Raises:
         OptionError: an argument is not allowed; the message names it and says what is.
@@ -52,7 +52,7 @@ class DegradationSensor(nn.Module):
     scale = 1
     size_multiple = 1
     takes_degradation = False
-    # A sensor of more degradations can start from the weights of one of fewer.
+    # A sensor for more degradations can start from the weights of one for fewer.
     growable_axes = {'degradations': {'classifier.weight': 0, 'classifier.bias': 0}}
 
     def __init__(
@@ -94,7 +94,7 @@ class DegradationSensor(nn.Module):
             (B, T) logits.
 
         Raises:
-            ValueError: x has another shape.
+            ValueError: the shape of x is wrong.
         """
         check_image('DegradationSensor', x, self.inp_channels, self.size_multiple)
         x = enlarge(to_levels(x))
@@ -107,12 +107,12 @@ class DegradationSensor(nn.Module):
         return self.classifier(self.describe(torch.cat(parts, dim=1)))
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """How likely each degradation is: (B, T), each row of sum 1, for x: (B, 3, H, W)."""
+        """Return the probabilities of the degradations, (B, T) with rows that sum to 1, for x: (B, 3, H, W)."""
         return self(x).softmax(dim=1)
 
 
 class SensorBlock(nn.Module):
-    """x + a small network of each pixel and its neighbours: depthwise 3x3, normalisation, twice the width, back."""
+    """Residual block: depthwise 3x3 convolution, normalisation, expansion to twice the width and back."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,35 +130,35 @@ class SensorBlock(nn.Module):
 
 
 def to_levels(x: Tensor) -> Tensor:
-    """x clamped to [0, 1] and rounded to 256 levels; its gradient is that of x."""
+    """Clamp x to [0, 1] and round to 256 levels, with the gradient of the identity."""
     levels = (x.detach().clamp(0, 1) * 255).round() / 255
     return x + (levels - x.detach()) if x.requires_grad else levels
 
 
 def enlarge(x: Tensor) -> Tensor:
-    """x: (B, C, H, W), continued by its border up to sides of 16."""
+    """Pad x: (B, C, H, W) to sides of at least 16 by repeating its border."""
     bottom, right = (max(_LEAST_SIDE - side, 0) for side in x.shape[-2:])
-    small = torch.compiler.is_compiling() or bottom or right  # a graph for all sizes cannot ask
+    small = torch.compiler.is_compiling() or bottom or right  # a graph for all sizes cannot check the size
     return F.pad(x, (0, right, 0, bottom), mode='replicate') if small else x
 
 
 def high_pass(x: Tensor) -> Tensor:
-    """x less the mean of 3x3 pixels around each; (B, C, H, W)."""
+    """Subtract the mean of the surrounding 3x3 pixels from x: (B, C, H, W)."""
     return x - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode='replicate'), 3, stride=1)
 
 
 def mean_and_deviation(x: Tensor) -> Tensor:
-    """Over the pixels of each channel, the deviation as a logarithm: (B, C, H, W) -> (B, 2 C)."""
+    """Return mean and log deviation over the pixels of each channel: (B, C, H, W) -> (B, 2 C)."""
     variance, mean = torch.var_mean(x, dim=(-2, -1), correction=0)
     return torch.cat([mean, 0.5 * torch.log(variance + _EPS**2)], dim=1)
 
 
 def image_statistics(x: Tensor) -> Tensor:
-    """Statistics of whole images in which degradations differ.
+    """Return statistics of whole images that distinguish degradations.
 
-    Of each colour mean and deviation (darkness, contrast); the same of the dark channel, the smallest colour of 7x7
-    pixels, which haze lifts; and at three scales the logarithms of the mean size of what a 3x3 mean leaves and of its
-    root mean square, which tell noise, sharp images and blurred ones apart, and streaks by the two's difference.
+    Mean and deviation of each channel (darkness, contrast) and of the dark channel, the smallest value of 7x7 pixels,
+    which haze raises; and at three scales the logarithms of mean absolute value and root mean square of `high_pass`,
+    which separate noise, sharp and blurred images, and whose difference detects streaks.
 
     Args:
         x: (B, C, H, W), [0, 1].
@@ -176,5 +176,5 @@ def image_statistics(x: Tensor) -> Tensor:
 
 
 def statistics_count(channels: int) -> int:
-    """How many numbers `image_statistics` gives for an image of that many colours."""
+    """Return how many numbers `image_statistics` returns for an image of that many channels."""
     return 2 * channels + 2 + 2 * channels * _FINE_SCALES

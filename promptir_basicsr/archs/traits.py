@@ -1,16 +1,16 @@
-"""What a network says it is, read in one place: of built-in networks, BasicSR's and third-party ones.
+"""Traits of built-in, BasicSR's and third-party networks, read in one place.
 
-A network has to declare nothing. What it may declare are these attributes and methods; the rest of the package reads
-`NetworkTraits` and never looks for them itself.
+A network does not need to declare anything. It may declare these attributes and methods; the rest of the package
+reads only `NetworkTraits`.
 
 | attribute or method | meaning |
 |:--|:--|
 | `takes_degradation` | whether it is called as `net(x, degradation)`, or `net(x, degradation, strength)` |
-| `size_multiple`, `window_size` | what height and width must be multiples of |
-| `num_degradations`, `degradations` | how many degradations it distinguishes, and their names |
-| `sensor`, `hard_sensor` | finds the degradation where none is given; whether only the likeliest one counts |
+| `size_multiple`, `window_size` | height and width must be multiples of it |
+| `num_degradations`, `degradations` | number of degradations it distinguishes, and their names |
+| `sensor`, `hard_sensor` | predicts the degradation if none is passed; whether only the most likely one is used |
 | `levels`, `prompts` | names of the levels of prompts; False for a network built without prompts |
-| `growable_axes` | of any module: axes of its parameters that count something |
+| `growable_axes` | of any module: axes of its parameters that can grow, and what they count |
 | methods | see the protocols `Conditioned`, `Prompted`, `Sensor`, `PromptHost`, `Contrastive`, `Released` |
 
 Shapes: B batch, C channels, H W height and width, T degradations, K prompts of a level.
@@ -27,92 +27,92 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from promptir_basicsr.archs.layers.arguments import is_whole
 
-# Names under which networks of BasicSR and others keep, or are given, the channels of their images.
+# Names of attributes and arguments for image channels in networks of BasicSR and third parties.
 _CHANNELS_IN = ('inp_channels', 'img_channel', 'num_in_ch', 'in_channels', 'in_chans')
 _CHANNELS_OUT = ('out_channels', 'img_channel', 'num_out_ch', 'out_chans')
 
 
 class Conditioned(Protocol):
-    """A network whose prompts take ids, names or mixtures of degradations, such as `ConditionedNetwork`."""
+    """A network whose prompts accept ids, names or mixtures of degradations, such as `ConditionedNetwork`."""
 
     def prompt_context(self, x: Tensor, degradation: Any = None, strength: Any = 1.0) -> Any:
-        """The weights and strengths of all levels for x: (B, C, H, W); ValueError for what is not understood."""
+        """Return the weights and strengths of all levels for x: (B, C, H, W); ValueError for invalid values."""
 
     def degradation_weights(self, x: Tensor, degradation: Any = None) -> Tensor:
-        """The weights of the degradations for x: (B, C, H, W), (B, T). None asks the sensor."""
+        """Return the weights of the degradations, (B, T), for x: (B, C, H, W). None uses the sensor."""
 
     def sense(self, x: Tensor) -> Tensor:
-        """The sensor's probabilities (B, T) for x: (B, C, H, W)."""
+        """Return the sensor's probabilities (B, T) for x: (B, C, H, W)."""
 
 
 class Prompted(Protocol):
-    """A network whose prompts can be looked at; either method is enough for what needs only that one."""
+    """A network whose prompts can be inspected; each method is optional."""
 
     def prompt_weights(self, x: Tensor, degradation: Any = None) -> Mapping[str, Tensor]:
-        """How much of each prompt x: (B, C, H, W) is given: level -> (B, K)."""
+        """Return the prompt weights for x: (B, C, H, W): level -> (B, K)."""
 
     def prompt_vectors(self) -> Mapping[str, Tensor]:
-        """The prompts of each level as vectors: level -> (K, D)."""
+        """Return the prompts of each level as vectors: level -> (K, D)."""
 
 
 class Sensor(Protocol):
     """A network that classifies degradations and restores nothing."""
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """(B, T) for x: (B, C, H, W); each row has the sum 1."""
+        """Return (B, T) for x: (B, C, H, W); rows sum to 1."""
 
 
 class PromptHost(Protocol):
     """A network that accepts the weights of the network that it adds prompts to."""
 
     def with_prompts(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the plain network, completed by this network's prompts; others unchanged."""
+        """Complete weights of the plain network by this network's prompts; return others unchanged."""
 
 
 class Contrastive(Protocol):
-    """A network that is trained by contrast: in training `net(x, key=crops)` returns `airnet_arch.Contrasted`.
+    """A network with contrastive training: in training `net(x, key=crops)` returns `airnet_arch.Contrasted`.
 
     Attributes:
-        queue_length: how many keys of earlier images it keeps.
+        queue_length: number of keys of earlier images that it stores.
     """
 
     queue_length: int
 
     def with_queue(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights with a queue of any length, or none, as weights of this network; others unchanged."""
+        """Adapt weights with a queue of any length, or none, to this network; return others unchanged."""
 
 
 class Released(Protocol):
     """A network whose authors have published weights."""
 
     def released_state_dict(self) -> dict[str, Tensor]:
-        """The weights with the published names and shapes; ValueError where this configuration was not published."""
+        """Return the weights with the published names and shapes; ValueError for unpublished configurations."""
 
 
 @dataclass(frozen=True)
 class NetworkTraits:
-    """What a network says it is.
+    """Traits of a network.
 
     Attributes:
-        declared: whether it has `takes_degradation`, as networks written for this package do. Only their constructors
-            are run to check options.
-        takes_degradation: whether `forward` takes the degradation as its second argument.
-        conditioned: whether it takes degradations and is a `Conditioned`.
+        declared: whether it has `takes_degradation`, as networks written for this package do. Checks of options run
+            only the constructors of such networks.
+        takes_degradation: whether the second argument of `forward` is the degradation.
+        conditioned: whether it accepts degradations and is a `Conditioned`.
         num_degradations: T; 0 where unknown.
         degradations: T names by id; None where unknown.
         is_sensor: whether it is a `Sensor`.
-        holds_sensor: whether it has a sensor, which finds the degradation where none is given.
-        hard_sensor: whether only the likeliest degradation counts, not the probabilities.
+        holds_sensor: whether it has a sensor, which predicts the degradation if none is passed.
+        hard_sensor: whether only the most likely degradation is used instead of the probabilities.
         has_prompt_weights, has_prompt_vectors: whether it has this method of `Prompted`.
-        levels: names of the levels of prompts, in the order in which features meet them; () for a network that was
-            built without prompts, None where unknown.
+        levels: names of the levels of prompts, in the order of the forward pass; () for a network built without
+            prompts, None if unknown.
         adds_prompts: whether it is a `PromptHost`.
         contrastive: whether it is a `Contrastive`.
         released: whether it is a `Released`.
-        declared_multiple: its `size_multiple`; None where it has none.
-        window_size: side of its windows, in pixels of the image unless its features are reduced; None where unknown.
-        channels_in, channels_out: of the image that it takes and of the image that it makes; None where unknown.
-        compiled: whether calling it runs code of torch.compile.
+        declared_multiple: its `size_multiple`; None if it has none.
+        window_size: side of its windows, in pixels of the image unless its features are reduced; None if unknown.
+        channels_in, channels_out: channels of the input and output image; None if unknown.
+        compiled: whether calls run code of torch.compile.
     """
 
     declared: bool
@@ -137,36 +137,35 @@ class NetworkTraits:
 
     @property
     def size_multiple(self) -> int:
-        """What to pad height and width to multiples of: its `size_multiple`, or `window_size`, or 1."""
+        """Multiple to pad height and width to: its `size_multiple`, or `window_size`, or 1."""
         return self.declared_multiple or self.window_size or 1
 
     @property
     def image_channels(self) -> int:
-        """Channels of the images to run it on: its `channels_in`, or 3 where unknown."""
+        """Channels of the images to run it on: its `channels_in`, or 3 if unknown."""
         return self.channels_in or 3
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The degradations by name, or by id where names are unknown."""
+        """The degradations by name, or by id if names are unknown."""
         return self.degradations or tuple(map(str, range(self.num_degradations)))
 
     @property
     def needs_degradation(self) -> bool:
-        """Whether it has to be given the degradation, because it has no sensor to find it."""
+        """Whether the degradation must be passed because there is no sensor."""
         return self.takes_degradation and not self.holds_sensor
 
 
 def traits_of(network: nn.Module | Callable[..., nn.Module], options: Mapping[str, Any] | None = None) -> NetworkTraits:
-    """The traits of a network, or of a registered class before a network is built.
+    """Return the traits of a network, or of a registered class before it is built.
 
-    Traits can change: a sensor may be attached later. Ask again instead of keeping them.
+    Traits can change, for example when a sensor is attached. Call this again instead of storing the result.
 
     Args:
-        network: a network, also inside DataParallel, DistributedDataParallel or torch.compile's module; or what is
-            registered under a network's name, which knows only what holds for all its networks and what the
-            arguments say.
-        options: arguments that the network is built with, consulted for what its attributes do not say; others have
-            their defaults. Default: for a network unknown, for a class the defaults.
+        network: a network, also inside DataParallel, DistributedDataParallel or torch.compile's module; or a
+            registered class or function, for which only class attributes and arguments are known.
+        options: arguments that the network is built with, used where attributes are missing; others have their
+            defaults. Default: unknown for a network, the defaults for a class.
     """
     bare = unwrapped(network)
     arguments = _arguments(bare, options)
@@ -205,25 +204,25 @@ def traits_of(network: nn.Module | Callable[..., nn.Module], options: Mapping[st
 
 
 def channel_options(network: Callable[..., nn.Module]) -> list[str]:
-    """The arguments of a registered network that set the channels of its images, by its signature."""
+    """Return the arguments of a registered network that set its image channels, from its signature."""
     return [
         name for name in dict.fromkeys(_CHANNELS_IN + _CHANNELS_OUT) if name in inspect.signature(network).parameters
     ]
 
 
 def unwrapped(network: Any) -> Any:
-    """The network inside DataParallel, DistributedDataParallel and torch.compile's module, in any order."""
+    """Return the network inside DataParallel, DistributedDataParallel and torch.compile's module, in any order."""
     *_, bare = _layers(network)
     return bare
 
 
 def names_of(wanted: Callable[[NetworkTraits], bool]) -> list[str]:
-    """Names of the registered networks whose classes have some traits, sorted."""
+    """Return the sorted names of registered networks whose classes have some traits."""
     return sorted(name for name, kind in ARCH_REGISTRY if wanted(traits_of(kind)))
 
 
 def growable_axes(net: nn.Module) -> dict[str, tuple[str, int]]:
-    """For each parameter that may grow: what an axis of it counts, and which axis that is."""
+    """Return, for each parameter that can grow, what the growable axis counts and its index."""
     return {
         f'{prefix}.{name}'.lstrip('.'): (counted, axis)
         for prefix, module in net.named_modules()
@@ -233,10 +232,10 @@ def growable_axes(net: nn.Module) -> dict[str, tuple[str, int]]:
 
 
 def prompts_of(network: nn.Module) -> list[Tensor]:
-    """The prompts of a network as a loss of prompts takes them, (K, D) a level.
+    """Return the prompts of a network as input of a loss of prompts, (K, D) per level.
 
     Raises:
-        ValueError: it has none, or a level has a single prompt, which there is nothing to compare with.
+        ValueError: it has none, or a level has a single prompt, so there is nothing to compare.
     """
     net: Prompted = unwrapped(network)
     name = type(net).__name__
@@ -247,18 +246,18 @@ def prompts_of(network: nn.Module) -> list[Tensor]:
     if single:
         raise ValueError(
             f'{name}: a single prompt at {", ".join(single)}. The loss compares the prompts of a level with each '
-            'other; give the network two or more, or leave prompt_opt out.'
+            'other; use two or more, or omit prompt_opt.'
         )
     return list(levels.values())
 
 
 def named_weights(network: nn.Module, x: Tensor, degradation: Any = None) -> dict[str, dict[str, float]]:
-    """How much of each prompt an image is given: level -> prompt -> weight.
+    """Return the prompt weights of an image: level -> prompt -> weight.
 
     Args:
         network: has `prompt_weights`.
         x: (1, C, H, W), sides multiples of its `size_multiple`.
-        degradation: for a network that takes it.
+        degradation: for a network that accepts it.
     """
     net: Prompted = unwrapped(network)
     traits = traits_of(network)
@@ -272,13 +271,13 @@ def named_weights(network: nn.Module, x: Tensor, degradation: Any = None) -> dic
 
 
 def no_prompts(network: str) -> str:
-    """The error message for a network without prompts."""
+    """Return the error message for a network without prompts."""
     known = ', '.join(names_of(lambda traits: traits.has_prompt_vectors))
-    return f'{network}: has no prompts. Take a network that has ({known}), or leave prompt_opt out.'
+    return f'{network}: has no prompts. Use a network with prompts ({known}), or omit prompt_opt.'
 
 
 def _layers(network: Any) -> Iterator[Any]:
-    """A network's wrappers from the outside to the inside, then the network."""
+    """Yield a network's wrappers from the outside to the inside, then the network."""
     yield network
     if isinstance(network, DataParallel | DistributedDataParallel):
         yield from _layers(network.module)
@@ -287,12 +286,12 @@ def _layers(network: Any) -> Iterator[Any]:
 
 
 def _compiled_module(network: Any) -> bool:
-    # Its class is in torch._dynamo, which takes a second to import.
+    # Its class is in torch._dynamo, which needs a second to import.
     return isinstance(network, nn.Module) and '_orig_mod' in network._modules
 
 
 def _arguments(bare: Any, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a network is built with, as far as it is known."""
+    """Return the arguments that a network is built with, as far as known."""
     is_built = isinstance(bare, nn.Module)
     if is_built and options is None:
         return {}
@@ -301,6 +300,6 @@ def _arguments(bare: Any, options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _names(value: object) -> tuple[str, ...] | None:
-    """A list of words; None for anything else."""
+    """Return a list of words; None for anything else."""
     listed = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
     return tuple(listed) if listed and all(isinstance(name, str) for name in listed) else None

@@ -1,1 +1,1 @@
-"""What every room stands on; it knows none of them."""
+"""Shared base of all subpackages; it imports none of them."""

@@ -1,4 +1,4 @@
-"""Make `import basicsr` work, or say what to type."""
+"""Make `import basicsr` work, or report the commands that fix it."""
 
 import contextlib
 import functools
@@ -11,30 +11,30 @@ from typing import Any
 
 from promptir_basicsr.install_basicsr import COMMAND
 
-# Modules that the index release of BasicSR imports from, and where the same functions are now.
+# Modules that the released BasicSR imports from, and where the same functions are now.
 _MOVED = {
     'torchvision.transforms.functional_tensor': 'torchvision.transforms.functional',  # gone since 0.17 (BasicSR#533)
     'scipy.ndimage.filters': 'scipy.ndimage',  # deprecated, to be gone in SciPy 2
 }
-# Modules that BasicSR and torchvision import at the start for a function that hardly a run calls: nearly half of what
-# `import promptir_basicsr` would take (benchmarks/start_time.py).
+# Modules that BasicSR and torchvision import for a function that few runs call: nearly half of the time of
+# `import promptir_basicsr` (benchmarks/start_time.py).
 _LATE = ('torch._dynamo.utils', 'scipy.stats')
 PACKAGES = {'cv2': 'opencv-python', 'skimage': 'scikit-image', 'yaml': 'pyyaml', 'PIL': 'Pillow'}
 
 
 class HostError(ImportError):
-    """BasicSR is missing or cannot be imported; the message holds the lines to type."""
+    """BasicSR is missing or cannot be imported; the message contains the commands that fix it."""
 
 
 def import_host() -> None:
     """Import BasicSR.
 
     Raises:
-        HostError: BasicSR is missing, was never set up, misses a dependency, or sits beside a torchvision that does
-            not fit its torch.
+        HostError: BasicSR is not installed or not set up, a dependency is missing, or torchvision does not match
+            torch.
     """
     try:
-        if importlib.util.find_spec('basicsr') is None:  # told before the seconds that torch takes
+        if importlib.util.find_spec('basicsr') is None:  # checked before the slow import of torch
             raise ModuleNotFoundError(name='basicsr')
         with _deferred(*_LATE):
             for name, successor in _MOVED.items():
@@ -43,19 +43,19 @@ def import_host() -> None:
     except ModuleNotFoundError as error:
         raise HostError(_advice(error.name or str(error))) from error
     except RuntimeError as error:
-        if 'torchvision' not in str(error):  # its compiled part does not fit torch
+        if 'torchvision' not in str(error):  # its compiled part does not match torch
             raise
         raise HostError(_torchvision_advice(error)) from error
 
 
 def _alias(name: str, successor: str) -> None:
-    """Where a module is gone, let its successor, which has the same functions, be found under the old name."""
+    """Make the successor of a removed module importable under the old name."""
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         sys.modules[name] = importlib.import_module(successor)
 
 
 class _Late:
-    """An object of a module that is imported when the object is first used."""
+    """An object whose module is imported when the object is first used."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
@@ -72,7 +72,7 @@ class _Late:
 
 @contextlib.contextmanager
 def _deferred(*names: str) -> Iterator[None]:
-    """Let imports from these modules, `from module import name`, wait until the name is used."""
+    """Defer imports from these modules, `from module import name`, until the name is used."""
     placeholders = {name: types.ModuleType(name) for name in names if name not in sys.modules}
     for name, placeholder in placeholders.items():
         placeholder.__getattr__ = functools.partial(_late, name)  # type: ignore[method-assign]
@@ -86,7 +86,7 @@ def _deferred(*names: str) -> Iterator[None]:
 
 
 def _late(module: str, name: str) -> _Late:
-    if name.startswith('__'):  # what the import system asks every module
+    if name.startswith('__'):  # attributes that the import system looks up
         raise AttributeError(name)
     return _Late(module, name)
 
@@ -94,22 +94,22 @@ def _late(module: str, name: str) -> _Late:
 def _advice(module: str) -> str:
     if module == 'basicsr':
         return (
-            f'BasicSR is not installed. Type:\n  {COMMAND}\n'
+            f'BasicSR is not installed. Run:\n  {COMMAND}\n'
             'It installs BasicSR 1.4.2 without running its setup.py, which fails on Python 3.13 and later.'
         )
     if module == 'basicsr.version':
         return (
-            'This BasicSR is a source tree that was never set up: its version file is missing. In that tree, type:\n'
+            'This BasicSR is a source tree without its version file, so it was not installed. In that folder, run:\n'
             '  python -m pip install --no-deps --no-build-isolation -e .'
         )
     return (
-        f"The module '{module}', which BasicSR needs, is not installed. Type:\n"
+        f"The module '{module}', which BasicSR needs, is not installed. Run:\n"
         f'  python -m pip install {PACKAGES.get(module, module)}'
     )
 
 
 def _torchvision_advice(error: Exception) -> str:
     return (
-        f'torchvision does not fit the installed torch ({str(error).splitlines()[0]}). Install both together:\n'
+        f'torchvision does not match the installed torch ({str(error).splitlines()[0]}). Install both together:\n'
         '  python -m pip install --force-reinstall torch torchvision'
     )

@@ -1,4 +1,4 @@
-"""Every error that ends a command, with its exit status."""
+"""Errors that end a command, and their exit statuses."""
 
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
@@ -9,11 +9,11 @@ _INSTALLED_AS = {'sklearn': 'scikit-learn'}
 
 
 class OptionError(ValueError):
-    """One or more mistakes in options or arguments; the text has a line for each.
+    """One or more mistakes in options or arguments; the message has a line for each.
 
     Args:
-        problems: one or several; a sentence is a problem without a place in the options.
-        show: makes the line of a problem, such as one with the line in the option file.
+        problems: one or several; text is a problem without a place in the options.
+        show: formats the line of a problem, for example with the line in the option file.
 
     Attributes:
         problems: the mistakes.
@@ -27,18 +27,18 @@ class OptionError(ValueError):
 
 
 def raise_problems(problems: Sequence[str | Problem], owner: str = '') -> None:
-    """Raise OptionError where there are problems, which the class `owner` has found in its arguments."""
+    """Raise OptionError if there are problems, which the class `owner` found in its arguments."""
     if problems:
         raise OptionError(as_problem(each).said_by(owner) if owner else each for each in problems)
 
 
 def argument_error(owner: str, argument: str | Keys, message: str, *others: str) -> OptionError:
-    """A wrong argument of a class that options build, or several that do not go together; the message names them."""
+    """Return an error about one or several arguments of a class built from options; the message names them."""
     return OptionError(problem('', message, keys(argument), *map(keys, others)).said_by(owner))
 
 
 def problems_of(where: str | Keys, error: Exception) -> list[Problem]:
-    """What an error says of the options at a place: its own problems, or of another error a problem for each line."""
+    """Convert an error about the options at a place to problems; errors without problems yield one per line."""
     if isinstance(error, OptionError):
         return [each.below(where) for each in error.problems]
     return [problem(where, line) for line in (str(error) or type(error).__name__).splitlines()]
@@ -47,7 +47,7 @@ def problems_of(where: str | Keys, error: Exception) -> list[Problem]:
 class ImageError(RuntimeError):
     """An image that cannot be used; the message names it.
 
-    torch raises an error of a worker once more, with the worker's traceback in its message: that is cut off here.
+    torch re-raises errors of workers with the worker's traceback in the message, which is removed here.
     """
 
     def __init__(self, message: str) -> None:
@@ -55,26 +55,26 @@ class ImageError(RuntimeError):
 
 
 NOT_SAVED = 4
-"""Exit status of a run that ends because a file could not be written."""
+"""Exit status of a run that stopped because a file could not be written."""
 
 
 class SaveError(OSError):
-    """A file could not be written; what stood at its place is untouched."""
+    """A file could not be written; an existing file at its path is unchanged."""
 
 
 STOPPED = 3
-"""Exit status of a training that a signal has stopped, and that `--auto_resume` continues."""
+"""Exit status of a training that was stopped by a signal; `--auto_resume` continues it."""
 
 
 class Stopped(SystemExit):
-    """A signal has ended the training, and its state is saved; the code is STOPPED."""
+    """A signal stopped the training, and its state is saved; the exit status is STOPPED."""
 
     def __init__(self) -> None:
         super().__init__(STOPPED)
 
 
 class RunError(RuntimeError):
-    """A run has ended before its time; the message says why, and what to do.
+    """A run failed; the message states the reason and what to do.
 
     Attributes:
         status: exit status of the command.
@@ -84,7 +84,7 @@ class RunError(RuntimeError):
 
 
 class SickTraining(RunError):
-    """Too many steps in a row were not finite."""
+    """Too many consecutive steps were not finite."""
 
     status = 5
 
@@ -96,19 +96,19 @@ class WorkerDied(RunError):
 
 
 class OutOfMemory(RunError):
-    """There was not enough memory, of the GPU or of the machine."""
+    """The GPU or the machine ran out of memory."""
 
     status = 7
 
 
 class ProcessDied(RunError):
-    """Another process of the training has ended before its time."""
+    """Another process of the training ended unexpectedly."""
 
     status = 9
 
 
 def need_extra(what: str, modules: Iterable[str], extra: str) -> None:
-    """Raise OptionError where modules of one of this package's extras are not installed; says how to get them."""
+    """Raise OptionError with the install command if modules of an extra of this package are missing."""
     absent = [_INSTALLED_AS.get(name, name) for name in modules if importlib.util.find_spec(name) is None]
     if absent:
         raise OptionError(f"{what} needs {' and '.join(absent)}: pip install 'promptir_basicsr[{extra}]'")

@@ -1,8 +1,8 @@
-"""Write files: the only place where this package creates, replaces or renames a file; and open them safely.
+"""Write files atomically (only this module creates, replaces or renames files), and open them safely.
 
-A file is written under a temporary name in the folder of its target and replaces the target when it is complete, so
-that under its own name there is the file before or the file after, never a part of one. A process that is killed leaves
-at most a file (or a folder) with a name of `is_unfinished`.
+A file is written under a temporary name in the target's folder and replaces the target when complete, so the target is
+always the old or the new file, never a partial one. A killed process leaves at most a file or folder whose name
+`is_unfinished` matches.
 """
 
 import errno
@@ -28,12 +28,12 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_NOFOLLOW', 0) | 
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file name is one of those that files have here while they are written."""
+    """Return whether a file name is a temporary name of this module."""
     return _UNFINISHED.fullmatch(name) is not None
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:
-    """Whether a file can be read to its end: no FIFO, socket or device. True for what is not there, too."""
+    """Return whether a path is a regular file, not a FIFO, socket or device. Also True if it does not exist."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
@@ -41,12 +41,12 @@ def is_regular(path: str | os.PathLike[str]) -> bool:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading; of a FIFO, which would wait for a writer, a socket or a device that is an error.
+    """Open a regular file for reading; never blocks on a FIFO, socket or device.
 
     Raises:
-        OSError: the file cannot be opened, or is no regular file.
+        OSError: the file cannot be opened or is not a regular file.
     """
-    # The stream has the path as its name, which tifffile asks for.
+    # The name of the stream is the path, which tifffile needs.
     stream = open(path, 'rb', opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)))  # noqa: SIM115
     if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         return stream
@@ -57,15 +57,15 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 def atomic_write(
     content: str | bytes | Callable[[BinaryIO], object], path: str | os.PathLike[str], size: int | None = None
 ) -> None:
-    """Write a file, flush it to the disk and put it in the place of `path`: complete or not at all.
+    """Write a file atomically: flush it to disk, then replace `path`.
 
-    A new file has the permissions of the umask, a replaced one those that it had. A symbolic link is replaced, not
+    A new file gets the permissions of the umask, a replaced one keeps its own. A symbolic link is replaced, not
     followed.
 
     Args:
-        content: bytes; text, written in UTF-8 with its line ends as they are and escapes for what UTF-8 does not have;
-            or a function that writes to the binary stream it is passed.
-        size: bytes that a function writes, approximately, for the message of an error. Default: unknown.
+        content: bytes; text, written in UTF-8 with unchanged line ends and escapes for characters that UTF-8 cannot
+            encode; or a function that writes to a binary stream.
+        size: approximate number of bytes that a function writes, for error messages. Default: unknown.
 
     Raises:
         SaveError: the file could not be written, in most cases for lack of space; what was at `path` is unchanged.
@@ -110,9 +110,9 @@ def _replace(path: str, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `path`, with all it holds, at the end of the block.
+    """Create a new folder to write to; at the end of the block it replaces `path` and everything in it.
 
-    After an error in the block, `path` is unchanged and the new folder removed.
+    After an error in the block, `path` is unchanged and the new folder is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(suffix=_SUFFIX, prefix=_PREFIX, dir=path.parent) as temporary:
@@ -130,10 +130,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _mode_of(path: str) -> int | None:
-    """The permissions of a file that is to be replaced; None where there is none.
+    """Return the permissions of the file to replace; None if it does not exist.
 
     Raises:
-        OSError: what is there is not a file.
+        OSError: the path is not a regular file.
     """
     try:
         status = os.stat(path)
@@ -145,7 +145,7 @@ def _mode_of(path: str) -> int | None:
 
 
 def _cause(error: BaseException) -> OSError | None:
-    """The refusal of the system behind an error. torch reports positions in the file where there was no space."""
+    """Return the OSError that caused an error. torch reports a full disk as a wrong file position."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
         found = found.__cause__ or found.__context__
@@ -153,7 +153,7 @@ def _cause(error: BaseException) -> OSError | None:
 
 
 def _flush_folder(folder: str) -> None:
-    """A name that was only just given may be lost with the power otherwise. Not every system has this."""
+    """Flush a folder, so that a new name survives a power failure. Not supported on every system."""
     if os.name == 'posix':
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -173,11 +173,11 @@ def _failure(path: str, cause: OSError, size: int | None) -> str:
         line += f', {megabytes(shutil.disk_usage(os.path.dirname(path) or ".").free)} are free there'
     if cause.errno == errno.EFBIG:
         line += '; the system limits the size of files, see `ulimit -f`'
-    return f'{line}. All files that were there before are whole.'
+    return f'{line}. Existing files are unchanged.'
 
 
 def fitting_name(stem: str, ending: str) -> str:
-    """The name of a file, of at most the 255 bytes that file systems allow: a longer stem is cut, with its hash."""
+    """Return a file name of at most the 255 bytes of file systems; a longer stem is cut and marked by its hash."""
     content, room = os.fsencode(stem), 255 - len(os.fsencode(ending))
     if len(content) <= room:
         return stem + ending
@@ -186,20 +186,20 @@ def fitting_name(stem: str, ending: str) -> str:
 
 
 def target_problems(path: str, overwrite: bool) -> list[str]:
-    """Why a verb must not write a file: a folder or, without `--overwrite`, a file of this name is there."""
+    """Return why a command must not write a file: a folder or, without `--overwrite`, a file of this name exists."""
     if os.path.isdir(path):
-        return [f"'{path}' is a folder. Give the name of a file."]
+        return [f"'{path}' is a folder. Use the name of a file."]
     there = os.path.exists(path) and not overwrite
-    return [f"'{path}' is there already. Take another name, or replace it with `--overwrite`."] if there else []
+    return [f"'{path}' already exists. Use another name, or replace it with `--overwrite`."] if there else []
 
 
 def megabytes(size: int) -> str:
-    """`135.4 MB` of bytes."""
+    """Format a number of bytes as `135.4 MB`."""
     return f'{size / 1e6:,.1f} MB'
 
 
 def in_units(count: float) -> str:
-    """Bytes in words."""
+    """Format a number of bytes in the largest fitting unit."""
     for unit in ('bytes', 'kB', 'MB', 'GB'):
         if count < 1000:
             return f'{count:,.0f} {unit}' if unit == 'bytes' else f'{count:.3g} {unit}'

@@ -1,4 +1,4 @@
-"""Locks that processes of one or of several machines respect, held by the operating system."""
+"""Folder locks between processes on one or several machines, held by the operating system."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ except ImportError:  # Windows
 
 from promptir_basicsr.core.messages import printable
 
-_held: set[str] = set()  # a process may take its own lock twice, as far as the system is concerned
+_held: set[str] = set()  # the system lets a process acquire its own lock twice
 
 
 class LockedError(RuntimeError):
@@ -22,14 +22,14 @@ class LockedError(RuntimeError):
 
 
 class FolderLock:
-    """The right to write to a folder, which one process at a time has until it releases it or ends in whatever way.
+    """Exclusive lock on writing to a folder, held until it is released or the process ends in any way.
 
-    The lock is a file beside the folder, which need not exist and may be renamed meanwhile. It is a record lock of
-    `fcntl`: processes that are forked do not inherit it, and NFS passes it on to other machines.
+    The lock is a file next to the folder, which need not exist and may be renamed meanwhile. It is a record lock of
+    `fcntl`: forked processes do not inherit it, and NFS applies it across machines.
 
     Raises:
-        LockedError: the right is another's.
-        OSError: the file system has no locks, or the file cannot be made there.
+        LockedError: the lock is held elsewhere.
+        OSError: the file system has no locks, or the file cannot be created.
     """
 
     def __init__(self, folder: str) -> None:
@@ -40,7 +40,7 @@ class FolderLock:
             raise OSError(errno.ENOTSUP, 'This system has no record locks', self.path)
         if self.path in _held:
             raise LockedError(_owner())
-        self._made = []  # folders that are removed again where nothing else has been written there
+        self._made = []  # created folders, removed again if still empty
         missing = parent
         while not os.path.isdir(missing):
             self._made.append(missing)
@@ -64,13 +64,13 @@ class FolderLock:
         _held.add(self.path)
 
     def _is_in_place(self) -> bool:
-        """Whether the file has its name still: whoever releases a lock removes it."""
+        """Return whether the file still has its name; releasing a lock removes it."""
         with suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(self._file), os.stat(self.path))
         return False
 
     def release(self) -> None:
-        """Give the right back. Harmless when called again."""
+        """Release the lock. Further calls have no effect."""
         if self.path in _held:
             _held.discard(self.path)
             with suppress(OSError):

@@ -1,17 +1,17 @@
-"""A mistake in options: where it is, what it is, and how it is shown."""
+"""Mistakes in options: their place, message and text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 Keys = tuple[str | int, ...]
-"""The place of an option: keys of mappings and positions in lists, from the top of the file."""
+"""The place of an option: keys of mappings and indices of lists, from the top of the file."""
 
 Kind = Literal['options', 'machine', 'missing', 'orphans', 'short']
 
 
 class Item(int):
-    """A position in a list with the name of what is there, by which a protocol's tasks are changed."""
+    """An index of a list with the name of the item; a protocol's tasks are changed by name."""
 
     name: str
 
@@ -28,18 +28,17 @@ class Item(int):
 class Problem:
     """A mistake in options.
 
-    Its text is `str(problem)`; only the command line, the log and reports make one. The line in the option file is
-    that of `path`, whatever the text says.
+    Its text is `str(problem)`, used by the command line, the log and reports. The line in the option file is always
+    that of `path`.
 
     Attributes:
-        path: the option to change; () where there is none, as of an argument of the command line.
+        path: the option to change; () if there is no option, as for an argument of the command line.
         message: what was found and how to fix it.
-        kind: `machine` for options that may be right on another machine, `missing` and `orphans` for images without
-            which the options are right, `short` for what a longer run would reach.
-        items: the images that the problem is about, each with a detail.
-        shown: what the text begins with, where that is not `path`: the message names the rest of the path itself.
-        others: further options that it is about. Where `path` is not in the file, the line is that of the first of
-            these that is.
+        kind: `machine` for options that may be valid on another machine, `missing` and `orphans` for images without
+            which the options are valid, `short` for what only a longer run would reach.
+        items: the affected images, each with a detail.
+        shown: what the text starts with instead of `path`, if the message names the rest of the path.
+        others: more options involved. If `path` is not in the file, the line is that of the first of these that is.
     """
 
     path: Keys
@@ -51,7 +50,7 @@ class Problem:
 
     @property
     def place(self) -> Keys:
-        """What the text begins with."""
+        """The place that the text starts with."""
         return self.path if self.shown is None else self.shown
 
     def __str__(self) -> str:
@@ -59,7 +58,7 @@ class Problem:
         return f'{where}: {self.message}' if where else self.message
 
     def below(self, where: 'str | Keys') -> 'Problem':
-        """The same problem in options that are a part of others."""
+        """Return the same problem for options nested at `where`."""
         before = keys(where)
         return replace(
             self,
@@ -69,16 +68,16 @@ class Problem:
         )
 
     def said_by(self, owner: str) -> 'Problem':
-        """The same problem, with its place after the name of who found it: `PromptIR: heads[1]: ...`."""
+        """Return the same problem with the name of the class that found it first: `PromptIR: heads[1]: ...`."""
         return replace(self, message=f'{owner}: {self}', shown=())
 
 
 def problem(where: 'str | Keys', message: str, *options: Keys) -> Problem:
-    """A problem with what is at a place.
+    """Return a problem at a place.
 
     Args:
-        where: what the text begins with.
-        options: below `where`, those that the message names; the line is that of the first that is in the file.
+        where: place that the text starts with.
+        options: options inside `where` that the message names; the line is that of the first that is in the file.
             Default: `where` itself.
     """
     outer = keys(where)
@@ -89,19 +88,19 @@ def problem(where: 'str | Keys', message: str, *options: Keys) -> Problem:
 
 
 def as_problem(problem: str | Problem) -> Problem:
-    """A sentence as a problem without a place; a problem as it is."""
+    """Return text as a problem without a place; return a problem unchanged."""
     return Problem((), problem) if isinstance(problem, str) else problem
 
 
 def keys(where: 'str | Sequence[str | int]') -> Keys:
-    """A place as keys; a text is a single one, '' the top."""
+    """Return a place as keys; text is a single key, '' the top."""
     if isinstance(where, str):
         return (where,) if where else ()
     return tuple(where)
 
 
 def place(where: 'str | Sequence[str | int]') -> str:
-    """How a place is shown: `datasets.train.tasks[1] (derain).copies`."""
+    """Return the text of a place: `datasets.train.tasks[1] (derain).copies`."""
     text = ''
     for key in keys(where):
         if isinstance(key, int):

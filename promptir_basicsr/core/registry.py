@@ -1,4 +1,4 @@
-"""Names that are registered with BasicSR: registered, looked up, and the arguments they take."""
+"""Register names with BasicSR, look them up, and check their arguments."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +14,13 @@ T = TypeVar('T', bound=Callable[..., Any])
 
 
 def register(registry: Any) -> Callable[[T], T]:
-    """Class or function decorator: add to a BasicSR registry under its own name.
+    """Class or function decorator that adds to a BasicSR registry under the object's own name.
 
-    BasicSR's registry refuses a name it has. A module that is loaded again (reload, a notebook) replaces its own entry
-    here.
+    BasicSR's registry rejects known names. Here a module that is loaded again (reload, notebook) replaces its own
+    entry.
 
     Raises:
-        ImportError: another package holds the name.
+        ImportError: another package has registered the name.
     """
 
     def add(obj: T) -> T:
@@ -30,8 +30,8 @@ def register(registry: Any) -> Callable[[T], T]:
         elif known is not None:
             raise ImportError(
                 f"'{obj.__name__}' is registered with BasicSR by two packages: {known.__module__} and "
-                f'{obj.__module__}. An option file could mean either. Uninstall the one that is not needed, or take it '
-                'out of the entry points `basicsr.plugins`.'
+                f'{obj.__module__}. Option files would be ambiguous. Uninstall one of them, or remove it from the '
+                'entry points `basicsr.plugins`.'
             )
         else:
             registry.register(obj)
@@ -41,7 +41,7 @@ def register(registry: Any) -> Callable[[T], T]:
 
 
 def check_registered(where: str | Keys, kind: str, name: object, registry: Any) -> list[Problem]:
-    """A name of something that is registered with BasicSR."""
+    """Check that a name is registered with BasicSR."""
     # BasicSR's registry also tries the name with its own suffix.
     if not isinstance(name, str):
         return [problem(where, f'{name!r} is not the name of a {kind}.')]
@@ -51,20 +51,20 @@ def check_registered(where: str | Keys, kind: str, name: object, registry: Any) 
 
 
 def find_registered(registry: Any, name: str) -> Callable[..., Any]:
-    """What `check_registered` found to be there."""
+    """Return the class or function of a name that `check_registered` accepts."""
     return registry.get(name if name in registry else f'{name}_basicsr')
 
 
 def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without their `type`: the arguments of what it names."""
+    """Return options without their `type`: the arguments."""
     return {name: value for name, value in options.items() if name != 'type'}
 
 
 def build(registry: Any, options: Mapping[str, Any], device: str | None = None) -> Any:
-    """Call what the `type` of options names with the other options.
+    """Build the object that the `type` of options names, with the other options as arguments.
 
     Args:
-        options: found to be right by `check_call`.
+        options: valid according to `check_call`.
         device: where tensors are created, such as `meta` (without memory). Default: torch's own default.
     """
     with torch.device(device) if device else nullcontext():
@@ -74,7 +74,7 @@ def build(registry: Any, options: Mapping[str, Any], device: str | None = None) 
 def check_call(
     where: str | Keys, kind: str, options: Mapping[str, Any], registry: Any, given: Iterable[str] = ()
 ) -> list[Problem]:
-    """Problems with the `type` of options or, where it is registered, with the names of the other options.
+    """Return problems with the `type` of options or, if it is registered, with the names of the other options.
 
     Args:
         given: see `check_arguments`.
@@ -88,10 +88,10 @@ def check_call(
 def check_arguments(
     where: str | Keys, function: Callable[..., Any], arguments: Mapping[str, Any], given: Iterable[str] = ()
 ) -> list[Problem]:
-    """Arguments a function does not know, or misses.
+    """Return problems for unknown and missing arguments of a function.
 
     Args:
-        given: names that the caller supplies besides `arguments`.
+        given: names that the caller supplies in addition to `arguments`.
     """
     parameters = inspect.signature(function).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -102,7 +102,7 @@ def check_arguments(
 
 
 def _open_ended(function: Callable[..., Any]) -> bool:
-    """Takes **kwargs and means it; some have them only to swallow what they do not know."""
+    """Return whether a function accepts **kwargs other than to ignore unknown arguments."""
     swallows = getattr(function, '__module__', '').startswith(_SWALLOWING)
     parameters = inspect.signature(function).parameters.values()
     return any(p.kind is p.VAR_KEYWORD for p in parameters) and not swallows

@@ -1,4 +1,4 @@
-"""The words that all rooms share."""
+"""Constants that all subpackages share."""
 
 from typing import Literal, get_args
 
@@ -10,7 +10,7 @@ PRECISIONS = get_args(Precision)
 
 Kernels = Literal['triton']
 KERNELS = get_args(Kernels)
-"""Kernels of Transformer blocks beside torch's own."""
+"""Kernels of Transformer blocks other than torch's own."""
 
 Formulation = Literal['fast', 'plain']
 FORMULATIONS = get_args(Formulation)
@@ -23,23 +23,23 @@ STATISTICS = get_args(Statistics)
 
 StopSignal = Literal['SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU']
 STOP_SIGNALS = get_args(StopSignal)
-"""What `logger.stop_signals` may name: Slurm sends the one that `--signal` asks for before it takes the machine."""
+"""Signals for `logger.stop_signals`: Slurm sends the one set by `--signal` before the job's time limit."""
 
 STORAGES = ('original', 'lossless', 'raw')
 
 VERIFIED_IMAGES = 100
-"""Images of each database that are compared where no number is given."""
+"""Default number of images of each database that are compared."""
 
 LAYOUT_ENDINGS = {'basicsr': ('.pth', '.pt'), 'official': ('.ckpt', '.pkl'), 'safetensors': ('.safetensors',)}
-"""Layouts that can be written, and the endings of their files."""
+"""Layouts that can be written, and their file extensions."""
 
 EXPORT_FORMATS = {'onnx': '.onnx', 'torch': '.pt2'}
-"""What can be written, and how the files are called."""
+"""Export formats, and their file extensions."""
 
 COMPARISON_FORMATS = ('markdown', 'latex', 'csv', 'html')
 
 EXPORT_SIZES = ((1, 64, 64), (2, 96, 128), (1, 200, 152), (3, 37, 61))
-"""(B, H, W) of the images that a file is tried with."""
+"""(B, H, W) of the images that an exported file is tested with."""
 
 PICTURE_FORMATS = {
     'png': 'PNG',
@@ -53,10 +53,10 @@ PICTURE_FORMATS = {
     'pgm': 'PPM',
     'pnm': 'PPM',
 }
-"""Formats that are written, by the extension of a file."""
+"""Formats that can be written, by file extension."""
 
 MAX_PIXELS = 178_956_970
-"""Of an image that is read, unless more are allowed; Pillow's own limit."""
+"""Default limit of pixels of an image; the same as Pillow's."""
 
 EXPLAIN_DEFAULTS = {'images': 8, 'size': 256, 'untrained': 19, 'permutations': 999, 'seed': 0}
-"""How much `basicsr explain` looks at, see `explain.Settings`."""
+"""Default sizes of `basicsr explain`, see `explain.Settings`."""

@@ -1,4 +1,4 @@
-"""YAML as users mean it: safe, `1e-4` is a number, a date is text, a key given twice is a mistake."""
+"""Safe YAML loader in which `1e-4` is a number, a date is text, and a duplicate key is an error."""
 
 import re
 from typing import Any, TextIO
@@ -9,18 +9,18 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import printable, shown
 
 _TAG = 'tag:yaml.org,2002:'
-_MOST_VALUES = 1_000_000  # of a file with its aliases written out
-_LARGEST = 2**63 - 1  # what torch and numpy take
+_MOST_VALUES = 1_000_000  # of a file with aliases expanded
+_LARGEST = 2**63 - 1  # limit of torch and numpy
 
 
 class OptionLoader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2's floats, without dates, sets and bytes, and without silent duplicates.
 
-    Merge keys are resolved here, so that an option file means the same with every release of PyYAML.
+    Merge keys are resolved here, so option files mean the same with every release of PyYAML.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here and not where the mapping is made: by then PyYAML has put merged keys (<<) among its own.
+        # Checked here because PyYAML later mixes merged keys (<<) with the mapping's own.
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -31,16 +31,16 @@ class OptionLoader(yaml.SafeLoader):
                 first = lines[key.tag, key.value]
                 hint = '; merge several mappings with <<: [*a, *b]' if key.tag == f'{_TAG}merge' else ''
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key.value}' stands in lines {first} and {line}{hint}", key.start_mark
+                    None, None, f"duplicate key '{key.value}' in lines {first} and {line}{hint}", key.start_mark
                 )
             lines[key.tag, key.value] = line
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put merged keys (`<<`) before the mapping's own, which override them; of a list the first mapping wins.
+        """Put merged keys (`<<`) before the mapping's own, which override them, as earlier mappings of a list do.
 
-        That is what YAML's merge key specifies. PyYAML's own method is not used: which mapping of a list wins and what
-        remains of a chain of merges has changed between its releases.
+        This follows YAML's merge key specification. PyYAML's own method is not used because the priority in lists and
+        chained merges changed between its releases.
         """
         merged: list[tuple[yaml.Node, yaml.Node]] = []
         own = []
@@ -63,25 +63,25 @@ class OptionLoader(yaml.SafeLoader):
         except (ValueError, KeyError, AttributeError, IndexError) as error:  # `!!float x`, `!!bool x`, `!!int ''`
             kind = node.tag.rpartition(':')[2]
             raise yaml.constructor.ConstructorError(
-                None, None, f'{shown(node.value)} is no {kind}', node.start_mark
+                None, None, f'{shown(node.value)} is not a valid {kind}', node.start_mark
             ) from error
 
     def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
         text = super().construct_yaml_str(node)
-        text.encode()  # half a character, as "\\ud800" is, can be in no file and in no name of one
+        text.encode()  # a lone surrogate such as "\\ud800" cannot be encoded
         return text
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         number = super().construct_yaml_int(node)
         if abs(number) > _LARGEST:
             raise yaml.constructor.ConstructorError(
-                None, None, f'a whole number beyond {_LARGEST:,}, which is too large', node.start_mark
+                None, None, f'whole numbers must not exceed {_LARGEST:,}', node.start_mark
             )
         return number
 
 
-# YAML 1.1, which PyYAML speaks, reads `1e-4` as text: it wants a dot and a sign. And it knows kinds of values that no
-# option has.
+# YAML 1.1, which PyYAML implements, reads `1e-4` as text: it requires a dot and a sign. It also has types that no
+# option uses.
 _KINDS = {f'{_TAG}{kind}' for kind in ('null', 'bool', 'int', 'float', 'str', 'seq', 'map')}
 OptionLoader.yaml_constructors = {
     tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _KINDS
@@ -98,31 +98,31 @@ OptionLoader.add_implicit_resolver(
 
 
 def load_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file. An anchor used several times gives values that can be changed one by one.
+    """Return the mapping in a YAML file. Every use of an anchor is a separate copy.
 
     Raises:
-        OptionError: not YAML, not a mapping, or a key given twice; says the line.
+        OptionError: not YAML, not a mapping, or a duplicate key; the message contains the line.
     """
     return load_yaml_with_places(path)[0]
 
 
 def load_yaml_with_places(path: str) -> tuple[dict[str, Any], yaml.Node]:
-    """`load_yaml`, and the nodes of the file, which know their lines."""
+    """Return the mapping as `load_yaml` does, and the nodes of the file, which have line numbers."""
     try:
         with open(path, encoding='utf-8') as file:
             options, node = _load(file, path)
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f'{path}: cannot be read as text ({error}).') from error
     if not isinstance(options, dict) or node is None:
-        raise OptionError(f'{path}: holds {type(options).__name__}, not options `key: value`.')
+        raise OptionError(f'{path}: contains {type(options).__name__}, must be options `key: value`.')
     return options, node
 
 
 def parse_value(text: str, where: str) -> Any:
-    """One YAML value, e.g. of the command line; BasicSR's `!!float1e-4` and `none` are understood as well.
+    """Parse one YAML value, e.g. of the command line; BasicSR's `!!float1e-4` and `none` are supported as well.
 
     Raises:
-        OptionError: it is no YAML.
+        OptionError: the text is not valid YAML.
     """
     if text.startswith('!!float'):
         text = '!!float ' + text[len('!!float') :]
@@ -142,22 +142,22 @@ def _load(source: str | TextIO, where: str) -> tuple[Any, yaml.Node | None]:
     except yaml.YAMLError as error:
         raise OptionError(f'{where}: {_one_line(error)}') from error
     except RecursionError as error:
-        raise OptionError(f'{where}: too deep.') from error
+        raise OptionError(f'{where}: nested too deeply.') from error
 
 
 def _check_size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
-    """How many values a node holds with aliases written out.
+    """Return the number of values of a node with aliases expanded.
 
     Args:
-        sizes: of nodes that were met, by their identity; None for those that are being counted.
+        sizes: of visited nodes, by identity; None while a node is being counted.
 
     Raises:
-        ConstructorError: too many, or without end.
+        ConstructorError: too many values, or a cycle.
     """
     if id(node) in sizes:
         known = sizes[id(node)]
         if known is None:
-            message = 'an alias (*) inside of what it stands for'
+            message = 'an alias (*) refers to a value that contains it'
             raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
         return known
     sizes[id(node)] = None
@@ -168,14 +168,14 @@ def _check_size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
         parts = node.value
     size = 1 + sum(_check_size(part, sizes) for part in parts)
     if size > _MOST_VALUES:
-        message = f'more than {_MOST_VALUES:,} values, aliases (*) written out'
+        message = f'more than {_MOST_VALUES:,} values with aliases (*) expanded'
         raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
     sizes[id(node)] = size
     return size
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which no two places hold the same object, as they do after `*alias`."""
+    """Return a copy in which no object is shared, as objects are after `*alias`."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     if isinstance(value, list):

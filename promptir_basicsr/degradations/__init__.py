@@ -1,4 +1,4 @@
-"""Synthetic degradations of clean photographs, by name."""
+"""Synthetic degradations of clean images, by name."""
 
 from promptir_basicsr.degradations.spec import DEGRADATIONS, Choice, Degradation, Degrade, Number, Switch, degradation
 from promptir_basicsr.degradations.synthesis import (

@@ -1,7 +1,7 @@
-"""Light, optics, weather and sensors: what the synthetic degradations are made of.
+"""Models of light, optics, weather and sensors that the synthetic degradations use.
 
-Pictures are (H, W, 3) RGB or (H, W, 1) grey, float32 in [0, 1]; maps are (H, W) float32. Lengths are in pixels, angles
-in degrees, coordinates have x to the right and y downwards with the centre of the first pixel at (0, 0).
+Images are (H, W, 3) RGB or (H, W, 1) grey, float32 in [0, 1]; maps are (H, W) float32. Lengths are in pixels, angles
+in degrees; x points right and y down, with the centre of the first pixel at (0, 0).
 """
 
 from dataclasses import dataclass
@@ -17,43 +17,43 @@ FWHM_PER_SIGMA = 2.355
 
 
 def srgb_to_linear(image: Image) -> Image:
-    """sRGB code values to linear light, both in [0, 1] (IEC 61966-2-1); values outside are clipped first."""
+    """Convert sRGB code values to linear light, both in [0, 1] (IEC 61966-2-1); clips the input to this range."""
     image = np.clip(image, 0, 1)
     return np.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** np.float32(2.4))
 
 
 def linear_to_srgb(light: Image) -> Image:
-    """Linear light to sRGB code values, both in [0, 1] (IEC 61966-2-1); values outside are clipped first."""
+    """Convert linear light to sRGB code values, both in [0, 1] (IEC 61966-2-1); clips the input to this range."""
     light = np.clip(light, 0, 1)
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** np.float32(1 / 2.4) - 0.055)
 
 
 def quantise(image: Image) -> Image:
-    """The nearest of 256 code values k / 255 in [0, 1]."""
+    """Round to the nearest of the 256 code values k / 255 in [0, 1]."""
     return np.rint(np.clip(image, 0, 1) * np.float32(255)) / np.float32(255)
 
 
 def blur(image: Image, kernel: Array, linear_light: bool) -> Image:
-    """Convolve with a kernel of odd size; the picture continues mirrored about its edges.
+    """Convolve with a kernel of odd size; image borders are mirrored.
 
     Args:
-        linear_light: Decode sRGB before and encode it after, as a lens and a shutter average light, not code values.
+        linear_light: Convolve linear light instead of sRGB code values, as lenses and shutters do.
     """
     source = srgb_to_linear(image) if linear_light else np.clip(image, 0, 1)
-    # filter2D correlates; a convolution sees the kernel turned by half a circle.
+    # filter2D correlates; a convolution flips the kernel.
     blurred = np.asarray(cv2.filter2D(source, -1, kernel[::-1, ::-1].copy(), borderType=cv2.BORDER_REFLECT), np.float32)
-    blurred = blurred.reshape(image.shape)  # OpenCV leaves the axis of a single channel out
+    blurred = blurred.reshape(image.shape)  # OpenCV drops the axis of a single channel
     return linear_to_srgb(blurred) if linear_light else np.clip(blurred, 0, 1)
 
 
 def motion_kernel(length: float, angle: float, bend: float) -> Array:
-    """Point spread function of a camera that moves at constant speed during the exposure.
+    """Return the point spread function of a camera moving at constant speed during the exposure.
 
     The path is a circular arc, a straight line for bend 0. Densely sampled points are split bilinearly among four
-    pixels, which keeps their centre of mass, so the picture is not shifted.
+    pixels, which preserves their centre of mass, so the image is not shifted.
 
     Args:
-        length: Length of the path in pixels; 0 gives a single 1.
+        length: Length of the path in pixels; 0 returns a single 1.
         angle: Mean direction, counter-clockwise from horizontal, in degrees.
         bend: Angle by which the direction turns along the path, in degrees.
 
@@ -66,7 +66,7 @@ def motion_kernel(length: float, angle: float, bend: float) -> Array:
     x, y = x - x.mean(), y - y.mean()
     reach = int(np.ceil(max(np.abs(x).max(), np.abs(y).max()) - 1e-6))
     size = 2 * reach + 1
-    # Rounded, since sin(pi) is not quite 0 and a horizontal path must stay within its row.
+    # Rounded because sin(pi) is not exactly 0 and a horizontal path must stay within its row.
     x, y = (np.clip(np.round(part + reach, 6), 0, size - 1) for part in (x, y))
     column, row = np.floor(x).astype(int), np.floor(y).astype(int)
     kernel = np.zeros((size + 1, size + 1))
@@ -77,10 +77,10 @@ def motion_kernel(length: float, angle: float, bend: float) -> Array:
 
 
 def disk_kernel(radius: float, samples: int = 8) -> Array:
-    """Point spread function of a lens out of focus: each pixel holds the share of it that a disk covers.
+    """Return the point spread function of a lens out of focus: the fraction of each pixel that a disk covers.
 
     Args:
-        radius: In pixels; a disk of up to 0.5 lies inside one pixel and gives a single 1.
+        radius: In pixels; up to 0.5 the disk is inside one pixel, and the result is a single 1.
         samples: Sub-samples per pixel and axis.
 
     Returns:
@@ -97,7 +97,7 @@ def disk_kernel(radius: float, samples: int = 8) -> Array:
 
 
 def smooth_field(height: int, width: int, rng: np.random.Generator, cells: int = 4) -> Array:
-    """Smooth random variation, (H, W), of mean 0 and standard deviation about 1: a cubic B-spline on cells x cells."""
+    """Return a smooth random field, (H, W), of mean 0 and std of about 1: a cubic B-spline on cells x cells."""
     grid = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
     field: Array = _spline_weights(height, cells) @ grid @ _spline_weights(width, cells).T
     field /= np.float32(0.48)  # the weights' root mean square
@@ -105,7 +105,7 @@ def smooth_field(height: int, width: int, rng: np.random.Generator, cells: int =
 
 
 def _spline_weights(count: int, cells: int) -> Array:
-    """Weights (count, cells + 3) of the knots of a cubic B-spline at evenly spaced positions."""
+    """Return the weights (count, cells + 3) of the knots of a cubic B-spline at evenly spaced positions."""
     distance = np.abs(np.linspace(1, cells + 1, count)[:, None] - np.arange(cells + 3))
     inner, outer = 2 / 3 - distance**2 + distance**3 / 2, np.maximum(2 - distance, 0) ** 3 / 6
     return np.where(distance < 1, inner, outer).astype(np.float32)
@@ -114,16 +114,16 @@ def _spline_weights(count: int, cells: int) -> Array:
 def outdoor_depth(
     height: int, width: int, near: float, far: float, variation: float, rng: np.random.Generator
 ) -> Array:
-    """Depth of a made-up open scene, for photographs that come without one.
+    """Return the depth map of a random open scene, for images without a depth map.
 
-    Seen in perspective, the inverse depth of level ground falls linearly from the bottom of the picture to the
-    horizon. Here it falls from 1 / near in the last row to 1 / far in the first; smooth random variation moves the rows
-    up and down as hills, trees and houses do.
+    In perspective, the inverse depth of level ground decreases linearly from the bottom of the image to the horizon.
+    Here it decreases from 1 / near in the last row to 1 / far in the first; smooth random variation moves the rows up
+    and down, like hills, trees and houses.
 
     Args:
         near: Smallest depth in metres.
         far: Largest depth in metres.
-        variation: Standard deviation of the random part as a share of the picture's height.
+        variation: Standard deviation of the random part as a fraction of the image height.
 
     Returns:
         (H, W) in metres, within [near, far].
@@ -143,8 +143,8 @@ class Particles:
         y: Centre, downwards.
         angle: Direction of the segment from vertical, positive for lower ends to the right, in degrees.
         core: Half the length over which the opacity is full.
-        fade: Standard deviation of the Gaussian in which the ends die away.
-        sigma: Standard deviation of the Gaussian profile across.
+        fade: Standard deviation of the Gaussian fade at the ends.
+        sigma: Standard deviation of the Gaussian profile across the segment.
         opacity: Peak opacity, [0, 1].
     """
 
@@ -158,9 +158,9 @@ class Particles:
 
 
 def render_particles(height: int, width: int, particles: Particles) -> Array:
-    """Opacity map (H, W) in [0, 1] of particles that lie one over the other: 1 - product of (1 - opacity).
+    """Return the opacity map (H, W) in [0, 1] of overlapping particles: 1 - product of (1 - opacity).
 
-    Profiles are widened by the blur of a square pixel and dimmed by as much, so thin segments are anti-aliased and
+    Profiles are widened by the blur of a square pixel and dimmed accordingly, so thin segments are anti-aliased and
     faint instead of broken.
     """
     pixel_variance = 1 / 12

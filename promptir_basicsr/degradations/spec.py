@@ -1,4 +1,4 @@
-"""Degradations by name: their parameters, the registry, and compositions written in YAML."""
+"""Registry of degradations, their parameters, and compositions from YAML."""
 
 import copy
 import functools
@@ -24,23 +24,23 @@ DEGRADATIONS: dict[str, 'Degradation'] = {}
 
 
 class Degrade:
-    """A degradation, or several in order, as an option file describes it.
+    """One degradation, or several in order, built from the options of an option file.
 
-    `{type: gaussian_noise, sigma: 25}` or a list of such mappings. Any number may be a range `[low, high]`, drawn anew
-    in every call. The object can be pickled, and one object serves many threads or workers.
+    `{type: gaussian_noise, sigma: 25}` or a list of such mappings. Any number may be a range `[low, high]`, drawn again
+    in every call. The object can be pickled and shared by threads and workers.
 
     Args:
-        spec: The mapping or the list of mappings. It is not changed.
-        where: What the option is called in messages, such as ('datasets', 'train', 'tasks', 1, 'degrade').
+        spec: The mapping or the list of mappings; not changed.
+        where: Place of the option in messages, such as ('datasets', 'train', 'tasks', 1, 'degrade').
 
     Attributes:
-        spec: The list of mappings in canonical form: `type` first, parameters in the order of their table, whole
-            numbers as int. Parameters that were not given are absent.
-        key: One line of JSON that is equal for equal degradations, whatever the order of the parameters, the format of
+        spec: The list of mappings in canonical form: `type` first, parameters in declaration order, whole numbers as
+            int. Parameters that were not set are absent.
+        key: One line of JSON that is equal for equal degradations, independent of parameter order, the format of
             numbers, and whether defaults are written out.
 
     Raises:
-        OptionError: Unknown type or parameter, wrong type or value; all problems.
+        OptionError: Unknown types or parameters, invalid values; lists all problems.
     """
 
     def __init__(self, spec: Any, where: str | Keys = 'degrade') -> None:
@@ -65,7 +65,7 @@ class Degrade:
 
     @property
     def key(self) -> str:
-        # Without defaults, so that neither writing one out nor a parameter of a later version changes it.
+        # Without defaults, so that neither an explicit default nor a parameter of a later version changes the key.
         steps = [
             {'type': kind.name} | {name: v for name, v in values.items() if v != kind.parameters[name].default}
             for kind, values in self._steps
@@ -73,14 +73,14 @@ class Degrade:
         return json.dumps(steps, sort_keys=True, separators=(',', ':'))
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """Degrade one picture.
+        """Degrade one image.
 
-        Random numbers are drawn step by step; within a step first its ranges, in the order of the parameter table,
-        then what the degradation itself needs.
+        Random numbers are drawn step by step; within a step, first its ranges in the declaration order of the
+        parameters, then those of the degradation itself.
 
         Args:
             image: (H, W, 3) RGB or (H, W, 1) grey, float32, [0, 1]; not changed.
-            rng: The only source of randomness: the same state gives the same picture, bit by bit.
+            rng: The only source of randomness: the same state results in the same image, bit by bit.
 
         Returns:
             A new array of the same shape, float32, in [0, 1] (noise with `clip: false` may leave the range).
@@ -88,15 +88,15 @@ class Degrade:
         return self.apply(image, rng)[0]
 
     def apply(self, image: Image, rng: np.random.Generator) -> tuple[Image, 'Degrade']:
-        """Degrade one picture, and tell how.
+        """Degrade one image, and return the drawn degradation.
 
         Args:
-            image, rng: As when called; the picture is the same, bit by bit.
+            image, rng: As in `__call__`; the image is the same, bit by bit.
 
         Returns:
-            The picture, and the degradation with the numbers that were drawn in place of the ranges. That one degrades
-            other pictures to the same extent; what a degradation draws within itself (noise, streaks, flakes, the
-            depth of the scene, the colour cast of low light) it draws anew.
+            The image, and the degradation with ranges replaced by the drawn numbers. It degrades other images to the
+            same extent; random content (noise, streaks, flakes, scene depth, the colour cast of low light) is drawn
+            again.
 
         Examples:
             >>> from promptir_basicsr.degradations import Degrade
@@ -115,7 +115,7 @@ class Degrade:
         return image, fixed
 
     def describe(self) -> str:
-        """Short text for logs and tables: `gaussian_noise(sigma=25, floor)`, or the names joined by ` + `."""
+        """Return a short text for logs and tables: `gaussian_noise(sigma=25, floor)`, or names joined by ` + `."""
         if len(self._steps) > 1:
             return ' + '.join(kind.name for kind, _ in self._steps)
         kind, values = self._steps[0]
@@ -133,13 +133,13 @@ class Degrade:
 
 @dataclass(frozen=True)
 class Number:
-    """A numeric parameter. In a specification it may be a number or a range [low, high].
+    """A numeric parameter: a number or a range [low, high].
 
     Args:
-        default: A number, a range, or None where a value must be given.
+        default: A number, a range, or None for required parameters.
         low: Smallest value allowed.
         high: Largest value allowed.
-        unit: For messages and documentation.
+        unit: Text for messages and documentation.
         integer: Whole numbers only; a range then includes both its ends.
     """
 
@@ -165,18 +165,18 @@ class Number:
         return text + (f' ({self.unit})' if self.unit else '')
 
     def canonical(self, value: Any) -> float | list[float]:
-        """The value as int, float or [low, high]; ValueError says what is wrong with it."""
+        """Return the value as int, float or [low, high]; raises ValueError for invalid values."""
         if not isinstance(value, (list, tuple)):
             return self._canonical_number(value)
         if len(value) != 2:
-            raise ValueError(f'a range has two ends, [low, high], found {list(value)}; or write {self.allowed}')
+            raise ValueError(f'a range needs two ends, [low, high], found {list(value)}; or use {self.allowed}')
         low, high = (self._canonical_number(end) for end in value)
         if low > high:
-            raise ValueError(f'the range {[low, high]} runs backwards; write {[high, low]}')
+            raise ValueError(f'the range {[low, high]} is reversed; use {[high, low]}')
         return [low, high]
 
     def draw(self, value: Any, rng: np.random.Generator) -> Any:
-        """One number out of a canonical value. Only a range consumes randomness."""
+        """Draw a number from a canonical value. Only ranges consume randomness."""
         if not isinstance(value, list):
             return value
         if self.integer:
@@ -209,7 +209,7 @@ class Choice:
         return 'one of ' + ', '.join(self.options)
 
     def canonical(self, value: Any) -> str:
-        """The word; digits that YAML read as a number count as the word. ValueError says what is wrong."""
+        """Return the word; words of digits may be numbers in YAML. Raises ValueError for unknown words."""
         text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
         if not isinstance(text, str) or text not in self.options:
             raise ValueError(f'must be {self.allowed}, found {value!r}.{did_you_mean(value, self.options)}')
@@ -242,15 +242,15 @@ Parameter = Number | Choice | Switch
 
 
 class Degradation:
-    """A registered function with the table of its parameters.
+    """A registered degradation function with its parameters.
 
-    Called like the function, `kind(image, rng, sigma=25)`, it checks the values, fills in defaults and draws ranges.
+    A call `kind(image, rng, sigma=25)` checks the values, fills in defaults and draws ranges.
 
     Args:
         function: f(image, rng, **parameters) -> image.
         parameters: In the order in which ranges are drawn.
-        check: Generator of messages about values that do not go together, or of problems, which have the line of a
-            parameter; it is given all values with the defaults filled in, ranges as lists.
+        check: Generator of messages, or of problems with the place of a parameter, about incompatible values; it
+            receives all values including defaults, with ranges as lists.
     """
 
     def __init__(self, function: Callable[..., Image], parameters: dict[str, Parameter], check: Check | None) -> None:
@@ -266,34 +266,34 @@ class Degradation:
         return self.apply(image, rng, canonical)
 
     def apply(self, image: Image, rng: np.random.Generator, values: dict[str, Any]) -> Image:
-        """Draw ranges and run, without checking the values again."""
+        """Draw ranges and degrade, without checking the values again."""
         return self.run(image, rng, self.draw(values, rng))
 
     def draw(self, values: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Every parameter as one value: those given, else the defaults, drawn where they are ranges."""
+        """Return one value per parameter: those set or the defaults, with ranges drawn."""
         return {name: kind.draw(values.get(name, kind.default), rng) for name, kind in self.parameters.items()}
 
     def run(self, image: Image, rng: np.random.Generator, drawn: Mapping[str, Any]) -> Image:
-        """Degrade with values that `draw` has made."""
+        """Degrade with values from `draw`."""
         if image.dtype != np.float32 or image.ndim != 3 or image.shape[2] not in (1, 3) or image.size == 0:
             found = f'{image.dtype} {image.shape}'
             raise ValueError(f'{self.name} needs a float32 image (H, W, 3) or (H, W, 1), found {found}')
         degraded = self.function(image, rng, **drawn)
-        if degraded.shape != image.shape:  # OpenCV leaves the axis of a single channel out
+        if degraded.shape != image.shape:  # OpenCV drops the axis of a single channel
             raise ValueError(
-                f'{self.name} has made an image {degraded.shape} of one {image.shape}; the shape must stay'
+                f'{self.name} returned an image {degraded.shape} for an input {image.shape}; the shape must not change'
             )
         return degraded
 
     def validate(self, given: Mapping[str, Any], where: str | Keys) -> tuple[dict[str, Any], list[Problem]]:
-        """The given values in canonical form and order, and all problems."""
+        """Return the given values in canonical form and order, and all problems."""
         problems: list[Problem] = []
         values: dict[str, Any] = {}
         for name in given:
             if name not in self.parameters:
                 hint = did_you_mean(name, self.parameters)
                 allowed = ', '.join(self.parameters) or 'none'
-                message = f'{self.name} has no such parameter.{hint} Allowed: {allowed}'
+                message = f'{self.name} has no parameter of this name.{hint} Allowed: {allowed}'
                 problems.append(problem((*keys(where), name), message))
         for name, parameter in self.parameters.items():
             if name in given:
@@ -328,21 +328,21 @@ def degradation(
 def degradation(
     function: Callable[..., Image] | None = None, /, *, check: Check | None = None, **parameters: Parameter
 ) -> Degradation | Callable[[Callable[..., Image]], Degradation]:
-    """Function decorator: register a degradation under the function's name.
+    """Function decorator that registers a degradation under the function's name.
 
-    `@degradation(strength=Number(0.5, low=0, high=1))` declares defaults and bounds. A parameter that is not declared
-    but has a number or a bool as its Python default becomes a Number without bounds (whole if annotated int) or a
-    Switch, so a bare `@degradation` suffices for simple functions.
+    `@degradation(strength=Number(0.5, low=0, high=1))` declares defaults and bounds. Undeclared parameters whose
+    Python default is a number or a bool become a Number without bounds (whole if annotated int) or a Switch, so a
+    bare `@degradation` is enough for simple functions.
 
     Raises:
-        TypeError: A parameter is neither declared nor has such a default, or a declared one does not exist.
+        TypeError: A parameter is neither declared nor has such a default, or a declared parameter does not exist.
         ValueError: Another module has registered this name.
     """
 
     def register(function: Callable[..., Image]) -> Degradation:
         known = DEGRADATIONS.get(function.__name__)
         if known is not None and known.__module__ != function.__module__:
-            raise ValueError(f'{function.__module__}: {known.__module__} has registered {function.__name__!r} already')
+            raise ValueError(f'{function.__module__}: {known.__module__} has already registered {function.__name__!r}')
         kind = Degradation(function, _parameter_table(function, parameters), check)
         DEGRADATIONS[kind.name] = kind
         return kind
@@ -351,7 +351,7 @@ def degradation(
 
 
 def _parameter_table(function: Callable[..., Image], declared: dict[str, Parameter]) -> dict[str, Parameter]:
-    """Declared and inferred parameters in the order of the function's signature."""
+    """Return declared and inferred parameters in the order of the function's signature."""
     table: dict[str, Parameter] = {}
     for name, argument in list(inspect.signature(function).parameters.items())[2:]:
         if name in declared:
@@ -369,7 +369,7 @@ def _parameter_table(function: Callable[..., Image], declared: dict[str, Paramet
 
 
 def _read_step(entry: Any, where: Keys) -> tuple[tuple[Degradation, dict[str, Any]] | None, list[Problem]]:
-    """One mapping of a specification as (degradation, given values), and the problems with it."""
+    """Parse one mapping of a specification to (degradation, values), and return its problems."""
     if not isinstance(entry, Mapping):
         return None, [problem(where, f'must be a mapping {{type: NAME, ...}}, found {entry!r}.{_known_types()}')]
     if 'type' not in entry:
@@ -390,7 +390,7 @@ def _known_types() -> str:
 
 
 def _number_hint(text: str) -> str:
-    """What to type instead of a text that is meant as a number. YAML 1.1 reads 1e-4 as text: it wants 1.0e-4."""
+    """Return a hint for text that looks like a number. YAML 1.1 reads 1e-4 as text: it requires 1.0e-4."""
     try:
         number = float(text)
     except ValueError:

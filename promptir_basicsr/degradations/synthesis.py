@@ -1,9 +1,9 @@
-"""Synthetic degradations of clean photographs.
+"""Synthetic degradations of clean images.
 
 A degradation is f(image, rng, **parameters) -> image with image (H, W, 3) RGB or (H, W, 1) grey, float32, [0, 1], for
 any H, W >= 1.
-It returns a new array of the same kind and takes all randomness from rng. Only noise, low light and JPEG quantise.
-Option files name them through `Degrade`; `docs/degradations.md` lists every parameter.
+It returns a new array of the same kind and uses rng as its only source of randomness. Only noise, low light and JPEG
+quantise. Option files use them through `Degrade`; `docs/degradations.md` lists all parameters.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ _JPEG_SAMPLING = {
 
 def _check_noise(values: dict[str, Any]) -> Iterator[Problem]:
     if not values['clip'] and values['quantize'] != 'float':
-        found = f'as 8 bits hold no value outside [0, 255], found {values["quantize"]}'
+        found = f'as 8 bits cannot hold values outside [0, 255], found {values["quantize"]}'
         yield problem('', f'clip: false needs quantize: float, {found}', ('clip',))
 
 
@@ -47,10 +47,10 @@ def _check_noise(values: dict[str, Any]) -> Iterator[Problem]:
     clip=Switch(True),
 )
 def gaussian_noise(image: Image, rng: np.random.Generator, sigma: float, quantize: str, clip: bool) -> Image:
-    """White Gaussian noise.
+    """Add white Gaussian noise.
 
     `floor` is the protocol of AirNet, PromptIR and their successors: uint8(clip(255 x + sigma n, 0, 255)) / 255. Its
-    truncating cast darkens by half a grey level on average.
+    truncating cast darkens images by half a grey level on average.
     """
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     if quantize == 'float':
@@ -82,9 +82,9 @@ def rain(
     jitter: float,
     blend: str,
 ) -> Image:
-    """Rain streaks: thin bright segments with a common slant, at distances between 1 and `depth`.
+    """Add rain streaks: thin bright segments with a common slant, at distances between 1 and `depth`.
 
-    A streak n times as far is n times as short and thin. Opacity falls to an eighth of its peak half a length from
+    A streak n times as far is n times shorter and thinner. Opacity falls to an eighth of its peak half a length from
     the centre. `screen`, 1 - (1 - x)(1 - streak), never saturates;
     `add`, min(x + streak, 1), is the model of Rain100L and loses detail in bright regions.
     """
@@ -124,13 +124,13 @@ def snow(
     motion: float,
     depth: float,
 ) -> Image:
-    """Snowflakes: soft white spots, slightly drawn out along their fall, at distances between 1 and `depth`.
+    """Add snowflakes: soft white spots, slightly elongated along their fall, at distances between 1 and `depth`.
 
-    Few are near, large and out of focus (wide and thin), many are far, small and crisp.
+    Few flakes are near, large and out of focus (wide and faint), many are far, small and sharp.
     """
     height, breadth = image.shape[:2]
     count, x, y = _scatter(height, breadth, density, 1.4 * size * (1.1 + 0.5 * motion), rng)
-    # Drops per unit of distance grow with its square: cube root of a uniform number.
+    # The number of flakes per unit of distance grows with its square: cube root of a uniform number.
     distance = 1 + (depth - 1) * np.cbrt(rng.uniform(0, 1, count))
     diameter = size / distance * rng.uniform(0.6, 1.4, count)
     sigma = (diameter / FWHM_PER_SIGMA).astype(np.float32)
@@ -159,14 +159,14 @@ def _check_haze(values: dict[str, Any]) -> Iterator[Problem]:
     beta=Number((0.04, 0.2), low=0, high=100, unit='1/metre'),
     near=Number((1, 3), low=0.01, high=1e5, unit='metres'),
     far=Number((5, 12), low=0.01, high=1e5, unit='metres'),
-    variation=Number(0.15, low=0, high=1, unit='picture heights'),
+    variation=Number(0.15, low=0, high=1, unit='image heights'),
 )
 def haze(
     image: Image, rng: np.random.Generator, A: float, beta: float, near: float, far: float, variation: float
 ) -> Image:
-    """Haze by the scattering model I = J t + A (1 - t), t = exp(-beta d), on sRGB values as in RESIDE.
+    """Add haze by the scattering model I = J t + A (1 - t), t = exp(-beta d), on sRGB values as in RESIDE.
 
-    A photograph has no depth map, so d is made up: see `outdoor_depth`.
+    The depth map d is synthetic: see `outdoor_depth`.
     """
     depth = outdoor_depth(image.shape[0], image.shape[1], near, far, variation, rng)
     transmission = np.exp(np.float32(-beta) * depth)[:, :, None]
@@ -182,13 +182,13 @@ def haze(
 def motion_blur(
     image: Image, rng: np.random.Generator, length: float, angle: float, bend: float, linear_light: bool
 ) -> Image:
-    """Camera shake: a straight or evenly bent path at constant speed, the same for the whole picture."""
+    """Add camera shake: a straight or evenly bent path at constant speed, the same for the whole image."""
     return blur(image, motion_kernel(length, angle, bend), linear_light)
 
 
 @degradation(radius=Number((1, 5), low=0, high=100, unit='pixels'), linear_light=Switch(True))
 def defocus_blur(image: Image, rng: np.random.Generator, radius: float, linear_light: bool) -> Image:
-    """A lens out of focus: a uniform disk, the same for the whole picture."""
+    """Add defocus blur: a uniform disk, the same for the whole image."""
     return blur(image, disk_kernel(radius), linear_light)
 
 
@@ -201,9 +201,9 @@ def defocus_blur(image: Image, rng: np.random.Generator, radius: float, linear_l
 def low_light(
     image: Image, rng: np.random.Generator, exposure: float, full_well: float, read_noise: float, cast: float
 ) -> Image:
-    """A photograph taken with too little light and not brightened: dark, noisy, 8 bits.
+    """Simulate a photograph taken with too little light and not brightened: dark, noisy, 8 bits.
 
-    Linear light is scaled by `exposure` and a colour cast, a factor of each channel; the sensor counts electrons
+    Linear light is scaled by `exposure` and a colour cast, one factor per channel; the sensor counts electrons
     (Poisson) and adds Gaussian read noise; the result is encoded as sRGB and rounded to 8 bits.
     """
     gain = exposure * (1 + cast * rng.uniform(-1, 1, image.shape[2:]))
@@ -214,7 +214,7 @@ def low_light(
 
 @degradation(quality=Number((10, 50), low=1, high=100, integer=True), subsampling=Choice('420', ('420', '422', '444')))
 def jpeg(image: Image, rng: np.random.Generator, quality: int, subsampling: str) -> Image:
-    """JPEG compression (libjpeg tables), after rounding to 8 bits. A grey image has no colours to subsample."""
+    """Compress as JPEG (libjpeg tables), after rounding to 8 bits. `subsampling` does not affect grey images."""
     levels: np.ndarray = np.rint(np.clip(image, 0, 1) * np.float32(255)).astype(np.uint8)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     if image.shape[2] == 3:
@@ -227,7 +227,7 @@ def jpeg(image: Image, rng: np.random.Generator, quality: int, subsampling: str)
 
 
 def _scatter(height: int, width: int, density: float, margin: float, rng: np.random.Generator) -> tuple[int, Any, Any]:
-    """Number and centres of particles in the picture and a margin around it; density is per 10,000 pixels."""
+    """Draw number and centres of particles in the image and a margin around it; density is per 10,000 pixels."""
     count = int(rng.poisson(density * (height + 2 * margin) * (width + 2 * margin) / 1e4))
     x = rng.uniform(-margin - 0.5, width + margin - 0.5, count).astype(np.float32)
     y = rng.uniform(-margin - 0.5, height + margin - 0.5, count).astype(np.float32)

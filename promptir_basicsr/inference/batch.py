@@ -1,4 +1,4 @@
-"""Restore the files of a plan, and tell how it goes."""
+"""Restore the files of a plan and report progress."""
 
 import os
 import sys
@@ -21,12 +21,12 @@ from promptir_basicsr.pictures.io import measure_picture, read_picture, write_pi
 from promptir_basicsr.pictures.picture import Picture, PictureError
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 
 
 @dataclass
 class Outcome:
-    """What has become of the files: `failed` has a sentence for each that could not be restored."""
+    """Result of a run: `failed` has a message for each file that could not be restored."""
 
     restored: int = 0
     failed: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Outcome:
 
 
 class Reporter:
-    """Tells people how it goes: a bar in a terminal, a line a file elsewhere."""
+    """Report progress: a progress bar in a terminal, a line per file elsewhere."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._count = plan, len(plan.jobs)
@@ -64,7 +64,7 @@ class Reporter:
         self._bar.stop()
 
     def say(self, line: str) -> None:
-        """A line on standard output; above the bar where both are in a terminal."""
+        """Print a line on standard output, above the bar if both are in a terminal."""
         line = printable(line)
         if self._above:
             self._console.print(line)
@@ -72,12 +72,12 @@ class Reporter:
             _write(sys.stdout, line)
 
     def tell_network(self, restorer: 'Restorer') -> None:
-        """Which network was found in the file of weights, and where it runs."""
+        """Print the network found in the file of weights, and the device."""
         checkpoint = restorer.checkpoint
         self.say(f'{checkpoint.path}: {" ".join(checkpoint.notes)} Device: {restorer.device}.')
 
     def tell_plan(self) -> None:
-        """What would be done."""
+        """Print what would be done."""
         for job in self._plan.jobs:
             self.say(f'{_arrow(job)}  {_shown(job.size) if job.size else "its size cannot be read"}')
         self._tell_left_out()
@@ -87,12 +87,12 @@ class Reporter:
         self._bar.update(self._task, description=printable(os.path.basename(jobs[0].source)))
 
     def advanced(self, jobs: Sequence[Job], done: int, total: int) -> None:
-        """Of the passes of the network for these files."""
+        """Update the progress of the network for these files."""
         part = sum(map(_weight, jobs)) * min(done / max(total, 1), 1)
         self._bar.update(self._task, completed=self._before + part)
 
     def ended(self, jobs: Sequence[Job], outcome: Outcome) -> None:
-        """Nothing more comes of these files."""
+        """Mark these files as finished."""
         self._before += sum(map(_weight, jobs))
         done = outcome.restored + len(outcome.failed)
         self._bar.update(self._task, completed=self._before, done=done)
@@ -103,10 +103,10 @@ class Reporter:
             self.say(f'{_arrow(job)}  {_shown(picture.size)}, {seconds:.1f} s{notes}')
 
     def tell_outcome(self, outcome: Outcome) -> int:
-        """The last lines; the exit status."""
+        """Print the last lines and return the exit status."""
         speed = outcome.pixels / 1e6 / outcome.seconds if outcome.seconds else 0.0
         failed = f', {len(outcome.failed):,} failed' if outcome.failed else ''
-        if outcome.failed and self._above:  # elsewhere their lines are still there
+        if outcome.failed and self._above:  # elsewhere their lines are still visible
             self._console.print('\n'.join(['Not restored:', *(f'  {printable(line)}' for line in outcome.failed)]))
         self._tell_left_out()
         self.say(
@@ -116,13 +116,13 @@ class Reporter:
         if outcome.interrupted:
             left = self._count - outcome.restored - len(outcome.failed)
             self._console.print(
-                f'Interrupted, {left:,} left; all files are whole. --skip-existing goes on with the rest.'
+                f'Interrupted, {left:,} left; all files are complete. --skip-existing continues with the rest.'
             )
             return INTERRUPTED
         return 1 if outcome.failed else 0
 
     def failed(self, message: str) -> None:
-        """A file could not be restored: above the bar, or once on standard error."""
+        """Report a file that could not be restored: above the bar, or once on standard error."""
         if self._above:
             self.say(f'failed: {message}')
         else:
@@ -143,13 +143,13 @@ def restore_files(
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Outcome:
-    """Restore all files; what goes wrong with one of them does not stop the others.
+    """Restore all files; an error of one file does not stop the others.
 
     The next files are read and the last ones written while the network runs.
 
     Args:
-        batch: at most so many of equal size go through the network together.
-        max_pixels: pictures with more are not read.
+        batch: maximum batch size for images of equal size.
+        max_pixels: larger images are not read.
     """
     run = _Run(restorer, reporter, degradation, strength, overwrite, max_pixels)
     begun = time.perf_counter()
@@ -159,19 +159,19 @@ def restore_files(
     except KeyboardInterrupt:
         run.outcome.interrupted = True
     finally:
-        pool.shutdown(wait=True)  # what is restored gets written
+        pool.shutdown(wait=True)  # restored images are still written
         run.collect(everything=True)
     run.outcome.seconds = time.perf_counter() - begun
     return run.outcome
 
 
 def measured(plan: Plan) -> Plan:
-    """The plan with the size of every source, as far as its beginning tells."""
+    """Return the plan with the sizes of the sources that their headers contain."""
     return replace(plan, jobs=[replace(job, size=measure_picture(job.source)) for job in plan.jobs])
 
 
 def _batches(jobs: Iterable[Job], batch: int) -> list[list[Job]]:
-    """Files of equal size together, in the order of the first of each."""
+    """Group files of equal size, in the order of the first of each group."""
     groups: dict[object, list[Job]] = {}
     for number, job in enumerate(jobs):
         groups.setdefault((batch > 1 and job.size) or number, []).append(job)
@@ -206,7 +206,7 @@ class _Run:
             self._reporter.ended(jobs, self.outcome)
 
     def collect(self, everything: bool = False) -> None:
-        """Take note of files that were written; at most one batch waits for the disk."""
+        """Collect files that were written; at most one batch waits for the disk."""
         while self._written and (everything or len(self._written) > 1 or self._written[0][3].done()):
             job, picture, seconds, writing = self._written.popleft()
             try:
@@ -214,7 +214,7 @@ class _Run:
             except (PictureError, SaveError) as error:
                 self._fail(str(error))
                 continue
-            except Exception as error:  # whatever it is, the other files go on
+            except Exception as error:  # any error; the other files continue
                 self._fail(f"'{job.target}' could not be written: {first_line(error)}")
                 continue
             self.outcome.restored += 1
@@ -222,7 +222,7 @@ class _Run:
             self._reporter.restored(job, picture, seconds)
 
     def _equal(self, read: Iterable[tuple[Job, 'Picture | PictureError']]) -> Iterator[list[tuple[Job, Picture]]]:
-        """Pictures of one size; the beginning of a file may have told another one than it has."""
+        """Group images by their real size, which may differ from that in the header."""
         groups: dict[Size, list[tuple[Job, Picture]]] = {}
         for job, picture in read:
             if isinstance(picture, PictureError):
@@ -240,7 +240,7 @@ class _Run:
                 progress=lambda done, total: self._reporter.advanced(jobs, done, total),
             )
         except (RuntimeError, ValueError, MemoryError) as error:
-            if len(together) > 1:  # one of them may be to blame, or their number
+            if len(together) > 1:  # caused by one of them, or by their number
                 for one in together:
                     self._restore([one], pool)
                 return
@@ -268,7 +268,7 @@ def _read(jobs: Sequence[Job], max_pixels: int) -> list[tuple[Job, 'Picture | Pi
 
 def _write_new(job: Job, picture: Picture, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(job.target):
-        raise PictureError(f"'{job.target}' has come into being meanwhile; it was not replaced.")
+        raise PictureError(f"'{job.target}' was created meanwhile by another program; it was not replaced.")
     write_picture(job.target, picture, job.kind or picture.format)
 
 
@@ -286,7 +286,7 @@ def _shown(size: Size) -> str:
 
 
 def _others(plan: Plan) -> str:
-    present = f', {plan.present:,} there already' if plan.present else ''
+    present = f', {plan.present:,} existing skipped' if plan.present else ''
     return present + (f', other files: {plan.foreign:,}' if plan.foreign else '')
 
 
@@ -294,5 +294,5 @@ def _write(stream: Any, line: str) -> None:
     try:
         stream.write(line + '\n')
         stream.flush()
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # closed by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""Which files are restored and where the results go, settled before any work."""
+"""Choose input and output files before any image is restored."""
 
 import glob
 import os
@@ -18,12 +18,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Job:
-    """A picture to be restored.
+    """An image file to restore.
 
     Attributes:
         source, target: paths.
         kind: format of the target, one of the values of PICTURE_FORMATS; None for the source's.
-        size: height and width of the source, where they are known.
+        size: height and width of the source, if known.
     """
 
     source: str
@@ -34,13 +34,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything to be done.
+    """All files to restore.
 
     Attributes:
         jobs: in the order of the inputs, sorted within folders and patterns.
-        foreign: how many files of folders and patterns are no pictures by their names.
-        left_out: sentences about pictures that are not read, and about what looks like one and is no regular file.
-        present: how many results are there already and left as they are.
+        foreign: number of files in folders and patterns without the extension of an image.
+        left_out: messages about skipped image files: unsupported formats, and files that are not regular.
+        present: number of existing results that are not replaced.
     """
 
     jobs: list[Job]
@@ -62,14 +62,14 @@ def plan_restoration(
 
     Args:
         inputs: files, folders, patterns (`*`, `?`, `[...]`, `**` for any folders).
-        out: a folder, or a file where there is one input file alone.
-        recursive: folders below folders, too; their tree is kept.
-        suffix: goes between name and extension.
+        out: a folder, or a file for a single input file.
+        recursive: include subfolders, with the same tree in the output.
+        suffix: added between name and extension.
         extension: one of PICTURE_FORMATS for all outputs. Default: the inputs' own.
-        overwrite, skip_existing: what happens to outputs that are there; otherwise they are an error.
+        overwrite, skip_existing: replace or skip existing outputs; otherwise they are an error.
 
     Raises:
-        OptionError: all mistakes that are found.
+        OptionError: lists all mistakes.
     """
     out = os.path.expanduser(out)
     found = _Found()
@@ -77,18 +77,16 @@ def plan_restoration(
         _find(given, out, recursive, found)
     problems = found.problems
     if any(sign in suffix for sign in ('/', os.sep, '\0')):
-        message = f"--suffix: '{printable(suffix)}' has a separator of folders. Give a part of a file name."
+        message = f"--suffix: '{printable(suffix)}' contains a path separator. Use a part of a file name."
         problems.append(message)
     left_out = [
         *unread_pictures(found.unread),
-        *(f'{_quoted(path)} left out: not a regular file.' for path in found.special),
+        *(f'{_quoted(path)} skipped: not a regular file.' for path in found.special),
     ]
     if not problems and not found.files:
         more = f' {found.foreign:,} files have other extensions.' if found.foreign else ''
         more += ''.join(f' {line}' for line in left_out)
-        problems.append(
-            f'no pictures found in {first_few(map(_quoted, inputs))}.{more} Known: {", ".join(EXTENSIONS)}.'
-        )
+        problems.append(f'no images found in {first_few(map(_quoted, inputs))}.{more} Known: {", ".join(EXTENSIONS)}.')
     raise_problems(problems)
     files = list(dict.fromkeys((os.path.normpath(source), relative) for source, relative in found.files))
     if found.single and not os.path.isdir(out) and not out.endswith(('/', os.sep)) and format_of(out) is not None:
@@ -101,8 +99,8 @@ def plan_restoration(
     if present and not problems and not overwrite and not skip_existing:
         names = first_few(_quoted(job.target) for job in present)
         problems.append(
-            f'{names} {"exists" if len(present) == 1 else "exist"} already. --overwrite replaces what is there, '
-            '--skip-existing leaves it.'
+            f'{names} {"exists" if len(present) == 1 else "exist"} already. --overwrite replaces them, --skip-existing '
+            'skips them.'
         )
     raise_problems(problems)
     skipped = {job.target for job in present} if skip_existing else set()
@@ -111,7 +109,7 @@ def plan_restoration(
 
 @dataclass
 class _Found:
-    """Files, each with its path below the output folder."""
+    """Files, each with its path in the output folder."""
 
     files: list[tuple[str, str]] = field(default_factory=list)
     foreign: int = 0
@@ -121,7 +119,7 @@ class _Found:
     problems: list[str] = field(default_factory=list)
 
     def add(self, source: str, relative: str) -> None:
-        """A file of a folder or pattern; hidden ones and what is no picture are left out."""
+        """Add a file of a folder or pattern; hidden files and other formats are skipped."""
         if os.path.basename(source).startswith('.'):
             return
         if extension_of(source) in EXTENSIONS:
@@ -146,12 +144,12 @@ def _find(given: str, out: str, recursive: bool, found: _Found) -> None:
     elif glob.has_magic(path):
         _match(path, given, out, found)
     else:
-        found.problems.append(f"'{printable(given)}' does not exist. Paths start at the current folder.")
+        found.problems.append(f"'{printable(given)}' does not exist. Paths are relative to the current folder.")
     found.single = False
 
 
 def _walk(folder: str, out: str, recursive: bool, given: str, found: _Found) -> None:
-    """The files of a folder. Those below OUT are results of an earlier run."""
+    """Find the files of a folder. Those in OUT are results of an earlier run."""
     results, below, before = os.path.realpath(out), False, len(found.files)
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(
@@ -166,11 +164,11 @@ def _walk(folder: str, out: str, recursive: bool, given: str, found: _Found) -> 
         if not recursive:
             break
     if below and not recursive and len(found.files) == before:
-        found.problems.append(f"'{printable(given)}' has no pictures but folders. -r goes down into them.")
+        found.problems.append(f"'{printable(given)}' contains only folders, no images. Use -r to include them.")
 
 
 def _match(pattern: str, given: str, out: str, found: _Found) -> None:
-    """The files of a pattern, without results of an earlier run; the tree is kept below its last plain folder."""
+    """Find the files of a pattern, without results of an earlier run; the tree below its last plain folder is kept."""
     root = Path(pattern)
     while glob.has_magic(str(root)):
         root = root.parent
@@ -186,7 +184,7 @@ def _match(pattern: str, given: str, out: str, found: _Found) -> None:
 
 def _single(source: str, out: str, suffix: str, extension: str | None) -> Job:
     if suffix:
-        raise OptionError(f"--suffix: '{printable(out)}' is a file already; give a folder, or leave the suffix out.")
+        raise OptionError(f"--suffix: '{printable(out)}' is an existing file; use a folder, or omit the suffix.")
     if extension and PICTURE_FORMATS[extension] != format_of(out):
         raise OptionError(f"--format: {extension} and the file '{printable(out)}' contradict each other.")
     return Job(source, out, format_of(out))
@@ -198,7 +196,7 @@ def _job(source: str, target: str, suffix: str, extension: str | None) -> Job:
         return Job(source, f'{stem}{suffix}.{extension}', PICTURE_FORMATS[extension])
     if own[1:].lower() in _KEPT:
         return Job(source, f'{stem}{suffix}{own}')
-    return Job(source, f'{stem}{suffix}.png', 'PNG')  # the others can only be read
+    return Job(source, f'{stem}{suffix}.png', 'PNG')  # other formats can only be read
 
 
 _KEPT = {*PICTURE_FORMATS, 'jpe', 'jfif', 'mpo', 'dib'}
@@ -206,12 +204,12 @@ _KEPT = {*PICTURE_FORMATS, 'jpe', 'jfif', 'mpo', 'dib'}
 
 def _folder_problems(out: str, count: int) -> list[str]:
     if os.path.lexists(out) and not os.path.isdir(out):
-        return [f"-o: '{printable(out)}' is a file; give a folder."]
+        return [f"-o: '{printable(out)}' is a file; use a folder."]
     if os.path.isdir(out) or out.endswith(('/', os.sep)) or extension_of(out) not in EXTENSIONS:
         return []
     if count == 1 and format_of(out) is None:
         return [f"-o: '{printable(out)}' cannot be written. Formats: {', '.join(PICTURE_FORMATS)}."]
-    return [f"-o: '{printable(out)}' looks like a file, but inputs may be several ({count:,} now). Give a folder."]
+    return [f"-o: '{printable(out)}' looks like a file, but there may be several inputs ({count:,} now). Use a folder."]
 
 
 def _collisions(jobs: Sequence[Job]) -> list[str]:
@@ -220,17 +218,17 @@ def _collisions(jobs: Sequence[Job]) -> list[str]:
         sources[os.path.normcase(os.path.abspath(job.target))].append(job.source)
     doubled = [(target, names) for target, names in sources.items() if len(names) > 1]
     return [
-        f'{first_few(map(_quoted, names))} would all become {_quoted(target)}. Restore them into different folders.'
+        f'{first_few(map(_quoted, names))} have the same output {_quoted(target)}. Restore them to different folders.'
         for target, names in doubled[:5]
-    ] + ([f'{len(doubled) - 5:,} more names are given to several results.'] if len(doubled) > 5 else [])
+    ] + ([f'{len(doubled) - 5:,} more outputs have several inputs.'] if len(doubled) > 5 else [])
 
 
 def _inputs_hit(jobs: Sequence[Job]) -> list[str]:
-    """Outputs that are inputs, by whatever name; these are never replaced."""
+    """Find outputs that are inputs, under any name; these are never replaced."""
     inputs = {os.path.realpath(job.source) for job in jobs}
     hit = [job.target for job in jobs if os.path.realpath(job.target) in inputs]
     names = first_few(map(_quoted, hit))
-    return [f'{names}: an input is never overwritten. Give another folder with -o, or a --suffix.'] if hit else []
+    return [f'{names}: inputs are never overwritten. Use another folder with -o, or a --suffix.'] if hit else []
 
 
 def _quoted(path: str) -> str:

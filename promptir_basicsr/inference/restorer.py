@@ -20,24 +20,24 @@ from promptir_basicsr.runtime.precision import device_problems, find_device
 Image = TypeVar('Image', np.ndarray, Tensor)
 
 _PROBE = 16  # pixels
-_LEAST, _MOST = -1.0, 2.0  # of float images; beyond, they are of another range
+_LEAST, _MOST = -1.0, 2.0  # of float images; larger values mean another range
 
 
 class Restorer:
-    """A network that restores pictures of any size.
+    """Restore images of any size with a network.
 
     Args:
-        weights: file of the weights, a published folder, or a repository of the Hugging Face Hub; see
+        weights: file of weights, a published folder, or a repository of the Hugging Face Hub; see
             `docs/weights.md`.
         network: `type` and arguments of the network, or an option file. Default: recognised from the file.
-        device: 'auto' (a GPU where there is one), 'cpu', 'cuda', 'cuda:1'.
+        device: 'auto' (a GPU if available), 'cpu', 'cuda', 'cuda:1'.
         settings: tiles, ensemble, precision.
-        key: which weights of the file, such as 'params_ema'.
+        key: which weights of the file to use, such as 'params_ema'.
 
     Attributes:
         net: the network, in evaluation mode.
-        checkpoint: what the file tells.
-        channels: of the images that the network takes, 3 (RGB) or 1 (grey).
+        checkpoint: metadata of the file.
+        channels: image channels of the network, 3 (RGB) or 1 (grey).
 
     Raises:
         OptionError: the file, the network or the device cannot be used.
@@ -63,17 +63,17 @@ class Restorer:
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **arguments: Any) -> 'Restorer':
-        """A Restorer of published weights: `Restorer(source, ...)` by the name that libraries of the Hub use.
+        """Load published weights: the same as `Restorer(source, ...)`, under the usual name of Hub libraries.
 
         Args:
             source: a folder that `basicsr publish` has written, `OWNER/NAME` or `OWNER/NAME@REVISION` of the Hub.
-            arguments: as of the constructor.
+            arguments: of the constructor.
         """
         return cls(source, **arguments)
 
     @property
     def traits(self) -> NetworkTraits:
-        """What the network says it is, and its arguments say of it."""
+        """Traits of the network, from its attributes and arguments."""
         return traits_of(self.net, self.checkpoint.network)
 
     def restore(
@@ -89,16 +89,16 @@ class Restorer:
             image: array (H, W) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGB and alpha, uint8, uint16
                 or float in [0, 1]; or tensor (3, H, W) or (B, 3, H, W), RGB, float in [0, 1], on any device, with 1 in
                 place of 3 for a network of one channel.
-            degradation, strength: as of the networks that take labels.
+            degradation, strength: passed to networks that accept labels.
             progress: called as progress(done, total) after each pass of the network.
 
         Returns:
-            The same kind, size, type and device. Arrays are clipped and rounded to their type, tensors are not. Grey
-            is the mean of the three colours, alpha is untouched. A network of one channel makes grey arrays of RGB
-            ones, (H, W) or (H, W, 2), by their luma (`to_grey`).
+            The same kind, size, dtype and device. Arrays are clipped and rounded to their dtype, tensors are not. Grey
+            is the mean of the three channels, alpha is unchanged. A network with one channel converts RGB arrays to
+            grey, (H, W) or (H, W, 2), by their luma (`to_grey`).
 
         Raises:
-            ValueError: the image or what is said of it is not understood, or the network gives no finite numbers.
+            ValueError: the image or its degradation is invalid, or the network returns non-finite values.
         """
         self._check_told(degradation, strength)
         if isinstance(image, Tensor):
@@ -112,15 +112,15 @@ class Restorer:
         strength: Any = 1.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[np.ndarray]:
-        """Restore arrays of one size together, each as of `restore`."""
+        """Restore arrays of equal size as a batch, each as by `restore`."""
         self._check_told(degradation, strength)
         return self._arrays(images, degradation, strength, progress)
 
     def check_labels(self, degradation: Any = None, strength: Any = 1.0) -> None:
-        """Whether the network understands what it is told of all images; found without restoring one.
+        """Check that the network accepts the degradation and strength, without restoring an image.
 
         Raises:
-            ValueError: it does not, or has to be told something.
+            ValueError: it does not, or a label is missing.
         """
         self._check_told(degradation, strength)
         if self.traits.conditioned:
@@ -130,40 +130,40 @@ class Restorer:
                 net.prompt_context(torch.zeros(1, self.channels, side, side, device=self.device), degradation, strength)
 
     def _check_output(self, path: str) -> None:
-        """A network that enlarges, or tells degradations apart, would give nonsense without a word."""
+        """Reject networks that upscale or classify, which would silently return wrong images."""
         net, traits = self.net, self.traits
         if self.channels not in (1, 3):
-            found = f'{type(net).__name__} takes images of {self.channels} channels'
-            raise OptionError(f"'{path}': {found}; pictures have 3 (RGB) or 1 (grey).")
+            found = f'{type(net).__name__} needs images of {self.channels} channels'
+            raise OptionError(f"'{path}': {found}; images have 3 (RGB) or 1 (grey).")
         side = -(-_PROBE // traits.size_multiple) * traits.size_multiple
         x = torch.zeros(1, self.channels, side, side, device=self.device)
         try:
             with torch.no_grad():
                 y = net(x, 0) if traits.takes_degradation else net(x)
-        except (RuntimeError, ValueError):  # some networks want larger images; the first picture will tell
+        except (RuntimeError, ValueError):  # some networks need larger images; the first image will show
             return
         if not isinstance(y, Tensor) or y.shape != x.shape:
             made = f'an output of {tuple(y.shape)}' if isinstance(y, Tensor) else f'a {type(y).__name__}'
-            told = f'{type(net).__name__} makes {made} of an image of {tuple(x.shape)}'
-            raise OptionError(f"'{path}': {told}. Networks that keep the size of an image restore it.")
+            told = f'{type(net).__name__} returns {made} for an image of {tuple(x.shape)}'
+            raise OptionError(f"'{path}': {told}. Only networks that preserve the image size can be used.")
 
     def _check_told(self, degradation: Any, strength: Any) -> None:
-        """Networks ignore what they do not take, and know no more than that labels are missing."""
+        """Check labels here: networks ignore unsupported ones, and cannot name the ones that are missing."""
         kind, traits = type(self.net).__name__, self.traits
         if not traits.takes_degradation:
             if degradation is not None or strength != 1:
-                raise ValueError(f'{kind} is blind: it takes neither labels nor a strength. Leave them out.')
+                raise ValueError(f'{kind} is blind: it accepts neither labels nor a strength. Omit them.')
         elif degradation is None and traits.needs_degradation:
             raise ValueError(
-                f'{kind} is told the degradation of an image, and these weights have no sensor to find it. '
-                f'Give a label or a mixture of: {", ".join(traits.labels)}.'
+                f'{kind} needs the degradation of an image, and these weights have no sensor to predict it. '
+                f'Use a label or a mixture of: {", ".join(traits.labels)}.'
             )
 
     def _tensor(self, image: Tensor, degradation: Any, strength: Any, progress: Any) -> Tensor:
         c = self.channels
         if not image.is_floating_point() or image.ndim not in (3, 4) or image.shape[-3] != c or not image.numel():
             raise ValueError(
-                f'restore: a tensor of shape {tuple(image.shape)} and type {image.dtype}; give ({c}, H, W) or '
+                f'restore: a tensor of shape {tuple(image.shape)} and type {image.dtype}; must be ({c}, H, W) or '
                 f'(B, {c}, H, W), {"RGB" if c == 3 else "grey"}, float in [0, 1].'
             )
         _check_range(float(image.min()), float(image.max()))
@@ -181,7 +181,7 @@ class Restorer:
         restored = restore_images(self.net, x, settings, degradation, strength, progress)
         if not torch.isfinite(restored).all():
             hint = '' if self.settings.precision == 'fp32' else ' fp32 has a wider range.'
-            raise ValueError(f'{type(self.net).__name__} gave values that are not finite.{hint}')
+            raise ValueError(f'{type(self.net).__name__} returned values that are not finite.{hint}')
         return restored
 
 
@@ -191,32 +191,34 @@ def restore(
     """Restore one image; for several, build a `Restorer` once.
 
     Args:
-        image, degradation, strength: as of `Restorer.restore`.
-        weights, options: as of `Restorer`.
+        image, degradation, strength: see `Restorer.restore`.
+        weights, options: see `Restorer`.
     """
     return Restorer(weights, **options).restore(image, degradation, strength)
 
 
 def image_tensor(image: np.ndarray, channels: int = 3) -> Tensor:
-    """An array of any kind -> (3, H, W) RGB or (1, H, W) grey, float32, [0, 1].
+    """Convert an array of any kind to (3, H, W) RGB or (1, H, W) grey, float32, [0, 1].
 
     Args:
-        image: as of `Restorer.restore`.
+        image: see `Restorer.restore`.
         channels: of the tensor, 3 or 1.
 
     Raises:
-        ValueError: the image is not understood.
+        ValueError: the image is invalid.
     """
     image = np.asarray(image)
     found = image.shape[2] if image.ndim == 3 else 1
     if image.ndim not in (2, 3) or found not in (1, 2, 3, 4) or not image.size or image.shape[2:] == (1,):
-        raise ValueError(f'restore: an array of shape {image.shape}; give (H, W), (H, W, 2), (H, W, 3) or (H, W, 4).')
+        raise ValueError(
+            f'restore: an array of shape {image.shape}; must be (H, W), (H, W, 2), (H, W, 3) or (H, W, 4).'
+        )
     colours = image[..., :3] if found >= 3 else image.reshape(*image.shape[:2], -1)[..., :1]
     if np.issubdtype(image.dtype, np.floating):
         _check_range(float(image.min()), float(image.max()))
         colours = colours.astype(np.float32)
     elif image.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f'restore: an array of type {image.dtype}; give uint8, uint16 or float in [0, 1].')
+        raise ValueError(f'restore: an array of type {image.dtype}; must be uint8, uint16 or float in [0, 1].')
     if colours.shape[2] > channels:
         colours = to_grey(colours)
     return to_tensor(np.repeat(colours, channels // colours.shape[2], axis=2))
@@ -226,16 +228,16 @@ def _check_range(least: float, most: float) -> None:
     if not (np.isfinite(least) and np.isfinite(most)):
         raise ValueError('restore: the image has values that are not finite (NaN or infinity).')
     if least < _LEAST or most > _MOST:
-        raise ValueError(f'restore: the values go from {least:g} to {most:g}; float images are in [0, 1].')
+        raise ValueError(f'restore: the values range from {least:g} to {most:g}; float images must be in [0, 1].')
 
 
 def _like(image: np.ndarray, restored: np.ndarray) -> np.ndarray:
-    """(C, H, W) -> the type of the image it was made from, with its alpha; its shape, or grey where C is 1."""
+    """Convert (C, H, W) to the dtype and shape of the input image, with its alpha; grey if C is 1."""
     image = np.asarray(image)
     channels = image.shape[2] if image.ndim == 3 else 1
     colours = np.clip(restored.transpose(1, 2, 0), 0, 1)
     if channels <= 2:
-        colours = colours.mean(axis=2, keepdims=True)  # of one channel the same
+        colours = colours.mean(axis=2, keepdims=True)  # the same for one channel
     if np.issubdtype(image.dtype, np.integer):
         colours = np.rint(colours * np.float32(np.iinfo(image.dtype).max))
     colours = colours.astype(image.dtype)

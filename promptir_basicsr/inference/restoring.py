@@ -1,13 +1,13 @@
 """Restore images of any size: padding, tiles, self-ensemble and precision, the same for every command.
 
-Tiles bound the memory that an image takes. What a network learns from the whole image (see `global_statistics`) is
-worked out for the whole image all the same, in a way that `Settings.statistics` names:
+Tiles limit the memory that an image needs. Whole-image statistics of a network (see `global_statistics`) are still
+computed for the whole image, depending on `Settings.statistics`:
 
-| statistics | what the tiles are restored with | passes of the network |
+| statistics | tiles are restored with | passes of the network |
 |:--|:--|:--|
-| tile | each with its own, as if it were an image | one over the tiles |
-| reduced | those of the image reduced to the area of a tile | one of that image more |
-| tiles | sums over all tiles, begun with those of the reduced image | that, and `passes` over the tiles |
+| tile | their own statistics, as if each were an image | one over the tiles |
+| reduced | those of the image reduced to the area of a tile | one more, of that image |
+| tiles | sums over all tiles, starting from those of the reduced image | that, and `passes` over the tiles |
 """
 
 import logging
@@ -38,34 +38,34 @@ from promptir_basicsr.runtime.precision import autocast, float32_as
 logger = logging.getLogger('basicsr')
 
 VARIANTS = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))
-"""The eight ways to lay a square on itself: quarter turns, and a reflection before."""
+"""The eight symmetries of a square: quarter turns, optionally after a reflection."""
 
 LEAST_TILE = 64
 """The smallest side of the tiles of 'auto', in pixels."""
 
 _NEEDS: WeakKeyDictionary[nn.Module, dict[Any, Need]] = WeakKeyDictionary()
-"""What networks were found to need, by device, batch and settings."""
+"""Measured memory of networks, by device, batch and settings."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are restored.
+    """Settings of inference.
 
     Attributes:
-        tile: side of the tiles in pixels, rounded down to what the network wants; 'auto' for the largest that fits the
-            free memory; None for whole images. An image that is not larger is restored whole.
-        overlap: of neighbouring tiles, in pixels; at most half a tile is used.
+        tile: side of the tiles in pixels, rounded down to the size multiple; 'auto' for the largest that fits the
+            free memory; None for whole images. Images that are not larger are restored whole.
+        overlap: of adjacent tiles, in pixels; at most half a tile is used.
         statistics: one of STATISTICS.
-        passes: of 'tiles', over the tiles: in each the sums are worked out with those of the pass before.
-        ensemble: the mean over the eight rotations and reflections of the image; eight times the time.
+        passes: number of passes over the tiles for 'tiles'; each computes the sums with those of the previous pass.
+        ensemble: average over the eight rotations and reflections of the image; takes eight times as long.
         precision: one of PRECISIONS.
-        kernels: 'triton' for the kernels of `archs.fast.kernels`. Default: as the process is set.
-        size_multiple: what sides must be multiples of. Default: the network's `size_multiple` or `window_size`, or 1.
+        kernels: 'triton' for the kernels of `archs.fast.kernels`. Default: the setting of the process.
+        size_multiple: multiple of the sides. Default: the network's `size_multiple` or `window_size`, or 1.
 
     Raises:
-        OptionError: what is wrong, a line each.
+        OptionError: lists all mistakes, one per line.
     """
 
     tile: int | str | None = None
@@ -81,11 +81,11 @@ class Settings:
         problems: list[Problem] = []
         if self.tile is not None and self.tile != 'auto':
             problems += [
-                replace(each, message=f'{each.message} Or give auto.') for each in check_count('tile', self.tile)
+                replace(each, message=f'{each.message} Or use auto.') for each in check_count('tile', self.tile)
             ]
         problems += check_count('overlap', self.overlap, least=0)
         if not problems and isinstance(self.tile, int) and self.overlap >= self.tile:
-            message = f'{self.overlap} pixels, and a tile has {self.tile}. Take larger tiles, or a smaller overlap.'
+            message = f'{self.overlap} pixels, but a tile has {self.tile}. Use larger tiles, or a smaller overlap.'
             problems.append(problem('overlap', message))
         if self.statistics not in STATISTICS:
             problems.append(unknown('statistics', 'choice', self.statistics, STATISTICS))
@@ -111,18 +111,18 @@ def restore_images(
     """Restore a batch of images of any size.
 
     Args:
-        net: in evaluation mode; any network that keeps the size of its input.
-        x: (B, 3, H, W), RGB, [0, 1], on any device; only what the network works on lies on the network's.
-        settings: how.
-        degradation: for networks that take one, as they take it. None: their sensor is asked, once for all tiles.
-        strength: for networks that take a degradation.
+        net: in evaluation mode; any network that preserves the size of its input.
+        x: (B, 3, H, W), RGB, [0, 1], on any device; only the tile being processed is on the network's device.
+        settings: see `Settings`.
+        degradation: passed to networks that accept one. None: their sensor predicts it, once for all tiles.
+        strength: for networks that accept a degradation.
         progress: called with (done, total) after each pass of the network.
 
     Returns:
         (B, 3, H, W) on x's device, RGB, not clamped, in float32, or float64 where x is.
 
     Raises:
-        ValueError: a tile is smaller than what the network wants, or what is said of the degradation is not understood.
+        ValueError: a tile is smaller than the network's size multiple, or the degradation is invalid.
     """
     with float32_as(settings.precision), kernels_of(settings.kernels):
         restoration = _Restoration(net, x, settings, degradation, strength, progress)
@@ -131,11 +131,11 @@ def restore_images(
                 return restoration.images()
             except torch.OutOfMemoryError as error:
                 restoration.make_smaller(error)
-            torch.cuda.empty_cache()  # here, where the error no longer holds what was computed
+            torch.cuda.empty_cache()  # here, where the error no longer references computed tensors
 
 
 class _Restoration:
-    """Of one batch of images."""
+    """Restoration of one batch of images."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class _Restoration:
         self.tile = self._tile()
 
     def images(self) -> Tensor:
-        """The images, restored."""
+        """Return the restored images."""
         variants = VARIANTS if self.settings.ensemble else VARIANTS[:1]
         self.done, self.total = 0, sum(self._count(_laid(self.x, *variant)) for variant in variants)
         if not self.settings.ensemble:
@@ -167,15 +167,15 @@ class _Restoration:
         return mean
 
     def make_smaller(self, error: torch.OutOfMemoryError) -> None:
-        """Take tiles of half the side.
+        """Halve the side of the tiles.
 
         Raises:
-            OutOfMemoryError: that is not wanted, or they are as small as they can be.
+            OutOfMemoryError: `tile` does not allow it, or they have the minimum size.
         """
         sides = '{}x{}'.format(*self.x.shape[-2:])
         if self.settings.tile != 'auto':
             raise torch.OutOfMemoryError(
-                f'{sides} pixels (HxW) with tile {self.settings.tile} need more memory than there is. Set tile to '
+                f'{sides} pixels (HxW) with tile {self.settings.tile} need more memory than available. Set tile to '
                 f"'auto', or to fewer pixels. {error}"
             ) from error
         before = self.tile or max(self.x.shape[-2:])
@@ -183,22 +183,22 @@ class _Restoration:
         if after < LEAST_TILE:
             raise error
         self.tile = after
-        logger.warning(f'{sides} pixels (HxW): out of memory with tiles of {before} pixels; going on with {after}.')
+        logger.warning(f'{sides} pixels (HxW): out of memory with tiles of {before} pixels; continuing with {after}.')
 
     def _tile(self) -> int | None:
-        """The side of the tiles; None for whole images."""
+        """Return the side of the tiles; None for whole images."""
         tile = self.settings.tile
         if not isinstance(tile, int):
             return self._largest_tile() if tile == 'auto' else None
         if tile < self.multiple:
             raise ValueError(
-                f'tile: {tile}; {type(self.net).__name__} wants sides that are multiples of {self.multiple}. Take '
+                f'tile: {tile}; {type(self.net).__name__} needs sides that are multiples of {self.multiple}. Use '
                 f'{max(self.multiple, LEAST_TILE)} or more.'
             )
         return tile
 
     def _largest_tile(self) -> int | None:
-        """The side of the largest tiles that the free memory allows."""
+        """Return the side of the largest tiles that fit the free memory."""
         tried = -(-LEAST_TILE // self.multiple) * self.multiple
         height, width = self.x.shape[-2:]
         if height * width <= (2 * tried) ** 2:
@@ -207,7 +207,7 @@ class _Restoration:
         kind = (self.device, self.x.shape[:2], self.settings.precision, self.settings.statistics == 'tile')
         if kind not in needs:
             needs[kind] = Need.measured(self._try, self.x, tried, self.device)
-        # The image, a padded one and the restored one are there as well.
+        # The image, a padded copy and the restored image need memory as well.
         kept = 3 * self.x.nbytes if self.x.device == self.device else 0
         pixels = needs[kind].pixels(self.device, kept)
         if height * width <= pixels:
@@ -215,14 +215,14 @@ class _Restoration:
         return max(tried, math.isqrt(pixels) // self.multiple * self.multiple)
 
     def _try(self, x: Tensor) -> None:
-        """What takes the most memory: a pass over a tile that adds to the quantities of the whole image."""
+        """Run the step with the peak memory: a pass over a tile that updates the whole-image statistics."""
         whole = WholeImage(self.net, len(x))
         whole.at(Place.of_all(*x.shape[-2:]))
         with eagerly(self.traits.compiled), whole.attached() if self.settings.statistics != 'tile' else nullcontext():
             self._pass(x)
 
     def _told(self, degradation: Any, strength: float | Mapping[str, float]) -> tuple[Any, ...]:
-        """What the network is given beside the image."""
+        """Return the arguments of the network in addition to the image."""
         if not self.traits.takes_degradation:
             return ()
         if degradation is None and self.traits.holds_sensor:
@@ -231,7 +231,7 @@ class _Restoration:
         return (degradation,) if strength == 1.0 else (degradation, strength)
 
     def _count(self, x: Tensor) -> int:
-        """How many passes of the network an image takes."""
+        """Return the number of passes of the network per image."""
         tiles, settings = len(self._grid(x)), self.settings
         if tiles == 1 or settings.statistics == 'tile' or not WholeImage(self.net, 1):
             return tiles
@@ -243,7 +243,7 @@ class _Restoration:
         return Grid.over(height, width, tile, self.settings.overlap, self.multiple)
 
     def _restored(self, x: Tensor) -> Tensor:
-        """An image: (B, 3, H, W), of any size."""
+        """Restore an image: (B, 3, H, W), of any size."""
         height, width = x.shape[-2:]
         padded, grid = pad_to_multiple(x, self.multiple), self._grid(x)
         if len(grid) == 1:
@@ -257,7 +257,7 @@ class _Restoration:
         return output[..., :height, :width]
 
     def _blended(self, x: Tensor, grid: Grid, whole: WholeImage | None = None) -> Tensor:
-        """An image put together of its restored tiles."""
+        """Restore an image in tiles and blend them."""
         output = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         for place, window in grid.places():
             if whole is not None:
@@ -267,13 +267,13 @@ class _Restoration:
         return output
 
     def _record(self, whole: WholeImage, x: Tensor, grid: Grid) -> None:
-        """Work out the quantities of the whole image."""
+        """Compute the statistics of the whole image."""
         statistics, image = self.settings.statistics, self._reduced(x, grid)
         whole.at(Place.of_all(*image.shape[-2:]))
         self._pass(image)
         whole.settle(rough=statistics == 'tiles')
         if statistics == 'tiles':
-            # Neighbours are alike: in another order the first few tiles show more of the image.
+            # Adjacent tiles are similar: in another order the first few tiles represent the image better.
             places = spread([place for place, _ in grid.places()])
             for _ in range(self.settings.passes):
                 for place in places:
@@ -283,14 +283,14 @@ class _Restoration:
         whole.recording = False
 
     def _reduced(self, x: Tensor, grid: Grid) -> Tensor:
-        """An image reduced to the area of a tile."""
+        """Reduce an image to the area of a tile."""
         height, width = x.shape[-2:]
         factor = (grid.rows.tile * grid.columns.tile / (height * width)) ** 0.5
         sides = [max(1, int(side * factor / self.multiple)) * self.multiple for side in (height, width)]
         return F.interpolate(x.to(torch.promote_types(x.dtype, torch.float32)), size=sides, mode='area')
 
     def _pass(self, x: Tensor) -> Tensor:
-        """What the network makes of an image that it can take, on the device of the image."""
+        """Run the network on an image of a valid size and return the output on the image's device."""
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         given = x.to(self.device, self.dtype).contiguous(memory_format=layout)
         with autocast(self.settings.precision, self.device):

@@ -33,10 +33,10 @@ NETWORKS = ('PromptIR', 'PIPRestormer', 'PIPNAFNet', 'AirNet')
 
 
 class RecognizedArchitecture(Architecture[nn.Module]):
-    """A network of this package, recognised with all its arguments from names and shapes of weights.
+    """A network of this package, detected with all its arguments from names and shapes of weights.
 
-    spandrel gives a network no labels: a PIP without a sensor is called as `descriptor.model(image, 'derain')`. Where
-    an image has to be padded, a sensor sees the padded image, and that of `Restorer` the image.
+    spandrel does not pass labels: call a PIP without a sensor as `descriptor.model(image, 'derain')`. If an image must
+    be padded, the sensor processes the padded image, unlike in `Restorer`.
     """
 
     def __init__(self, kind: str) -> None:
@@ -44,10 +44,10 @@ class RecognizedArchitecture(Architecture[nn.Module]):
         self.kind = kind
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[nn.Module]:
-        """The network with its weights.
+        """Return the network with its weights.
 
         Raises:
-            OptionError: the weights are not wholly those of the network that they look like.
+            OptionError: the weights do not fully match the detected network.
         """
         options = _options(state_dict, self.kind) or {'type': self.kind}
         found = fit(state_dict, options)
@@ -66,12 +66,12 @@ class RecognizedArchitecture(Architecture[nn.Module]):
             input_channels=traits.image_channels,
             output_channels=traits.channels_out or traits.image_channels,
             size_requirements=SizeRequirements(multiple_of=traits.size_multiple),
-            tiling=ModelTiling.DISCOURAGED,  # its prompts and attention see all of the image
+            tiling=ModelTiling.DISCOURAGED,  # its prompts and attention use the whole image
         )
 
 
 def _options(weights: StateDict, kind: str) -> dict[str, Any] | None:
-    """Type and arguments of the network that has the weights, where it is of a kind."""
+    """Return type and arguments of the network with these weights, if it is of a given type."""
     for _, named, _ in readings(weights):
         options = recognize(shapes_of(named))
         if options is not None and options['type'] == kind:
@@ -80,7 +80,7 @@ def _options(weights: StateDict, kind: str) -> dict[str, Any] | None:
 
 
 def install(registry: ArchRegistry = MAIN_REGISTRY) -> None:
-    """Add the networks to a registry of spandrel, before all that are there; a second time changes nothing."""
+    """Add the networks to a registry of spandrel, before existing ones; repeated calls change nothing."""
     others = tuple(each.architecture.id for each in registry.architectures() if each.architecture.id not in NETWORKS)
     added = [ArchSupport.from_architecture(RecognizedArchitecture(kind), before=others) for kind in NETWORKS]
     registry.add(*added, ignore_duplicates=True)

@@ -1,8 +1,8 @@
-"""Where the tiles of an image lie, and how what becomes of them is put together.
+"""Layout and blending of the tiles of an image.
 
-Tiles are of one size and lie evenly, at multiples of what the network wants, each over its neighbours by `overlap`
-pixels or more. The outer pixels of a tile are the worst, because the network saw a border there that the image does not
-have: of an overlap the middle half is blended, the outer quarters are thrown away.
+Tiles have one size and are evenly spaced, at multiples of the network's size multiple, and overlap their neighbours by
+at least `overlap` pixels. The outer pixels of a tile are the least accurate, because the network saw a border that the
+image does not have: the middle half of an overlap is blended, the outer quarters are discarded.
 """
 
 import math
@@ -18,10 +18,10 @@ from promptir_basicsr.archs.layers.global_statistics import Place
 
 T = TypeVar('T')
 
-GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples are spread evenly over a circle
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples are spread evenly over a circle
 
 BLENDED = 0.5
-"""The part of an overlap in which one tile goes over into the next."""
+"""The fraction of an overlap in which a tile is blended into the next."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Line:
         tile: of each tile.
         starts: where the tiles start.
         middles: of the overlaps; one fewer than tiles.
-        cuts: where the core of a tile ends and that of the next starts: the same, rounded down to multiples.
-        blend: over how many pixels around a middle one tile goes over into the next.
+        cuts: boundaries between the cores of tiles: the middles, rounded down to multiples.
+        blend: number of pixels around a middle in which a tile is blended into the next.
     """
 
     length: int
@@ -46,20 +46,20 @@ class Line:
 
     @classmethod
     def over(cls, length: int, tile: int, overlap: int, multiple: int = 1) -> 'Line':
-        """The fewest tiles of one length that cover a side.
+        """Return the fewest tiles of one length that cover a side.
 
         Args:
             length: a multiple of `multiple`.
-            tile: at most so long; rounded down to a multiple.
-            overlap: of neighbours, at least; rounded up to a multiple, at most half of a tile.
+            tile: maximum length; rounded down to a multiple.
+            overlap: minimum overlap of adjacent tiles; rounded up to a multiple, at most half of a tile.
             multiple: of starts and lengths.
 
         Raises:
-            ValueError: a tile is not as long as a multiple, or negative.
+            ValueError: a tile is shorter than a multiple, or the overlap is negative.
         """
-        assert length % multiple == 0, f'{length} is no multiple of {multiple}'
+        assert length % multiple == 0, f'{length} is not a multiple of {multiple}'
         if tile < multiple or overlap < 0:
-            raise ValueError(f'tile: {tile}, overlap: {overlap}; a tile has at least {multiple} pixels, an overlap 0.')
+            raise ValueError(f'tile: {tile}, overlap: {overlap}; must be at least {multiple} and 0 pixels.')
         tile = min(tile // multiple * multiple, length)
         overlap = min(-(-overlap // multiple) * multiple, tile // 2 // multiple * multiple)
         count = 1 + max(0, -(-(length - tile) // (tile - overlap)))
@@ -69,18 +69,18 @@ class Line:
         return cls(length, tile, starts, middles, cuts, BLENDED * overlap)
 
     def core(self, number: int) -> tuple[int, int]:
-        """Start and end of what counts of a tile, in the tile."""
+        """Return start and end of the core of a tile, in the tile."""
         edges = (0, *self.cuts, self.length)
         return edges[number] - self.starts[number], edges[number + 1] - self.starts[number]
 
     def window(self, number: int) -> Tensor:
-        """The weights of the pixels of a tile, (tile,) in float64; at every place those of all tiles have the sum 1."""
+        """Return the weights of the pixels of a tile, (tile,) in float64; those of all tiles sum to 1 everywhere."""
         places = torch.arange(self.tile, dtype=torch.float64) + self.starts[number] + 0.5
         edges = (-math.inf, *self.middles, math.inf)
         return self._beyond(places, edges[number]) - self._beyond(places, edges[number + 1])
 
     def _beyond(self, places: Tensor, middle: float) -> Tensor:
-        """From 0 before the middle of an overlap to 1 behind it, smoothly."""
+        """Increase smoothly from 0 before the middle of an overlap to 1 after it."""
         if not self.blend:
             return (places > middle).double()
         return torch.sin(((places - middle) / self.blend + 0.5).clamp(0, 1) * torch.pi / 2).square()
@@ -95,14 +95,14 @@ class Grid:
 
     @classmethod
     def over(cls, height: int, width: int, tile: int, overlap: int, multiple: int = 1) -> 'Grid':
-        """Square tiles, where the image has room for them; the arguments are those of `Line.over`."""
+        """Return square tiles, where the image is large enough; arguments as for `Line.over`."""
         return cls(Line.over(height, tile, overlap, multiple), Line.over(width, tile, overlap, multiple))
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts)
 
     def places(self) -> Iterator[tuple[Place, Tensor]]:
-        """Each tile's place, and its window: (tile height, tile width) in float64."""
+        """Yield each tile's place and window: (tile height, tile width) in float64."""
         rows, columns = self.rows, self.columns
         for row, column in product(range(len(rows.starts)), range(len(columns.starts))):
             place = Place(
@@ -115,7 +115,7 @@ class Grid:
 
 
 def spread(items: Sequence[T]) -> list[T]:
-    """The same items in an order in which neighbours are far apart, and any few are spread evenly."""
+    """Return the items in an order in which adjacent items are far apart and any first few are spread evenly."""
     count = len(items)
     step = max(1, round(count * GOLDEN))
     while math.gcd(step, count) > 1:

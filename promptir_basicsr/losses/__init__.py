@@ -1,4 +1,4 @@
-"""The losses, registered with BasicSR on import, and the scaler of their gradient."""
+"""Losses, registered with BasicSR on import, and the loss scaler."""
 
 from promptir_basicsr.losses.frequency_loss import FrequencyLoss
 from promptir_basicsr.losses.loss_scaler import LossScaler

@@ -1,4 +1,4 @@
-"""A loss in the frequency domain."""
+"""Loss in the frequency domain."""
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -9,13 +9,13 @@ from promptir_basicsr.core.registry import register
 
 @register(LOSS_REGISTRY)
 class FrequencyLoss(nn.Module):
-    """L1 distance of Fourier transforms, to be added to a pixel loss.
+    """L1 distance of Fourier transforms, used in addition to a pixel loss.
 
     Source: Cho et al., "Rethinking Coarse-to-Fine Approach in Single Image Deblurring", ICCV 2021, where the weight is
-    0.1 beside an L1 loss of weight 1, as in most work since.
+    0.1 next to an L1 loss of weight 1, as in most later work.
 
-    The transform is that of each channel over height and width, all frequencies, not divided by the number of pixels
-    (`torch.fft.fft2`, norm 'backward'). Real and imaginary part are two numbers; the loss is the mean over all of them.
+    Each channel is transformed over height and width, with all frequencies, not divided by the number of pixels
+    (`torch.fft.fft2`, norm 'backward'). The loss is the mean over all real and imaginary parts.
 
     Args:
         loss_weight: factor of the mean.
@@ -26,9 +26,9 @@ class FrequencyLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """pred, target: (B, C, H, W), any H and W. Returns a number.
+        """Return the loss of pred and target, (B, C, H, W) with any H and W, as a scalar.
 
-        Computed in float32 at least, under autocast, too.
+        Computed in at least float32, also under autocast.
         """
         dtype = torch.promote_types(pred.dtype, torch.float32)
         # The transform is linear: that of the difference is the difference of the two.

@@ -1,4 +1,4 @@
-"""Make little of the gradient of a batch that went wrong."""
+"""Scale down the gradient of outlier batches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ from promptir_basicsr.core.problems import Problem, problem
 class LossScaler:
     """The loss scaler of PIP's released program (arXiv 2312.05038), with its numbers as defaults.
 
-    A loss of more than `limit` times the smallest of the last `history` ones, itself included, counts as much as one
-    of `factor` times the smallest.
+    A loss above `limit` times the smallest of the last `history` losses (itself included) is scaled to `factor` times
+    the smallest.
 
     Args:
-        history: how many losses are remembered.
-        limit: at least 1.
-        factor: above 0 and at most `limit`.
+        history: number of losses that are remembered.
+        limit: ratio to the smallest loss above which a loss is scaled, at least 1.
+        factor: ratio that such a loss is scaled to, above 0 and at most `limit`.
 
     Raises:
-        OptionError: an argument is not allowed; the message names it and says what is.
+        OptionError: an argument is invalid; the message names it and the allowed values.
     """
 
     def __init__(self, history: int = 100, limit: float = 5.0, factor: float = 2.5) -> None:
@@ -38,12 +38,12 @@ class LossScaler:
         self.losses = torch.zeros(0)  # the oldest first
 
     def __call__(self, loss: Tensor) -> Tensor:
-        """Remember a loss, and say what to multiply it by: a constant, 1 as a rule.
+        """Remember a loss and return the constant factor to multiply it by, usually 1.
 
-        Nothing waits for the device.
+        Does not synchronise with the device.
         """
         loss = loss.detach().float()
-        # One that is not finite is not to be the smallest, and nothing can be compared with it.
+        # A non-finite loss must not become the smallest, and comparisons with it are meaningless.
         known = torch.where(loss.isfinite(), loss, torch.inf).reshape(1)
         self.losses = torch.cat([self.losses.to(loss.device), known])[-self.history :]
         smallest = self.losses.min()
@@ -51,9 +51,9 @@ class LossScaler:
         return torch.where(loss > self.limit * smallest, scale, torch.ones_like(scale))
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses that are remembered."""
+        """Return the remembered losses."""
         return {'losses': self.losses.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the losses of a `state_dict`; of more than `history` from the newest."""
+        """Restore the losses of a `state_dict`; of more than `history` losses the newest."""
         self.losses = torch.tensor(state['losses'], dtype=torch.float32)[-self.history :]

@@ -1,4 +1,4 @@
-"""Losses of single pixels that BasicSR does not have."""
+"""Pixel losses that BasicSR does not have."""
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +15,18 @@ REDUCTIONS = ('mean', 'sum')
 
 @register(LOSS_REGISTRY)
 class SmoothL1Loss(nn.Module):
-    """Squares of small errors, absolute values of large ones: e^2 / (2 beta) below beta, |e| - beta / 2 from there on.
+    """Smooth L1 loss: e^2 / (2 beta) for errors below beta, |e| - beta / 2 above.
 
-    What PIP (arXiv 2312.05038) was trained with. Errors of images in [0, 1] rarely reach the default beta; below it
-    the loss is half the mean squared error.
+    PIP (arXiv 2312.05038) was trained with it. Errors of images in [0, 1] rarely reach the default beta; below it the
+    loss is half the mean squared error.
 
     Args:
         loss_weight: factor of the loss.
-        reduction: 'mean' or 'sum' over all numbers.
-        beta: the error at which the one becomes the other, at least 0; with 0 it is the L1 loss.
+        reduction: 'mean' or 'sum' over all elements.
+        beta: error at which the square turns into the absolute value, at least 0; 0 is the L1 loss.
 
     Raises:
-        OptionError: an argument is not allowed; the message names it and says what is.
+        OptionError: an argument is invalid; the message names it and the allowed values.
     """
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', beta: float = 1.0) -> None:
@@ -42,7 +42,7 @@ class SmoothL1Loss(nn.Module):
         self.beta = float(beta)
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """pred, target: (B, C, H, W). Returns a number, computed in float32 at least."""
+        """Return the loss of pred and target, (B, C, H, W), as a scalar, computed in at least float32."""
         dtype = torch.promote_types(pred.dtype, torch.float32)
         loss = F.smooth_l1_loss(pred.to(dtype), target.to(dtype), reduction=self.reduction, beta=self.beta)
         return self.loss_weight * loss

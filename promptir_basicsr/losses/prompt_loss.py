@@ -1,7 +1,7 @@
-"""Losses of the prompts themselves, whatever the images are.
+"""Losses of the prompts, independent of the images.
 
-A network shows its prompts by a method `prompt_vectors()` that returns the prompts of each level, (T, D) a level: T
-prompts, each as a vector of D numbers. A loss of prompts is called with them and says so by the class attribute
+A network exposes its prompts by a method `prompt_vectors()` that returns one tensor (T, D) per level: T prompts as
+vectors of D numbers. A loss of prompts is called with these tensors and declares this by the class attribute
 `takes_prompts`.
 """
 
@@ -22,17 +22,17 @@ INNER_WEIGHT = 0.01  # the released program has one weight inside and another ou
 
 @register(LOSS_REGISTRY)
 class PromptDecorrelationLoss(nn.Module):
-    """Keeps the prompts of a level apart, as the released program of PIP (arXiv 2312.05038) trains its network.
+    """Decorrelate the prompts of each level, as the released program of PIP (arXiv 2312.05038) does.
 
-    | kind | of a level with the prompts D_1 to D_T |
+    | kind | loss of a level with the prompts D_1 to D_T |
     |:--|:--|
-    | angle | 0.01 times the sum of max(0, cos(D_i, D_j)) over the pairs i < j: right angles and wider ones are free |
+    | angle | 0.01 times the sum of max(0, cos(D_i, D_j)) over the pairs i < j; 90 degrees and more cost nothing |
     | cosine | 0.01 times the sum of abs(cos(D_i, D_j)) over all i != j, so that a pair counts twice |
-    | gram | 0.01 times the mean of the squares of D D^T - I, which also draws the lengths to 1 |
+    | gram | 0.01 times the mean of the squares of D D^T - I, which also pulls the lengths towards 1 |
 
     Args:
         kind: 'angle' (positive cosines), 'cosine' (all cosines) or 'gram' (Gram matrix).
-        loss_weight: factor of the sum over the levels; the default is the released one.
+        loss_weight: factor of the sum over the levels; the default is the released value.
 
     Raises:
         OptionError: the kind is unknown.
@@ -48,14 +48,14 @@ class PromptDecorrelationLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, prompts: Iterable[Tensor]) -> Tensor:
-        """The loss of the prompts of all levels, (T, D) a level; T and D may differ. Returns a number."""
+        """Return the loss of the prompts of all levels, (T, D) each, as a scalar; T and D may differ."""
         return self.loss_weight * torch.stack([decorrelation(level, self.kind) for level in prompts]).sum()
 
 
 def decorrelation(prompts: Tensor, kind: str) -> Tensor:
-    """How much the prompts of a level, (T, D), resemble each other; see `PromptDecorrelationLoss`.
+    """Return how similar the prompts of a level, (T, D), are; see `PromptDecorrelationLoss`.
 
-    Computed in float32 at least, under autocast, too. A prompt of zeros resembles no other.
+    Computed in at least float32, also under autocast. A prompt of zeros has similarity 0 to all others.
     """
     with torch.autocast(prompts.device.type, enabled=False):
         prompts = prompts.to(torch.promote_types(prompts.dtype, torch.float32))

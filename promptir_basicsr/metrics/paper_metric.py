@@ -1,7 +1,7 @@
 """PSNR and SSIM as the all-in-one restoration papers measure them: on float images, never rounded to 8 bit.
 
-`psnr`, `ssim` and `to_y` are plain functions on arrays, held to scikit-image. The two `calculate_paper_*` functions
-put them into BasicSR's metric registry.
+`psnr`, `ssim` and `to_y` are functions on arrays, tested against scikit-image. The two `calculate_paper_*` functions
+register them as BasicSR metrics.
 
 Shape legend: H, W pixels; C channels, 1 or 3.
 """
@@ -21,13 +21,13 @@ F = TypeVar('F', bound=Callable[..., float])
 
 BT601 = (65.481, 128.553, 24.966)  # R, G, B of MATLAB's rgb2ycbcr, for images in [0, 1] and Y in [16, 235]
 BT601_BLACK = 16.0
-K1, K2 = 0.01, 0.03  # the stabilisers of Wang et al. 2004
-STRIP_ROWS = 32  # rows of the SSIM map in work at a time: the buffers of one strip stay in the processor's cache
+K1, K2 = 0.01, 0.03  # stabilising constants of Wang et al. 2004
+STRIP_ROWS = 32  # rows of the SSIM map computed at a time: the buffers of one strip fit the CPU cache
 GAUSSIAN_KERNEL = cv2.getGaussianKernel(11, 1.5, cv2.CV_64F)
 
 
 class Window(NamedTuple):
-    """A normalised local average: its side in pixels, how to apply it, and its name in tables."""
+    """A normalised local average: side in pixels, function, and name in tables."""
 
     size: int
     average: Callable[[Array], Array]
@@ -53,7 +53,7 @@ def psnr(restored: Array, target: Array, data_range: float = 1.0) -> float:
         data_range: the peak value, 1 for images in [0, 1].
 
     Returns:
-        Decibel, computed in float64. Infinite for identical images.
+        PSNR in dB, computed in float64; infinite for identical images.
 
     Raises:
         ValueError: the shapes differ, or an array is not a float image.
@@ -69,7 +69,7 @@ def ssim(restored: Array, target: Array, data_range: float = 1.0, window: str = 
     """Structural similarity, as `skimage.metrics.structural_similarity(channel_axis=-1)` with its other defaults.
 
     Wang et al. 2004, equation 13, with sample covariances (N/(N-1), N the pixels of a window). Each channel is
-    compared by itself and the channels are averaged. Only windows that lie inside the image count.
+    compared separately and the channels are averaged. Only windows entirely inside the image count.
 
     Args:
         restored: (H, W) or (H, W, C), float, in the range of `data_range`; the caller clips.
@@ -103,21 +103,21 @@ def ssim(restored: Array, target: Array, data_range: float = 1.0, window: str = 
         x = np.ascontiguousarray(restored[part], dtype=np.float64)
         y = np.ascontiguousarray(target[part], dtype=np.float64)
         total += float(_ssim_map(x, y, data_range, size, average).sum())
-    # the channels hold equally many windows, so one mean over everything is the mean of the channel means
+    # all channels have the same number of windows, so the mean over everything is the mean of the channel means
     return total / (rows * (width - size + 1) * (target.size // (height * width)))
 
 
 def to_y(image: Array) -> Array:
-    """Luma of ITU-R BT.601 in studio swing, as MATLAB's `rgb2ycbcr` and hence the deraining literature.
+    """Luma of ITU-R BT.601 in studio swing, as in MATLAB's `rgb2ycbcr` and the deraining literature.
 
     Args:
-        image: (H, W, 3), RGB, float, [0, 1]. A grey image, (H, W) or (H, W, 1), is its own luma.
+        image: (H, W, 3), RGB, float, [0, 1]. A grey image, (H, W) or (H, W, 1), is returned as (H, W).
 
     Returns:
         (H, W), float64, [16/255, 235/255] for colour input.
 
     Raises:
-        ValueError: another number of channels.
+        ValueError: the number of channels is neither 1 nor 3.
     """
     if image.ndim == 2 or image.shape[2:] == (1,):
         return image.reshape(image.shape[:2]).astype(np.float64)
@@ -128,15 +128,15 @@ def to_y(image: Array) -> Array:
 
 
 def definition(opt: Mapping[str, Any], grey: bool = False) -> str:
-    """One line that says what a metric measures, for the head of a result table.
+    """Return one line that describes a metric, for the header of a result table.
 
     Args:
         opt: a metric's options as in `val: metrics:`, i.e. `{type: ..., test_y_channel: ..., ...}`.
-        grey: whether the images have one channel, which is its own luma.
+        grey: whether the images have one channel.
 
     Returns:
-        Such as 'PSNR: RGB, float, not rounded, data range 1'. For metrics of others it is their attribute
-        `definition`, or their type name.
+        For example 'PSNR: RGB, float, not rounded, data range 1'. For third-party metrics, their attribute
+        `definition` or their type name.
     """
     name = opt['type']
     if name in ('calculate_paper_psnr', 'calculate_psnr'):
@@ -157,12 +157,12 @@ def definition(opt: Mapping[str, Any], grey: bool = False) -> str:
     if parts[0] == 'SSIM: RGB':
         parts.append('channel mean')
     if opt.get('crop_border'):
-        parts.append(f'border of {opt["crop_border"]} pixels left out')
+        parts.append(f'border of {opt["crop_border"]} pixels omitted')
     return ', '.join(parts)
 
 
 def _paper_metric(function: F) -> F:
-    """Mark a metric that wants unrounded float RGB images in [0, 1], and state its definition."""
+    """Mark a metric that expects unrounded float RGB images in [0, 1], and attach its definition."""
     vars(function).update(wants_float=True, definition=definition({'type': function.__name__}))
     return function
 
@@ -176,17 +176,17 @@ def calculate_paper_psnr(
 
     Args:
         img: restored, (H, W), (H, W, 1) or (H, W, 3). Float arrays are RGB and are clipped to [0, 1] here. uint8
-            arrays are what BasicSR's own models pass, BGR in [0, 255]; their rounding has already happened.
+            arrays are BGR in [0, 255], already rounded, as BasicSR's own models pass them.
         img2: target, same shape, float or uint8 as `img`.
-        crop_border: pixels left out at each side.
+        crop_border: pixels omitted at each side.
         test_y_channel: compare the BT.601 luma (see `to_y`) instead of RGB.
-        better: for BasicSR, which reads the direction of improvement from the same options.
+        better: read by BasicSR as the direction of improvement; must be 'higher'.
 
     Returns:
-        Decibel; infinite for identical images.
+        PSNR in dB; infinite for identical images.
 
     Raises:
-        ValueError: shapes, types, value range or options that do not fit. An unknown option is a TypeError.
+        ValueError: shapes, types, the value range or options are invalid. An unknown option raises TypeError.
     """
     return psnr(*_prepare(img, img2, crop_border, test_y_channel, better))
 
@@ -205,21 +205,21 @@ def calculate_paper_ssim(
 
     Args:
         img, img2, crop_border, test_y_channel, better: as in `calculate_paper_psnr`.
-        window: 'uniform', or 'gaussian' for tables in the manner of MoCE-IR (see `ssim`).
+        window: 'uniform', or 'gaussian' as in the tables of MoCE-IR (see `ssim`).
 
     Returns:
         Mean similarity; 1 for identical images.
 
     Raises:
-        ValueError: shapes, types, value range or options that do not fit. An unknown option is a TypeError.
+        ValueError: shapes, types, the value range or options are invalid. An unknown option raises TypeError.
     """
     return ssim(*_prepare(img, img2, crop_border, test_y_channel, better), window=window)
 
 
 def _ssim_map(x: Array, y: Array, data_range: float, size: int, average: Callable[[Array], Array]) -> Array:
-    """Similarity of every window inside x and y, (h, w[, C]) float64 -> (h-size+1, w-size+1[, C]).
+    """Return the similarity of every window of x and y, (h, w[, C]) float64 -> (h-size+1, w-size+1[, C]).
 
-    Works in place, and needs four local averages instead of five because the variances only enter as their sum.
+    Works in place, with four local averages instead of five, because only the sum of the variances is needed.
     """
     border = size // 2
     inside = (slice(border, -border), slice(border, -border))
@@ -261,13 +261,13 @@ def _check_pair(restored: Array, target: Array) -> None:
 
 
 def _prepare(img: Array, img2: Array, crop_border: int, test_y_channel: bool, better: str) -> tuple[Array, Array]:
-    """What a model passes -> a pair of float64 images in [0, 1], RGB (H', W', 3) or one plane (H', W')."""
+    """Convert a model's images to a pair of float64 images in [0, 1], RGB (H', W', 3) or one plane (H', W')."""
     if better != 'higher':
         raise ValueError(f"better: '{better}', but PSNR and SSIM are better when they are higher")
     if (img.dtype == np.uint8) != (img2.dtype == np.uint8):
         raise ValueError(f'img is {img.dtype} and img2 {img2.dtype}: both must be uint8 (BGR) or both float (RGB)')
     restored, target = _to_rgb(img, 'img'), _to_rgb(img2, 'img2')
-    # an unclipped network output may be anywhere, a target may not
+    # an unclipped network output may have any range, a target may not
     if target.size and target.max() > 2:
         raise ValueError(f'img2 is float with values up to {target.max():.4g}; float images must be RGB in [0, 1]')
     _check_pair(restored, target)
@@ -283,7 +283,7 @@ def _prepare(img: Array, img2: Array, crop_border: int, test_y_channel: bool, be
 
 
 def _to_rgb(image: Array, name: str) -> Array:
-    """A float64 copy, (H, W) or (H, W, 3) RGB, not clipped."""
+    """Return a float64 copy, (H, W) or (H, W, 3) RGB, not clipped."""
     if image.shape[2:] == (1,):
         image = image[..., 0]
     if image.ndim != 2 and image.shape[2:] != (3,):

@@ -1,4 +1,4 @@
-"""Metrics of pyiqa (LPIPS, DISTS, MUSIQ, NIQE, ...), known to BasicSR as `pyiqa:NAME` once an option file names one."""
+"""Metrics of pyiqa (LPIPS, DISTS, MUSIQ, NIQE, ...), registered with BasicSR as `pyiqa:NAME` when options name one."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -15,18 +15,18 @@ PREFIX = 'pyiqa:'
 
 
 class PyiqaMetric:
-    """A metric of pyiqa for images as this package measures them.
+    """A pyiqa metric that accepts images as this package measures them.
 
     Args:
         name: one of `pyiqa.list_models()`.
 
     Attributes:
-        wants_float: it is given clipped, unrounded images.
-        better: 'higher' or 'lower', as pyiqa says.
+        wants_float: True; the metric expects clipped, unrounded float images.
+        better: 'higher' or 'lower', as defined by pyiqa.
         definition: in words, for tables.
 
     Raises:
-        OptionError: its weights cannot be had.
+        OptionError: its weights cannot be loaded.
     """
 
     wants_float = True
@@ -39,11 +39,11 @@ class PyiqaMetric:
         try:
             with torch.random.fork_rng(devices=[]):
                 self.metric = pyiqa.create_metric(name, device=self.device)
-        except Exception as error:  # of downloads, file systems, and of pyiqa's many metrics
+        except Exception as error:  # from downloads, the file system, and pyiqa's many metrics
             what = f'{type(error).__name__}: {first_line(error)}'
             raise OptionError(
-                f"'{PREFIX}{name}' cannot be made ({what}). pyiqa downloads the weights of its metrics when they are "
-                'first used: do that once on a machine with a network, and copy its cache (TORCH_HOME).'
+                f"'{PREFIX}{name}' cannot be created ({what}). pyiqa downloads the weights of a metric on first use: "
+                'run it once on a machine with internet access and copy its cache (TORCH_HOME).'
             ) from error
         self.better = 'lower' if self.metric.lower_better else 'higher'
         self.has_target = self.metric.metric_mode == 'FR'
@@ -52,11 +52,11 @@ class PyiqaMetric:
         )
 
     def __call__(self, img: np.ndarray, img2: np.ndarray, crop_border: int = 0, better: str = '') -> float:
-        """The value for two (H, W, 3) RGB or (H, W, 1) grey float images in [0, 1].
+        """Return the value for two (H, W, 3) RGB or (H, W, 1) grey float images in [0, 1].
 
         Args:
-            crop_border: pixels left out at each side.
-            better: read by the model; 'higher' or 'lower' in place of what pyiqa says.
+            crop_border: pixels omitted at each side.
+            better: read by the model; 'higher' or 'lower' overrides pyiqa's direction.
         """
         images = [self._tensor(image, crop_border) for image in ((img, img2) if self.has_target else (img,))]
         with torch.no_grad():
@@ -70,10 +70,10 @@ class PyiqaMetric:
 
 
 def know_metric(name: object) -> None:
-    """Register what a `pyiqa:NAME` means; other names are left alone.
+    """Register the metric of a name `pyiqa:NAME`; ignore other names.
 
     Raises:
-        OptionError: pyiqa or its metric is not there, or cannot be used.
+        OptionError: pyiqa is not installed, the metric is unknown, or it cannot be created.
     """
     if not isinstance(name, str) or not name.startswith(PREFIX) or name in METRIC_REGISTRY:
         return
@@ -88,7 +88,7 @@ def know_metric(name: object) -> None:
 
 
 def lower_is_better(options: Mapping[str, Any]) -> bool:
-    """Whether less is better of a metric: by its option `better`, or else by what it says itself."""
+    """Return whether lower values of a metric are better: by its option `better`, or else its own attribute."""
     name = options.get('type')  # the sensor's measures have none
     metric = METRIC_REGISTRY.get(name) if name in METRIC_REGISTRY else None
     return bool(options.get('better', getattr(metric, 'better', 'higher')) == 'lower')

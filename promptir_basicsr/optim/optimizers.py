@@ -15,17 +15,17 @@ from promptir_basicsr.core.problems import problem
 PREFIX = 'pytorch_optimizer:'
 
 FEWEST_CHANNELS = 8
-"""Sides of a convolution's weight below which orthogonal updates make no sense: of images, gates and heads."""
+"""Convolutions with fewer input or output channels (of images, gates, heads) get no orthogonal updates."""
 
 
 def find_optimizer(name: object) -> type[Optimizer]:
-    """The class of an optimizer.
+    """Return the class of an optimizer.
 
     Args:
-        name: of a class of `torch.optim`, or `pytorch_optimizer:NAME`.
+        name: class name in `torch.optim`, or `pytorch_optimizer:NAME`.
 
     Raises:
-        OptionError: there is no such optimizer; it has `type` as its place.
+        OptionError: the optimizer is unknown; the place of the problem is `type`.
     """
     if not isinstance(name, str) or not name.startswith(PREFIX):
         return _chosen('optimizer', name, torch.optim)
@@ -35,26 +35,26 @@ def find_optimizer(name: object) -> type[Optimizer]:
     optimizer = _chosen('optimizer of pytorch_optimizer', name.removeprefix(PREFIX), pytorch_optimizer)
     if hasattr(optimizer, 'eval'):
         message = (
-            f"'{name}' has other weights for validation than for training, which the models of this package do not "
-            'exchange. Use an optimizer that is not schedule-free, with FixedLR and ema_decay.'
+            f"'{name}' uses different weights for validation and training, which the models of this package do not "
+            'swap. Use an optimizer that is not schedule-free, with FixedLR and ema_decay.'
         )
         raise OptionError(problem('type', message))
     return optimizer
 
 
 def build_optimizer(name: str, weights: Iterable[Any], **arguments: Any) -> Optimizer:
-    """An optimizer of weights, or of groups of them.
+    """Build an optimizer of weights or of parameter groups.
 
-    Optimizers that orthogonalise the updates of matrices (Muon and its kin, with `use_muon` in their groups) get the
-    weights that `is_hidden_matrix` names; the others go to the AdamW in them, by `adamw_lr`, `adamw_betas`,
-    `adamw_wd`.
+    Optimizers that orthogonalise the updates of matrices (Muon and similar ones, with `use_muon` in their groups) use
+    this for the weights that `is_hidden_matrix` selects, and their AdamW for the others, with `adamw_lr`,
+    `adamw_betas`, `adamw_wd`.
 
     Args:
-        arguments: of its constructor; lists count as tuples, as in `betas: [0.9, 0.99]`.
+        arguments: of its constructor; lists become tuples, as in `betas: [0.9, 0.99]`.
 
     Raises:
-        OptionError: there is no such optimizer.
-        Exception: its constructor refuses the arguments.
+        OptionError: the optimizer is unknown.
+        Exception: its constructor rejects the arguments.
     """
     kind, weights = find_optimizer(name), list(weights)
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
@@ -67,16 +67,16 @@ def build_optimizer(name: str, weights: Iterable[Any], **arguments: Any) -> Opti
 
 
 def is_hidden_matrix(weight: Tensor) -> bool:
-    """Whether a weight is that of a convolution between features: neither depthwise nor of images, see Muon.
+    """Return whether a weight belongs to a convolution between features: neither depthwise nor of images, see Muon.
 
     Args:
-        weight: (out, in / groups, height, width) for those.
+        weight: (out, in / groups, height, width) for a convolution.
     """
     return weight.ndim == 4 and min(weight.shape[:2]) >= FEWEST_CHANNELS
 
 
 def option_names(kind: type[Optimizer]) -> set[str]:
-    """Keys of an optimizer's groups that come from options, those of the AdamW in it without their prefix."""
+    """Return the keys of an optimizer's groups that come from options; those of its AdamW without their prefix."""
     names = inspect.signature(kind).parameters.keys() - {'params'}
     aliases = {'adamw_wd': 'weight_decay'}
     return names | {aliases.get(name, name.removeprefix('adamw_')) for name in names}

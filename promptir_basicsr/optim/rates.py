@@ -1,4 +1,4 @@
-"""The learning rate of a run at the iterations that matter, without running it."""
+"""Learning rate of a run at its key iterations, computed without running it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from promptir_basicsr.optim.schedules import HOST_SCHEDULERS, SCHEDULERS, Iterat
 
 
 class RatePoint(NamedTuple):
-    """Rate at an iteration, counted from 1, and what happens there."""
+    """Learning rate at an iteration, counted from 1, and the event there."""
 
     iteration: int
     rate: float
@@ -18,13 +18,13 @@ class RatePoint(NamedTuple):
 
 
 def rate_curve(train: Mapping[str, Any]) -> list[RatePoint]:
-    """Rates at the start, the quarters and the end, and wherever the schedule turns.
+    """Return the rates at the start, the quarters, the end, and the events of the schedule.
 
     The cost does not depend on total_iter.
 
     Args:
-        train: the section `train` of the options, with a sound total_iter, optim_g and scheduler. BasicSR's own
-            warm-up, `warmup_iter`, counts.
+        train: the section `train` of the options, with valid total_iter, optim_g and scheduler. BasicSR's own
+            warm-up, `warmup_iter`, is included.
     """
     total, rate = train['total_iter'], float(train['optim_g']['lr'])
     warmup = train.get('warmup_iter') or -1
@@ -36,13 +36,13 @@ def rate_curve(train: Mapping[str, Any]) -> list[RatePoint]:
 
 
 def describe(scheduler: IterationLR, total: int) -> str:
-    """One line for the log: what a schedule does, and the rate of the first parameter group, see `rate_curve`.
+    """Return a log line that describes a schedule and the rate of the first parameter group, see `rate_curve`.
 
     Args:
         total: last iteration of the run.
 
     Returns:
-        Such as 'FixedLR: fixed rate; lr by iteration: 0.0002 at 1, 0.0002 at 25, ..., 0.0002 at 100 (last)'.
+        For example 'FixedLR: fixed rate; lr by iteration: 0.0002 at 1, 0.0002 at 25, ..., 0.0002 at 100 (last)'.
     """
     rates = [
         f'{point.rate:.3g} at {point.iteration:,}' + (f' ({point.event})' if point.event else '')
@@ -65,7 +65,7 @@ def _joined(*events: str | None) -> str:
 def _schedule(
     options: Mapping[str, Any], rate: float, total: int, warmup: int
 ) -> tuple[Callable[[int], float], dict[int, str]]:
-    """The rate as a function of the iteration, and the schedule's events."""
+    """Return the rate as a function of the iteration, and the schedule's events."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
     if options['type'] in SCHEDULERS:
         kind, arguments = scheduler_arguments(options, total)
@@ -84,14 +84,14 @@ def _schedule(
         return cosine, events
     turns = {milestone + 1: 'milestone' for milestone in host.milestones}
     turns |= {restart + 1: 'restart' for restart in host.restarts if restart}
-    # After a warm-up it finds, and keeps, the rate of the warm-up's last iteration.
+    # After a warm-up, the schedule continues from the rate of the warm-up's last iteration.
     first = rate / warmup * (warmup - 1) if warmup > 1 else optimizer.param_groups[0]['lr']
     later = sorted(turn for turn in turns if turn >= max(warmup, 2))
 
     def steps(iteration: int) -> float:
         group = optimizer.param_groups[0]
         group['lr'] = first
-        for turn in later:  # it changes the rate it finds, so it is led from turn to turn
+        for turn in later:  # it modifies the current rate, so it is stepped from turn to turn
             if turn <= iteration:
                 host.last_epoch = turn - 1
                 group['lr'] = host.get_lr()[0]

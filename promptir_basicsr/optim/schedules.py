@@ -1,8 +1,8 @@
-"""Learning-rate schedules counted in iterations, in closed form.
+"""Learning rate schedules by iteration, in closed form.
 
 BasicSR steps a scheduler once per iteration, from the second iteration on: iteration i, counted from 1, runs with
-`last_epoch = i - 1`. Each class here gives the rate as a function of i alone, so a resumed run goes on exactly where an
-uninterrupted one would be.
+`last_epoch = i - 1`. Each class here computes the rate from i alone, so a resumed run continues exactly like an
+uninterrupted one.
 """
 
 import math
@@ -24,26 +24,26 @@ HOST_SCHEDULERS = {
 
 
 class IterationLR(LRScheduler, ABC):
-    """Base of the schedules: a rate that is a function of the group's own rate and the iteration.
+    """Base class of schedules whose rate is a function of the group's own rate and the iteration.
 
-    Its `state_dict` can be loaded into a scheduler with other settings. The position is then taken over and the
-    settings stay those of the constructor, so that a longer `total_iter` in a resumed run's options counts.
+    Its `state_dict` can be loaded into a scheduler with other settings. Only the position is loaded; the settings
+    stay those of the constructor, so a longer `total_iter` in the options of a resumed run applies.
     """
 
     settings: tuple[str, ...] = ()
 
     @abstractmethod
     def value(self, base_lr: float, iteration: int) -> float:
-        """Rate at `iteration` (1 is the first) of a parameter group whose own rate is `base_lr`."""
+        """Return the rate at `iteration` (1 is the first) of a parameter group whose own rate is `base_lr`."""
 
     def lr_at(self, iteration: int) -> list[float]:
-        """Rates of all parameter groups at `iteration`, counted from 1.
+        """Return the rates of all parameter groups at `iteration`, counted from 1.
 
         Raises:
             ValueError: the iteration is below 1.
         """
         if iteration < 1:
-            raise ValueError(f'{type(self).__name__}: iterations count from 1, found {iteration}')
+            raise ValueError(f'{type(self).__name__}: iterations are counted from 1, found {iteration}')
         return [self.value(float(base_lr), iteration) for base_lr in self.base_lrs]
 
     def get_lr(self) -> list[Any]:
@@ -54,15 +54,15 @@ class IterationLR(LRScheduler, ABC):
 
     @abstractmethod
     def summary(self) -> str:
-        """What the schedule does, in words."""
+        """Describe the schedule in words."""
 
     def landmarks(self) -> dict[int, str]:
-        """Iterations at which something happens, and their names."""
+        """Return the iterations of the schedule's events, and their names."""
         return {}
 
 
 class FixedLR(IterationLR):
-    """Every group keeps its rate, as the paper's text has it (PromptIR section 4: a fixed 2e-4)."""
+    """Constant rate of every group, as in the text of the paper (PromptIR section 4: a fixed 2e-4)."""
 
     def value(self, base_lr: float, iteration: int) -> float:
         return base_lr
@@ -74,17 +74,17 @@ class FixedLR(IterationLR):
 class LinearWarmupCosineLR(IterationLR):
     """Linear warm-up from lr / warmup_iter at iteration 1 to lr at warmup_iter, then half a cosine down to eta_min.
 
-    eta_min is reached exactly at total_iter and kept from there on. Without warm-up iteration 1 runs at lr.
+    eta_min is reached exactly at total_iter and stays there. Without warm-up, iteration 1 runs at lr.
 
     Args:
-        optimizer: its groups' rates are the peak rates.
+        optimizer: the rates of its groups are the peak rates.
         total_iter: last iteration of the run.
-        warmup_iter: iterations of the warm-up; 0 for none. Of a run that ends before, only the warm-up is seen.
+        warmup_iter: iterations of the warm-up; 0 for none. A run that ends earlier consists of warm-up only.
         eta_min: final rate, at most the smallest rate of the groups.
         last_epoch: -1 for a new run (see torch).
 
     Raises:
-        ValueError: a setting is out of range or is text.
+        ValueError: a setting is out of range or not a number.
     """
 
     settings: tuple[str, ...] = ('total_iter', 'warmup_iter', 'eta_min')
@@ -121,21 +121,20 @@ class LinearWarmupCosineLR(IterationLR):
 
 
 class WarmupStableDecayLR(LinearWarmupCosineLR):
-    """Linear warm-up, lr itself, then a straight line to eta_min over the last iterations of the run.
+    """Linear warm-up, constant lr, then linear decay to eta_min over the last iterations of the run.
 
-    A training that turns out too short goes on from a state before the decay: only there the rate depends on
-    total_iter.
+    To extend a training, resume from a state before the decay: only the decay depends on total_iter.
 
     Args:
-        optimizer: its groups' rates are the peak rates.
+        optimizer: the rates of its groups are the peak rates.
         total_iter: last iteration of the run.
-        decay_iter: iterations of the decay; of a run that is shorter, only its end is seen.
+        decay_iter: iterations of the decay; a shorter run contains only its end.
         warmup_iter: iterations of the warm-up; 0 for none.
         eta_min: final rate, at most the smallest rate of the groups.
         last_epoch: -1 for a new run (see torch).
 
     Raises:
-        ValueError: a setting is out of range or is text.
+        ValueError: a setting is out of range or not a number.
     """
 
     settings = ('total_iter', 'decay_iter', 'warmup_iter', 'eta_min')
@@ -168,15 +167,15 @@ class WarmupStableDecayLR(LinearWarmupCosineLR):
 
 
 class ReleasedPromptIRLR(IterationLR):
-    """The schedule of the released PromptIR program, which is stepped once per epoch and one epoch late.
+    """Schedule of the released PromptIR program, which is stepped once per epoch and one epoch late.
 
     Epoch e, counted from 0, runs at position p = max(e - 1, 0) of: linear from warmup_start_lr at p = 0 to lr at
     p = warmup_epochs - 1; then half a cosine from lr at p = warmup_epochs to eta_min at p = max_epochs. With the
-    defaults epochs 0 and 1 therefore run at rate 0, and the program's 120 epochs end at 13 % of lr. Past max_epochs,
-    which the program never reaches, the rate stays at eta_min.
+    defaults, epochs 0 and 1 therefore run at rate 0, and the program's 120 epochs end at 13 % of lr. After
+    max_epochs, which the program never reaches, the rate stays at eta_min.
 
     Args:
-        optimizer: its groups' rates are the peak rates.
+        optimizer: the rates of its groups are the peak rates.
         iters_per_epoch: iterations of one epoch; 4,451 for the 142,431 samples of three degradations at batch 32.
         warmup_epochs: length of the warm-up, below max_epochs; 0 for none.
         max_epochs: end of the cosine.
@@ -185,7 +184,7 @@ class ReleasedPromptIRLR(IterationLR):
         last_epoch: -1 for a new run (see torch); counts iterations, despite its name.
 
     Raises:
-        ValueError: a setting is out of range or is text.
+        ValueError: a setting is out of range or not a number.
     """
 
     settings = ('iters_per_epoch', 'warmup_epochs', 'max_epochs', 'eta_min', 'warmup_start_lr')
@@ -242,7 +241,7 @@ SCHEDULERS: dict[str, type[IterationLR]] = {
 
 
 def scheduler_arguments(opt: Mapping[str, Any], total_iter: int) -> tuple[type[IterationLR], dict[str, Any]]:
-    """Class and arguments of the options of `train: scheduler:`; a missing total_iter is the run's.
+    """Return class and arguments for the options `train: scheduler:`; total_iter defaults to the run's.
 
     Args:
         opt: `{type: ..., ...}` with a type of SCHEDULERS; not changed.
@@ -256,7 +255,7 @@ def scheduler_arguments(opt: Mapping[str, Any], total_iter: int) -> tuple[type[I
 
 
 def _half_cosine(start: float, end: float, done: int, length: int) -> float:
-    """From `start` at done = 0 to exactly `end` at done = length, and `end` from there on."""
+    """Interpolate from `start` at done = 0 to exactly `end` at done >= length."""
     if done >= length:
         return end
     return end + (start - end) * (1 + math.cos(math.pi * done / length)) / 2
@@ -271,13 +270,13 @@ def _check_count(owner: str, name: str, value: Any, least: int) -> None:
 
 
 def _check_rate(owner: str, name: str, value: Any, optimizer: torch.optim.Optimizer) -> None:
-    """`value` is a number from 0 to the rate of every parameter group."""
+    """Check that `value` is a number from 0 to the rate of every parameter group."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         message = (
             f'{name} is {value!r}, must be a number with a decimal point, such as 1.0e-7 (YAML reads 1e-7 as text)'
         )
         raise argument_error(owner, name, message)
-    if not value >= 0:  # refuses nan as well
+    if not value >= 0:  # rejects nan as well
         raise argument_error(owner, name, f'{name} is {value}, must be at least 0')
     for index, group in enumerate(optimizer.param_groups):
         lr = float(group.get('initial_lr', group['lr']))

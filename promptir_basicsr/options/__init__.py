@@ -1,7 +1,7 @@
-"""What options there are, with their types and meanings: the one place that decides on it.
+"""Models of all options: their names, types, defaults and descriptions.
 
-Option files are checked by these models, values of the command line typed by them, and `docs/options_reference.md` and
-`docs/options.schema.json` written from them by `python -m promptir_basicsr.options --write docs`.
+These models check option files and convert values from the command line. `python -m promptir_basicsr.options --write
+docs` generates `docs/options_reference.md` and `docs/options.schema.json` from them.
 """
 
 from promptir_basicsr.core.errors import OptionError

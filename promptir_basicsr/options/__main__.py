@@ -1,4 +1,4 @@
-"""Write what there is to know of the options: `python -m promptir_basicsr.options`."""
+"""Write the reference and the JSON schema of the options: `python -m promptir_basicsr.options`."""
 
 import argparse
 import json
@@ -12,11 +12,9 @@ from promptir_basicsr.options.reference import JSON_SCHEMA, REFERENCE, reference
 
 
 def main() -> int:
-    """Print the JSON schema of option files, or write it and the table of every key into a folder."""
+    """Print the JSON schema of option files, or write it and the reference of all options to a folder."""
     parser = argparse.ArgumentParser(prog='python -m promptir_basicsr.options', description=main.__doc__)
-    parser.add_argument(
-        '--write', metavar='DIR', type=Path, help=f'write {JSON_SCHEMA} and {REFERENCE} into this folder'
-    )
+    parser.add_argument('--write', metavar='DIR', type=Path, help=f'write {JSON_SCHEMA} and {REFERENCE} to this folder')
     args = parser.parse_args()
     if args.write is None:
         sys.stdout.write(files()[JSON_SCHEMA])
@@ -30,7 +28,7 @@ def main() -> int:
 
 
 def files() -> dict[str, str]:
-    """The files by name."""
+    """Return the contents of the files by name."""
     return {JSON_SCHEMA: json.dumps(json_schema(), indent=1) + '\n', REFERENCE: reference()}
 
 

@@ -1,4 +1,4 @@
-"""What this package has registered, as sections of options."""
+"""Sections of options of the classes and functions that this package registers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from promptir_basicsr.options.section import Section
 
 
 def registered(kind: str) -> dict[str, type[Section]]:
-    """What this package has of a kind: name -> its options without `type`."""
+    """Return the sections of a kind: registered name -> its options without `type`."""
     if kind == 'network':
         return _sections(_ours(ARCH_REGISTRY))
     if kind in ('loss', 'prompt loss'):
@@ -47,7 +47,7 @@ def _sections(
 
 
 def find_section(kind: str, options: Any) -> type[Section] | None:
-    """The options that go with a `type`, or None for one that is not of this package."""
+    """Return the section of a `type`, or None if this package does not define the type."""
     if kind == 'loss scaler':
         return registered(kind)['LossScaler']
     name = options.get('type') if isinstance(options, Mapping) else None
@@ -55,7 +55,7 @@ def find_section(kind: str, options: Any) -> type[Section] | None:
 
 
 def known_names(kind: str) -> list[str]:
-    """Names for an editor to suggest: those of this package, then BasicSR's own that are often met."""
+    """Return the names for an editor to suggest: this package's own, then common names of BasicSR."""
     host: Iterable[str] = {
         'loss': ('CharbonnierLoss', 'L1Loss', 'MSELoss'),
         'metric': ('calculate_niqe', 'calculate_psnr', 'calculate_ssim'),

@@ -1,4 +1,4 @@
-"""Read an option file with the replacements of the command line, and tell where each option stands."""
+"""Read an option file, apply the replacements of the command line, and keep the line of each option."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,33 +21,33 @@ from promptir_basicsr.options.section import Section, alternatives, alternatives
 _LONGEST = 160  # of a replacement, as messages quote it
 
 BASE = 'base'
-"""The key of the option files that a file goes on from."""
+"""The key that names the option files a file is based on."""
 
 _NOTHING = ('', '~', 'null', 'none')
 
 
 class Places:
-    """The places of the options of a file, some of them replaced on the command line.
+    """The lines of the options of a file, some of which the command line replaces.
 
     Args:
-        path: of the file, as it is shown.
-        root: its nodes, see `load_yaml_with_places`; not changed.
+        path: of the file, as messages show it.
+        root: nodes of the file, see `load_yaml_with_places`; not changed.
     """
 
     def __init__(self, path: str, root: yaml.Node) -> None:
         self.path, self._root, self._own = path, root, root.start_mark.name
 
     def replace(self, keys: Sequence[str], entry: str) -> None:
-        """Note that options below `keys` are not the file's, but those of an entry, `--force_yml KEY=VALUE`."""
+        """Record that an entry `--force_yml KEY=VALUE` replaces the options below `keys`."""
         mark = yaml.Mark(entry, 0, 0, 0, None, 0)
         self._root = _replaced(self._root, keys, mark)
 
     def line(self, *paths: Keys) -> str:
-        """Where an option is, as `my.yml:7` or `--force_yml KEY=VALUE`.
+        """Return where an option is, as `my.yml:7` or `--force_yml KEY=VALUE`.
 
         Args:
-            paths: the first that is there counts; where none is, of the first what leads to it. Tasks of a protocol
-                are changed by name, and counted as in the protocol.
+            paths: candidates; the first that exists is used. If none exists, the last existing key on the way to the
+                first. Tasks of a protocol are changed by name and numbered as in the protocol.
         """
         found = [self._find(path) for path in paths]
         mark = next((mark for mark, complete in found if complete), found[0][0])
@@ -58,16 +58,16 @@ class Places:
         return f'{self.path if mark.name == self._own else mark.name}:{mark.line + 1}'
 
     def located(self, problem: Problem) -> str:
-        """The text of a problem after the file and the line of its option. The words of the text do not matter."""
+        """Return the text of a problem, preceded by the file and line of its option."""
         return printable(f'{self.line(problem.path, *problem.others)}: {problem}')
 
     def is_replaced(self, path: Keys) -> bool:
-        """Whether an option was given on the command line."""
+        """Return whether an option was set on the command line."""
         mark, complete = self._find(path)
         return complete and mark is not None and _from_command_line(mark)
 
     def _find(self, path: Keys) -> tuple[yaml.Mark | None, bool]:
-        """The mark of an option, or of the last of the keys that lead to it; and whether it is there."""
+        """Return the mark of an option, or of the last existing key on the way to it, and whether it exists."""
         mark: yaml.Mark | None = None
         node: yaml.Node | None = self._root
         for key in path:
@@ -84,7 +84,7 @@ def _from_command_line(mark: yaml.Mark) -> bool:
 
 
 def _replaced(node: yaml.Node | None, keys: Sequence[str], mark: yaml.Mark) -> yaml.Node:
-    """A copy of the nodes with one of them made anew; what is above and beside it stays as it is."""
+    """Return a copy of the nodes with one of them replaced; all others are unchanged."""
     if not keys:
         return yaml.ScalarNode('tag:yaml.org,2002:str', '', mark)
     if isinstance(node, yaml.SequenceNode) and keys[0].isdecimal() and int(keys[0]) < len(node.value):
@@ -100,7 +100,7 @@ def _replaced(node: yaml.Node | None, keys: Sequence[str], mark: yaml.Mark) -> y
 
 
 def _item(node: yaml.Node | None, key: str | int) -> tuple[yaml.Mark, yaml.Node] | None:
-    """Where an item of a node is, and the item; of a key given twice through `<<` the mapping's own."""
+    """Return the mark and node of an item; of a key that `<<` duplicates, the mapping's own."""
     if isinstance(node, yaml.SequenceNode):
         inside = isinstance(key, int) and key < len(node.value)
         return (node.value[key].start_mark, node.value[key]) if inside else None
@@ -110,16 +110,16 @@ def _item(node: yaml.Node | None, key: str | int) -> tuple[yaml.Mark, yaml.Node]
 
 
 def read_options(path: str, force_yml: list[str] | None = None) -> dict[str, Any]:
-    """An option file with replacements; their values are typed as YAML and by the schema, nothing is evaluated.
+    """Read an option file and apply replacements; values are parsed as YAML and by the schema, never evaluated.
 
     Raises:
-        OptionError: it is not there or no YAML, or a replacement leads nowhere.
+        OptionError: the file does not exist or is not YAML, or the key of a replacement does not exist.
     """
     return read_option_file(path, force_yml)[0]
 
 
 def read_option_file(path: str, force_yml: list[str] | None = None) -> tuple[dict[str, Any], Places]:
-    """`read_options`, and where the options stand."""
+    """Return the options as `read_options` does, and their places."""
     path = find_option_file(path)
     options, node = _with_base(path, ())
     places = Places(path, node)
@@ -135,7 +135,7 @@ def read_option_file(path: str, force_yml: list[str] | None = None) -> tuple[dic
 
 
 def _elsewhere(options: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
-    """The networks of options that are classes of other repositories, and where they stand."""
+    """Yield the networks that are classes of other repositories, with their keys."""
     for key, value in options.items() if isinstance(options, Mapping) else ():
         if keys or str(key).startswith('network_'):
             if isinstance(value, Mapping) and is_elsewhere(value.get('type')):
@@ -144,15 +144,15 @@ def _elsewhere(options: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[str, An
 
 
 def has_base(path: str) -> bool:
-    """Whether an option file goes on from others."""
+    """Return whether an option file is based on others."""
     return BASE in load_yaml(path)
 
 
 def _with_base(path: str, chain: tuple[str, ...]) -> tuple[dict[str, Any], yaml.Node]:
-    """The options of a file and their nodes, on top of those of the files that its key `base` names.
+    """Return the options of a file and their nodes, merged onto those of the files that its key `base` names.
 
     Args:
-        chain: files that have led here.
+        chain: the files that were followed to reach this one.
     """
     chain = (*chain, os.path.realpath(path))
     options, node = load_yaml_with_places(path)
@@ -160,7 +160,9 @@ def _with_base(path: str, chain: tuple[str, ...]) -> tuple[dict[str, Any], yaml.
     files = [given] if isinstance(given, str) else given or []
     where = Places(path, node).line((BASE,))
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-        raise OptionError(f'{where}: {BASE}: give the name of an option file, or a list of names, not {shown(given)}.')
+        raise OptionError(
+            f'{where}: {BASE}: must be the name of an option file, or a list of names, not {shown(given)}.'
+        )
     merged: tuple[dict[str, Any], yaml.Node] = {}, yaml.MappingNode('tag:yaml.org,2002:map', [], node.start_mark)
     for file in files:
         beside = os.path.join(os.path.dirname(path), os.path.expanduser(file))
@@ -169,7 +171,7 @@ def _with_base(path: str, chain: tuple[str, ...]) -> tuple[dict[str, Any], yaml.
         except OptionError as error:
             raise OptionError(f'{where}: {BASE}: {error}') from error
         if os.path.realpath(found) in chain:
-            raise OptionError(f"{where}: {BASE}: '{file}' goes on from '{path}', which goes on from it.")
+            raise OptionError(f"{where}: {BASE}: '{file}' is based on '{path}', which is based on it.")
         merged = _on_top(*_with_base(found, chain), *merged)
     return _on_top(options, node, *merged)
 
@@ -177,9 +179,9 @@ def _with_base(path: str, chain: tuple[str, ...]) -> tuple[dict[str, Any], yaml.
 def _on_top(
     options: Mapping[str, Any], node: yaml.Node, base: Mapping[str, Any], base_node: yaml.Node
 ) -> tuple[dict[str, Any], yaml.Node]:
-    """Options in place of those of a base; mappings are merged, unless they have another `type`, lists are replaced.
+    """Merge options onto a base: mappings are merged unless their `type` differs, lists are replaced.
 
-    `~` takes an option of the base away.
+    `~` removes an option of the base.
     """
     result, nodes = dict(base), list(base_node.value)
     for key, value in options.items():
@@ -205,13 +207,13 @@ def _on_top(
 
 
 def _is_another(options: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
-    """Whether options are of another network, loss, data set, ... than those below."""
+    """Return whether options have another `type` (network, loss, dataset, ...) than those of the base."""
     return 'type' in options and options['type'] != base.get('type')
 
 
 def _with_whole_numbers(value: Any, key: object = None) -> Any:
-    """Floats without a fraction, such as `!!float 5e3`, as whole numbers where options are whole numbers."""
-    if isinstance(value, dict):  # what networks, losses and so on take is theirs
+    """Convert floats without a fraction, such as `!!float 5e3`, to whole numbers where options are whole numbers."""
+    if isinstance(value, dict):  # arguments of networks, losses, ... stay as they are
         return {name: inner if name in _OTHERS else _with_whole_numbers(inner, name) for name, inner in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() and key in _WHOLE else value
 
@@ -232,7 +234,7 @@ _OTHERS = ('network_g', 'network_d', 'optim_g', 'optim_d', 'scheduler', 'metrics
 
 
 def find_option_file(path: str) -> str:
-    """The path of an option file: of an existing one, or by its bare name of one that this package ships.
+    """Return the path of an existing option file, or of one that this package ships, found by its bare name.
 
     Raises:
         OptionError: there is no such file.
@@ -244,11 +246,11 @@ def find_option_file(path: str) -> str:
         return str(shipped[path])
     close = get_close_matches(os.path.basename(path), shipped, n=1, cutoff=0.8)
     hint = f" '{close[0]}' comes with promptir_basicsr and is found by that name." if close else ''
-    raise OptionError(f"the option file '{path}' does not exist. Paths start at the current folder.{hint}")
+    raise OptionError(f"the option file '{path}' does not exist. Paths are relative to the current folder.{hint}")
 
 
 def shipped_option_files() -> list[Path]:
-    """The option files that come with this package, by name."""
+    """Return the option files of this package, sorted by name."""
     package = Path(__file__).parents[1]
     installed, source_tree = package / 'option_files', package.parent / 'options'
     folder = source_tree if (package.parent / 'pyproject.toml').is_file() else installed
@@ -256,14 +258,14 @@ def shipped_option_files() -> list[Path]:
 
 
 def _replace(options: Any, entry: str, where: str) -> list[str]:
-    """Replace an option; returns its place."""
+    """Replace an option and return its keys."""
     keys, separator, text = entry.partition('=')
     if not separator:
-        raise OptionError(f"{where}: give KEY=VALUE, with ':' between the levels of the key.")
+        raise OptionError(f"{where}: must be KEY=VALUE, with ':' between the levels of the key.")
     *parents, last = levels = [key.strip() for key in keys.split(':')]
     place, of_protocol = options, False
     for key in parents:
-        # Tasks of a protocol stand in the protocol's file; names that are not among them are told with it.
+        # Tasks of a protocol are in the protocol's file; unknown names are reported when it is read.
         of_protocol |= isinstance(place, dict) and 'protocol' in place and key == 'tasks'
         if of_protocol and isinstance(place, dict) and place.get(key) is None:
             place[key] = {}
@@ -275,7 +277,7 @@ def _replace(options: Any, entry: str, where: str) -> list[str]:
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise OptionError(f"{where}: '{parents[-1]}' is a value, it has no '{last}'.")
+        raise OptionError(f"{where}: '{parents[-1]}' is a value without keys, so '{last}' cannot be set.")
     return levels
 
 
@@ -285,17 +287,17 @@ def _step(place: Any, key: str, where: str) -> Any:
     if isinstance(place, dict) and key in place:
         return place[key]
     allowed = range(len(place)) if isinstance(place, list) else place if isinstance(place, dict) else ()
-    raise OptionError(f"{where}: no '{key}' there.{did_you_mean(key, map(str, allowed))}")
+    raise OptionError(f"{where}: '{key}' does not exist.{did_you_mean(key, map(str, allowed))}")
 
 
 def typed(options: Mapping[str, Any], keys: Sequence[str], text: str, value: Any) -> Any:
-    """A replacement as the option at its place takes it: digits stay text where text is wanted, as in `name=123`.
+    """Convert a replacement to the type of its option: digits stay text where text is expected, as in `name=123`.
 
     Args:
         options: of the whole file.
-        keys: the place, from the top.
+        keys: of the option, from the top.
         text: as it was typed.
-        value: what YAML makes of it.
+        value: as YAML parses it.
     """
     if isinstance(value, (str, dict, list)):
         return value
@@ -309,7 +311,7 @@ def typed(options: Mapping[str, Any], keys: Sequence[str], text: str, value: Any
 
 
 def _kinds_in(section: type[Section], options: Any, keys: list[str]) -> Iterator[Any]:
-    """The types that an option below a section may have, and the word 'needed' where it must be there."""
+    """Yield the types that an option of a section may have, and the word 'needed' if it is required."""
     field = section.field_of(keys[0])
     if field is None:
         return
@@ -340,7 +342,7 @@ def _kinds(kind: Any, metadata: Sequence[Any], value: Any, keys: list[str]) -> I
 
 
 def _kinds_of_items(kind: Any, value: Any, keys: list[str]) -> Iterator[Any]:
-    """Of a list's or a mapping's items."""
+    """Yield the types of the items of a list or a mapping."""
     if not get_args(kind):
         return
     item = value.get(keys[0]) if isinstance(value, Mapping) else None

@@ -1,4 +1,4 @@
-"""The options as a JSON schema, for editors that complete and check YAML."""
+"""JSON schema of the options, for editors that complete and check YAML."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _MORE_SETS = {'TrainingDatasets': {'val': '^val_'}, 'TestDatasets': {'test': '^t
 
 
 def json_schema() -> Schema:
-    """JSON schema (draft 7) of option files of the models here; those of other models fit as they are."""
+    """Return the JSON schema (draft 7) of option files of this package's models; files of other models are valid."""
     definitions: dict[str, Schema] = {}
     rules = []
     for (model, training), run in OWN_RUNS.items():
@@ -32,7 +32,7 @@ def json_schema() -> Schema:
     head = {name: _without_noise(OwnRun.model_json_schema()['properties'][name]) for name in ('name', 'model_type')}
     files = {'type': 'string', 'minLength': 1}
     head['base'] = {
-        'description': 'option file, or several, whose options count where this file has none',
+        'description': 'one or several option files to inherit from; keys set here override theirs',
         'anyOf': [files, {'type': 'array', 'items': files}],
     }
     head['model_type'] |= _one_of([model for model, training in OWN_RUNS if training])
@@ -41,7 +41,7 @@ def json_schema() -> Schema:
         'title': 'Option file of promptir_basicsr',
         'type': 'object',
         'properties': head,
-        # What a base has is not known here, so nothing is missing from a file that goes on from one.
+        # The keys of a base are unknown here, so files with a base have no required keys.
         'if': {'not': {'required': ['base']}},
         'then': {'required': ['name', 'model_type'], 'allOf': rules},
         'definitions': dict(sorted(definitions.items())),
@@ -49,7 +49,7 @@ def json_schema() -> Schema:
 
 
 def _reference(section: type[Section], definitions: dict[str, Schema]) -> Schema:
-    """A reference to a section, which joins the definitions with everything in it."""
+    """Return a reference to a section, and add the section and everything in it to the definitions."""
     reference = {'$ref': f'#/definitions/{section.__name__}'}
     if section.__name__ in definitions:
         return reference
@@ -65,7 +65,7 @@ def _reference(section: type[Section], definitions: dict[str, Schema]) -> Schema
 
 
 def _finished(schema: Any, definitions: dict[str, Schema]) -> Any:
-    """Without what pydantic adds, and with the options of registered classes where a mark stands for them."""
+    """Remove what pydantic adds, and replace marks by the options of registered classes."""
     if isinstance(schema, list):
         return [_finished(part, definitions) for part in schema]
     if not isinstance(schema, Mapping):
@@ -81,7 +81,7 @@ def _finished(schema: Any, definitions: dict[str, Schema]) -> Any:
     }
     if kind is not None:
         return _of_kind(kind, schema, definitions)
-    if '$ref' in schema and len(schema) > 1:  # draft 7 reads nothing beside a reference
+    if '$ref' in schema and len(schema) > 1:  # draft 7 ignores keys next to a reference
         schema['allOf'] = [{'$ref': schema.pop('$ref')}]
     return schema
 
@@ -95,7 +95,7 @@ def _without_noise(schema: Mapping[str, Any]) -> Schema:
 
 
 def _of_kind(kind: str, schema: Schema, definitions: dict[str, Schema]) -> Schema:
-    """Options with a `type`: those of each type that is known here, anything for one that is not."""
+    """Return the schema of options with a `type`: the arguments of known types, anything for unknown ones."""
     schema.pop('additionalProperties', None)
     if kind == 'loss scaler':
         return {**schema, 'allOf': [_reference(registered(kind)['LossScaler'], definitions)]}
@@ -116,7 +116,7 @@ def _of_kind(kind: str, schema: Schema, definitions: dict[str, Schema]) -> Schem
 
 
 def _one_of(names: list[str]) -> Schema:
-    """Words to suggest; others are right as well."""
+    """Return a schema that suggests words and allows any text."""
     names = list(dict.fromkeys(names))
     return {'anyOf': [{'enum': names}, {'type': 'string'}]} if names else {}
 
@@ -137,7 +137,7 @@ def _parameter(parameter: Parameter) -> Schema:
     if isinstance(parameter, Switch):
         return {'type': 'boolean', 'default': parameter.default}
     if isinstance(parameter, Choice):
-        # Digits that YAML reads as a number count as the word.
+        # YAML reads words made of digits as numbers; both are allowed.
         words: list[Any] = [*parameter.options, *(int(word) for word in parameter.options if word.isdecimal())]
         return {'enum': words, 'default': parameter.default}
     number: Schema = {'type': 'integer' if parameter.integer else 'number'}

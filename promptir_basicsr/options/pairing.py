@@ -1,7 +1,7 @@
-"""Pairing rules: which clear image belongs to a degraded one, as pairs of path templates.
+"""Pairing rules: pairs of path templates that match a degraded image with its ground truth.
 
-A template is a path with fields: `rainy/rain-{id}.png`. The template of the degraded image (lq) is matched, the one of
-the clear image (gt) is filled in with the fields found; see `data.pairing`.
+A template is a path with fields: `rainy/rain-{id}.png`. The template of the degraded image (lq) is matched, and the
+fields found fill the template of the ground truth (gt); see `data.pairing`.
 """
 
 import re
@@ -18,14 +18,14 @@ FIELD = re.compile(r'\{([^\W\d]\w*)\}')
 
 @dataclass(frozen=True)
 class PairingRule:
-    """Templates of a degraded image and of its clear one, relative to the task's folder(s)."""
+    """Templates of a degraded image and its ground truth, relative to the task's folder(s)."""
 
     lq: str
     gt: str
     about: str = ''
 
     def without_folder(self) -> 'PairingRule':
-        """For tasks that name the lq and gt folders themselves: leave the leading fixed folders out."""
+        """Return the rule without leading fixed folders, for tasks that name the lq and gt folders themselves."""
         lq, gt = (re.sub(r'^([^/{}]+/)+', '', template) for template in (self.lq, self.gt))
         return PairingRule(lq, gt, self.about)
 
@@ -41,30 +41,30 @@ PAIRING_RULES: dict[str, PairingRule] = {
     'gopro_nested': PairingRule('{seq}/blur/{id}.{ext}', '{seq}/sharp/{id}.{ext}', 'GoPro as published, by sequence'),
     'gopro_flat': PairingRule('blur/{id}.{ext}', 'sharp/{id}.{ext}', 'GoPro copied into two folders'),
     'lol': PairingRule('low/{id}.{ext}', 'high/{id}.{ext}', 'LOL-v1: our485, eval15'),
-    'cdd11': PairingRule('{kind}/{id}.{ext}', 'clear/{id}.{ext}', 'CDD-11: one folder a degradation, clear beside'),
+    'cdd11': PairingRule('{kind}/{id}.{ext}', 'clear/{id}.{ext}', 'CDD-11: one folder per degradation, and clear'),
 }
 
 
 class PairingOptions(Section):
-    """Path templates of a pairing rule of one's own; see docs/data.md."""
+    """Path templates of a custom pairing rule; see docs/data.md."""
 
     lq: Text = option(description='template of the degraded image, such as `input/{id}_rainy.{ext}`')
-    gt: Text = option(description='template of the clear image, filled with the fields of `lq`')
+    gt: Text = option(description='template of the ground truth, filled with the fields of `lq`')
 
 
 def pairing_rule(option: object) -> PairingRule:
-    """A rule from its name or from `{lq: template, gt: template}`.
+    """Return a rule from its name or from `{lq: template, gt: template}`.
 
     Raises:
-        OptionError: every mistake found.
+        OptionError: lists all mistakes.
     """
     if isinstance(option, str) and option in PAIRING_RULES:
         return PAIRING_RULES[option]
     if isinstance(option, str):
         message = unknown_name('pairing rule', option, PAIRING_RULES)
-        raise OptionError(f'{message} Or give templates {{lq: ..., gt: ...}}.')
+        raise OptionError(f'{message} Or use templates {{lq: ..., gt: ...}}.')
     if not isinstance(option, Mapping):
-        raise OptionError(f'give the name of a pairing rule or templates {{lq: ..., gt: ...}}, not {option!r}.')
+        raise OptionError(f'must be the name of a pairing rule or templates {{lq: ..., gt: ...}}, not {option!r}.')
     raise_problems(PairingOptions.problems(option))
     rule = PairingRule(option['lq'], option['gt'])
     known = {*FIELD.findall(rule.lq), 'ext'}
@@ -74,6 +74,6 @@ def pairing_rule(option: object) -> PairingRule:
             message = f"field '{{{field}}}' is not in the lq template '{rule.lq}'.{did_you_mean(field, known)}"
             problems.append(problem('gt', message))
     if not FIELD.search(rule.lq):
-        problems.append(problem('lq', f"'{rule.lq}' has no field such as {{id}}, so it could match one file only."))
+        problems.append(problem('lq', f"'{rule.lq}' has no field such as {{id}}, so it matches at most one file."))
     raise_problems(problems)
     return rule

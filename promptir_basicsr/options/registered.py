@@ -1,4 +1,4 @@
-"""Options of registered classes: their constructors decide on the keys, their docstrings say what these mean."""
+"""Options of registered classes: keys come from their constructors, descriptions from their docstrings."""
 
 import inspect
 import re
@@ -15,13 +15,13 @@ from promptir_basicsr.core.problems import Keys, Problem
 from promptir_basicsr.options.section import Flag, Section, Text, Told
 
 MARK = 'x-registered'
-"""Stands in a JSON schema, until `json_schema` puts the options of the registered classes there."""
+"""Placeholder in a JSON schema that `json_schema` replaces by the options of the registered classes."""
 
 OURS = 'promptir_basicsr.'
 
 
 class Registered:
-    """Annotation: options with a `type` that is registered, and the arguments of what is registered under it.
+    """Annotation of options with a registered `type` and the arguments of that class or function.
 
     Args:
         kind: one of the keys of `registered`.
@@ -43,11 +43,11 @@ class Registered:
 def section_of(
     function: Callable[..., Any], given: tuple[str, ...] = (), optional: tuple[str, ...] = ()
 ) -> type[Section]:
-    """The arguments of a function, or of a class's constructor, as options.
+    """Return the arguments of a function or a class's constructor as a section.
 
     Args:
         given: arguments that do not come from the options.
-        optional: arguments that are completed from other options.
+        optional: arguments that default to other options.
     """
     meanings, fields = argument_meanings(inspect.getdoc(function) or ''), {}
     for parameter in inspect.signature(function).parameters.values():
@@ -68,7 +68,7 @@ _WORDS = {bool: 'flags', int: 'whole numbers', float: 'numbers', str: 'text'}
 
 
 def _strict(annotation: Any) -> Any:
-    """The kind of option that an argument makes; anything for annotations of other kinds."""
+    """Return the option type for an argument's annotation; anything for annotations not known here."""
     simple = {
         bool: Flag,
         int: Annotated[int, Strict(), Told('{found} is not a whole number.')],
@@ -83,14 +83,14 @@ def _strict(annotation: Any) -> Any:
         sentence = Told(f'{{found}} is not a list of {_WORDS.get(item, "such values")}.')
         return Annotated[Sequence[_strict(item)], sentence]  # type: ignore[misc]
     if get_origin(annotation) is Mapping:
-        return Annotated[dict[str, Any], Told('give options `key: value`, not {found}.')]
+        return Annotated[dict[str, Any], Told('must be options `key: value`, not {found}.')]
     return simple.get(annotation, Any)
 
 
 def type_problems(where: str | Keys, function: Callable[..., Any], arguments: Mapping[str, Any]) -> list[Problem]:
-    """Arguments of a class or function of this package that are of another type than its signature says.
+    """Return a problem for each argument whose type contradicts the signature of a class or function of this package.
 
-    Unknown and missing ones are left to others, as is everything about classes of others.
+    Unknown and missing arguments, and third-party classes, are not checked here.
     """
     if not function.__module__.startswith(OURS):
         return []
@@ -100,7 +100,7 @@ def type_problems(where: str | Keys, function: Callable[..., Any], arguments: Ma
 
 
 def argument_meanings(docstring: str) -> dict[str, str]:
-    """What a docstring says of each argument, on one line; `a, b: words` is said of both."""
+    """Return the description of each argument in a docstring, on one line; `a, b: words` describes both."""
     block = re.search(r'^Args:\n((?:    .*\n?|\n)+)', docstring, re.M)
     meanings: dict[str, str] = {}
     names: Sequence[str] = ()

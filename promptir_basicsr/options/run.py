@@ -1,4 +1,4 @@
-"""Options of a whole run: what an option file may hold at its top, and in `path`, `val` and `logger`."""
+"""Options of a run: the top level of an option file, and `path`, `val`, `logger` and `dist_params`."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -43,7 +43,7 @@ from promptir_basicsr.options.train import (
 
 def _by_name(metrics: Any) -> Any:
     if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
-        raise told(f'give `name: {{type: ...}}`, not {shown(metrics)}.')
+        raise told(f'must be `name: {{type: ...}}`, not {shown(metrics)}.')
     return metrics
 
 
@@ -53,8 +53,8 @@ def _with_type(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-PromptScale = Annotated[Literal[1], Told('{found}; the model restores at the same size, scale: 1.')]
-SensorScale = Annotated[Literal[1], Told('{found}; SensorModel has no use for it, scale: 1.')]
+PromptScale = Annotated[Literal[1], Told('{found}; the model does not change the image size, so scale must be 1.')]
+SensorScale = Annotated[Literal[1], Told('{found}; SensorModel does not use it, so scale must be 1.')]
 Precision = Annotated[vocabulary.Precision, OneOf('precision')]
 Compile = Annotated[
     Annotated[bool, Strict()] | Literal['max-autotune'], Told('{found}; allowed: false, true, max-autotune.')
@@ -69,11 +69,11 @@ Statistics = Annotated[vocabulary.Statistics, OneOf('choice')]
 Metric = Annotated[
     dict[str, Any],
     AfterValidator(_with_type),
-    Told('give options with a type, e.g. {{type: calculate_paper_psnr}}, not {found}.'),
+    Told('must be options with a type, e.g. {{type: calculate_paper_psnr}}, not {found}.'),
     Registered('metric'),
 ]
 Metrics = Annotated[dict[str, Metric], BeforeValidator(_by_name)]
-Network = Annotated[dict[str, Any], Registered('network'), Told('give options `key: value`, not {found}.')]
+Network = Annotated[dict[str, Any], Registered('network'), Told('must be options `key: value`, not {found}.')]
 
 
 class PathOptions(Section):
@@ -81,39 +81,39 @@ class PathOptions(Section):
 
     pretrain_network_g: ExistingFile | None = option(
         None,
-        description="weights to start from; weights released by PromptIR's authors load as well, as a state dict, and "
-        'those of the plain network into PromptedNetwork and PIPNAFNet, whose prompts then start afresh. The file must '
-        'not lie in the folder of the run itself',
+        description='pretrained weights to start from (fine-tuning). Also loads weights released by the authors of '
+        'PromptIR, as a state dict, and weights of the plain network into PromptedNetwork and PIPNAFNet, whose prompts '
+        "then start from scratch. The file must not be in the run's own folder",
     )
     param_key_g: Text | None = option(
         'params',
-        description='which weights of the file: `params`, `params_ema`; of a bare state dict, all. Averaged weights '
-        '(`ema_decay`) start from `params_ema` where the file has them',
+        description='which weights of the file to use: `params` or `params_ema`; a bare state dict is used whole. '
+        'Averaged (EMA) weights start from `params_ema` if the file has them',
     )
-    strict_load_g: Flag = option(True, description='every name and size must fit')
+    strict_load_g: Flag = option(True, description='require that all names and shapes match')
     grow_g: Flag = option(
         False,
-        description='start from weights with fewer prompts or labels than the network: those of the file are kept, the '
-        'others start afresh; see extending.md',
+        description='start from weights with fewer prompts or labels than the network: those in the file are loaded, '
+        'the others start from scratch; see extending.md',
     )
     pretrain_network_sensor: ExistingFile | None = option(
         None, description="weights of the network's `sensor`: a checkpoint of SensorModel; see sensor.md"
     )
     resume_state: ExistingFile | None = option(
-        None, description='a `.state` file to continue from; `--auto_resume` takes the newest of the run'
+        None, description="`.state` file to resume training from; `--auto_resume` uses the run's newest"
     )
     ignore_resume_networks: (
-        Annotated[list[str], Field(strict=True), Told('give a list such as [network_g], not {found}.')] | None
-    ) = option(None, description="BasicSR's: networks that a resume leaves alone")
+        Annotated[list[str], Field(strict=True), Told('must be a list such as [network_g], not {found}.')] | None
+    ) = option(None, description='networks that BasicSR does not load on resume')
     experiments_root: Text | None = option(
         None,
-        description='folder that holds the folders of runs, relative to the current folder; left out, `experiments`',
+        description='parent of the folders of runs, relative to the current folder. Default: `experiments`',
     )
-    results_root: Text | None = option(None, description='the same for `basicsr test`; left out, `results`')
+    results_root: Text | None = option(None, description='the same for `basicsr test`. Default: `results`')
 
 
 class HostPathOptions(PathOptions, extra='allow'):
-    """`path` of models that are not ours: further keys are theirs, and BasicSR makes a folder of each."""
+    """`path` of third-party models: other keys are theirs, and BasicSR creates a folder for each."""
 
     __pydantic_extra__: dict[str, Text | None]
 
@@ -122,33 +122,34 @@ class LoggerOptions(Section):
     """`logger`."""
 
     print_freq: Count = option(
-        description='iterations between lines of the log; losses are means since the line before, `l_pix_TASK` over '
-        'the samples of that task'
+        description='iterations between log lines; losses are means since the previous line, `l_pix_TASK` over the '
+        'samples of that task'
     )
     save_checkpoint_freq: Count = option(
         description='iterations between checkpoints: `models/net_g_ITER.pth` and `training_states/ITER.state`, written '
-        'whole or not at all'
+        'atomically'
     )
-    use_tb_logger: Flag = option(description='TensorBoard files below `tb_logger/NAME`')
-    wandb: Annotated[dict[str, Any], Told('give options such as {{project: ...}}, not {found}.')] | None = option(
-        None, description="BasicSR's: `project`, `resume_id`"
+    use_tb_logger: Flag = option(description='write TensorBoard files to `tb_logger/NAME`')
+    wandb: Annotated[dict[str, Any], Told('must be options such as {{project: ...}}, not {found}.')] | None = option(
+        None, description='Weights & Biases: `project`, `resume_id`'
     )
 
 
 class OwnLoggerOptions(LoggerOptions):
-    """`logger` of the models here."""
+    """`logger` of this package's models."""
 
     keep_last: Count | None = option(
         None,
-        description='checkpoints that are kept, the newest ones; `net_g_best.pth` and `net_g_latest.pth` stay as well. '
-        'Older ones are removed once the newest can be read back. Left out, all are kept',
+        description='number of newest checkpoints to keep, in addition to `net_g_best.pth` and `net_g_latest.pth`. '
+        'Older ones are removed once the newest can be read back. Default: keep all',
     )
     stop_signals: (
-        Annotated[list[StopSignal], Told(f'{{found}}; give a list of some of {", ".join(STOP_SIGNALS)}.')] | None
+        Annotated[list[StopSignal], Told(f'{{found}} is not a list of signals. Allowed: {", ".join(STOP_SIGNALS)}.')]
+        | None
     ) = option(
         None,
-        description='signals that end a training with its state saved, beside SIGTERM and SIGINT, such as [SIGUSR1] '
-        'for `sbatch --signal=USR1@120`; see resume.md',
+        description='signals that stop training with its state saved, in addition to SIGTERM and SIGINT, such as '
+        '[SIGUSR1] for `sbatch --signal=USR1@120`; see resume.md',
     )
 
 
@@ -156,92 +157,95 @@ class DistOptions(Section):
     """`dist_params`."""
 
     backend: Backend | None = option(
-        None, description='left out, `nccl`. Processes on CPUs, which it does not know, take `gloo` in its place'
+        None, description='communication backend. Default: `nccl`; processes on CPUs use `gloo` instead'
     )
-    port: Port | None = option(None, description='of the first node, under Slurm; left out, MASTER_PORT or 29500')
+    port: Port | None = option(None, description='port of the first node under Slurm. Default: MASTER_PORT or 29500')
     timeout: Positive | None = option(
-        None, description='seconds that a process waits for the others before it gives up; left out, 1800'
+        None, description='seconds that a process waits for the others before it fails. Default: 1800'
     )
 
 
 def _check_labels(labels: Any) -> Any:
-    if labels == 1 and labels is not True:  # which Python takes for true
-        raise told(f'{shown(labels)}; allowed: true (those of the data), sensor, or a mixture {{name: weight}}.')
+    if labels == 1 and labels is not True:  # 1 == True
+        raise told(f'{shown(labels)}; allowed: true (labels of the data), sensor, or a mixture {{name: weight}}.')
     return labels
 
 
 class _ValOptions(Section):
-    """What every validation has."""
+    """Keys of `val` that every validation has."""
 
-    val_freq: Count = option(1, description='iterations between validations; training only, where it is needed')
+    val_freq: Count = option(1, description='iterations between validations; training only, and required there')
     save_img: Flag = option(
-        description='write pictures below `visualization/SET/TASK/`: in training input, restored and target side by '
-        'side, in a test the restored image as well'
+        description='write images to `visualization/SET/TASK/`: input, restored and target side by side; in a test '
+        'the restored image as well'
     )
-    pbar: Flag = option(False, description='progress bar')
-    use_ema: Flag = option(True, description='validate the averaged weights where there are any')
+    pbar: Flag = option(False, description='show a progress bar')
+    use_ema: Flag = option(True, description='validate the averaged (EMA) weights if there are any')
 
 
 class _OwnValOptions(Section):
-    """What validations of all models here have in common."""
+    """`val` options that all models of this package share."""
 
-    precision: Precision | None = option(None, description='of the network in validations and tests; left out, fp32')
+    precision: Precision | None = option(
+        None, description='precision of inference in validations and tests. Default: fp32'
+    )
     compile: Flag | None = option(
         None,
-        description='torch.compile of the network in validations and tests, for images of any size; left out, false',
+        description='use torch.compile in validations and tests, for images of any size. Default: false',
     )
 
 
 class HostValOptions(_ValOptions, extra='ignore'):
-    """What BasicSR, and PromptModel, read of `val` in a test; what else there is, is the model's."""
+    """Keys of `val` that BasicSR and PromptModel read in a test; other keys are the model's."""
 
     suffix: FileSuffix | None = option(
-        None, description='in a test, ending of the names of restored images; left out, `restored`'
+        None, description='in a test, suffix of the names of restored images. Default: `restored`'
     )
-    metrics: Metrics | None = option(None, description='name -> `type:` and options; the names are the columns')
+    metrics: Metrics | None = option(
+        None, description='name -> `type:` and arguments; the names are the columns of the results'
+    )
     best_metric: Text | None = option(
-        None, description='decides, averaged over tasks, on the best weights; left out, the first of `metrics`'
+        None, description='metric, averaged over tasks, that selects the best weights. Default: the first of `metrics`'
     )
     contact_sheet: Flag = option(False, description='write `contact_sheet.png`: the first image of each task')
     labels: Annotated[
         Literal[True, 'sensor'] | dict[str | int, Any],
         BeforeValidator(_check_labels),
-        Told('{found}; allowed: true (those of the data), sensor, or a mixture {{name: weight}}.'),
+        Told('{found}; allowed: true (labels of the data), sensor, or a mixture {{name: weight}}.'),
     ] = option(
         True,
-        description='the labels that networks are given which take any: `true`, those of the data, `sensor`, those '
-        "that the network's own sensor finds, see sensor.md, or a mixture for every image, "
-        '`{derain: 0.7, dehaze: 0.3}`',
+        description='labels passed to networks that accept labels: `true`, those of the data; `sensor`, those that the '
+        "network's own sensor predicts, see sensor.md; or one mixture for all images, `{derain: 0.7, dehaze: 0.3}`",
     )
 
 
 class PromptValOptions(_OwnValOptions, HostValOptions, extra='forbid'):
     """`val` of PromptModel in a test."""
 
-    comparisons: CountFromZero | None = option(None, description='most pictures a task and validation; left out, all')
+    comparisons: CountFromZero | None = option(
+        None, description='maximum number of images written per task and validation. Default: all'
+    )
     size_multiple: Count | None = option(
         None,
-        description="pad the input to multiples of this; left out, the network's `size_multiple` or its option "
+        description="pad the input to multiples of this. Default: the network's `size_multiple` or its option "
         '`window_size`',
     )
     tile: Tile | None = option(
         None,
-        description='side of the tiles in which larger images are restored, in pixels, or `auto` for the largest that '
-        'fit the memory; see tiles.md. Left out, images are restored whole',
+        description='side in pixels of the tiles that larger images are split into, or `auto` for the largest that fit '
+        'into memory; see tiles.md. Default: images are restored whole',
     )
-    tile_overlap: CountFromZero | None = option(None, description='pixels that neighbouring tiles share; left out, 32')
+    tile_overlap: CountFromZero | None = option(None, description='pixels that adjacent tiles share. Default: 32')
     tile_statistics: Statistics | None = option(
         None,
-        description='what tiles are restored with of what the network learns from the whole image: `tiles`, sums over '
-        'all tiles; `reduced`, that of the reduced image; `tile`, nothing. Left out, tiles',
+        description='source of the whole-image statistics that tiles are restored with: `tiles`, sums over all tiles; '
+        '`reduced`, the downscaled image; `tile`, each tile alone. Default: tiles',
     )
-    tile_passes: Count | None = option(
-        None, description='passes over the tiles in which these sums are worked out; left out, 1'
-    )
+    tile_passes: Count | None = option(None, description='passes over the tiles to compute these sums. Default: 1')
     ensemble: Flag | None = option(
         None,
-        description='the mean over the eight rotations and reflections of each image, in eight times the time; left '
-        'out, false',
+        description='average over the eight rotations and reflections of each image, which takes eight times as long. '
+        'Default: false',
     )
 
 
@@ -253,19 +257,19 @@ VAL_FREQ: Any = option(description='iterations between validations')
 
 
 class HostTrainingValOptions(HostValOptions):
-    """`val` of other models in a training."""
+    """`val` of third-party models in training."""
 
     val_freq: Count = VAL_FREQ
 
 
 class PromptTrainingValOptions(PromptValOptions):
-    """`val` of PromptModel in a training."""
+    """`val` of PromptModel in training."""
 
     val_freq: Count = VAL_FREQ
 
 
 class SensorTrainingValOptions(SensorValOptions):
-    """`val` of SensorModel in a training."""
+    """`val` of SensorModel in training."""
 
     val_freq: Count = VAL_FREQ
 
@@ -275,7 +279,7 @@ MeasuringData = Annotated[dict[str, Any], Registered('measuring set')]
 
 
 class Datasets(Section):
-    """The data sets of a run; several of a phase are `val_1`, `val_2`."""
+    """The datasets of a run; several of a phase are `val_1`, `val_2`."""
 
     @classmethod
     def field_of(cls, key: str) -> FieldInfo | None:
@@ -290,10 +294,10 @@ class Datasets(Section):
         problems = missing('', datasets, needed)
         for key, dataset in datasets.items():
             phase = str(key).partition('_')[0]
-            # BasicSR takes only the exact word for the training set.
+            # BasicSR accepts only the exact key for the training set.
             if phase not in cls.model_fields or (phase == 'train' and key != 'train'):
                 message = unknown_name('phase', key if phase == 'train' else phase, cls.model_fields)
-                problems.append(problem(str(key), f'{message} Several sets: val_1, val_2.'))
+                problems.append(problem(str(key), f'{message} For several sets use val_1, val_2.'))
             else:
                 problems += (LoadedTraining if phase == 'train' else LoadedDataset).problems(dataset, str(key))
         if problems:
@@ -302,58 +306,58 @@ class Datasets(Section):
 
 
 class TrainingDatasets(Datasets):
-    """`datasets` of a training."""
+    """`datasets` in training."""
 
-    train: TrainingData = option(description='the training set')
-    val: MeasuringData = option(None, description='a validation set; several are `val_1`, `val_2`')
+    train: TrainingData = option(description='training set')
+    val: MeasuringData = option(None, description='validation set; several are `val_1`, `val_2`')
 
 
 class TestDatasets(Datasets):
     """`datasets` of a test."""
 
-    test: MeasuringData = option(None, description='a test set; several are `test_1`, `test_2`')
-    val: MeasuringData = option(None, description='a test set as well')
+    test: MeasuringData = option(None, description='test set; several are `test_1`, `test_2`')
+    val: MeasuringData = option(None, description='another test set')
 
 
 class HostRun(Section, extra='ignore'):
-    """What BasicSR reads of a run of any model."""
+    """Top-level keys that BasicSR reads for any model."""
 
     name: FileName = option(
-        description='of the run: folder below `experiments/` (train) or `results/` (test). A name with `debug` in it '
-        "switches on BasicSR's debug mode"
+        description='name of the run and of its folder in `experiments/` (train) or `results/` (test). A name that '
+        "contains `debug` enables BasicSR's debug mode"
     )
     model_type: Text = option(
-        description='`PromptModel`, `SensorModel` for a sensor or `ContrastiveModel` for AirNet; other models '
-        'registered with BasicSR get their options untouched'
+        description='`PromptModel`, `SensorModel` for a sensor or `ContrastiveModel` for AirNet; options of other '
+        'models registered with BasicSR are not checked'
     )
     num_gpu: Gpus = option(
-        description='GPUs of this process, `auto` for all there are, 0 for the CPU. Several processes: torchrun and '
+        description='GPUs of this process: `auto` for all, 0 for the CPU. For multi-GPU training use torchrun and '
         '`--launcher pytorch`'
     )
     manual_seed: Seed | None = option(
         None,
-        description='of weights, order and every random draw of the training data; validation has a `seed` of its own. '
-        'Left out, BasicSR draws one and logs it',
+        description='seed of the weights and of the order and random draws of the training data; validation sets have '
+        'their own `seed`. Default: BasicSR draws and logs one',
     )
     path: PathOptions = option(description='files and folders')
     base: Text | list[str] | None = option(
-        None, description='option file, or several, whose options count where this file has none; see options.md'
+        None, description='one or several option files to inherit from; keys set here override theirs. See options.md'
     )
 
 
 class HostTraining(HostRun):
-    """A training of a model that is not ours."""
+    """Training of a third-party model."""
 
     datasets: TrainingDatasets = option(description='`train`, `val`')
     path: HostPathOptions = option(description='files and folders')
     network_g: Network = option(None, description='`type:` a network, and its arguments')
-    train: HostTrainOptions = option(description='the training')
-    val: HostTrainingValOptions = option(None, description='validation during the training')
-    logger: LoggerOptions = option(description='what is written, and when')
+    train: HostTrainOptions = option(description='losses, optimizer, schedule')
+    val: HostTrainingValOptions = option(None, description='validation during training')
+    logger: LoggerOptions = option(description='what is logged and saved, and when')
 
 
 class HostTest(HostRun):
-    """A test of a model that is not ours."""
+    """Test of a third-party model."""
 
     datasets: TestDatasets = option(description='`test`, `val`')
     path: HostPathOptions = option(description='files and folders')
@@ -362,101 +366,102 @@ class HostTest(HostRun):
 
 
 class OwnRun(HostRun, extra='forbid'):
-    """What runs of all models here have in common."""
+    """Top-level keys that all models of this package share."""
 
     find_unused_parameters: Flag = option(
-        False, description='of DistributedDataParallel; not needed by the networks here, set where AirNet needs it'
+        False,
+        description='argument of DistributedDataParallel; set automatically for AirNet, not needed by other networks',
     )
     network_g: Network = option(
-        description="`type:` a network registered with BasicSR, and its constructor's arguments"
+        description='`type:` a network registered with BasicSR, and the arguments of its constructor'
     )
-    dist_params: DistOptions | None = option(None, description='of several processes; see distributed.md')
+    dist_params: DistOptions | None = option(None, description='distributed training; see distributed.md')
     precision: Precision | None = option(
         None,
-        description='of a training step; left out, fp32, and GPUs do not round to TF32 then. See '
+        description='precision of training steps (mixed precision). Default: fp32, without TF32 on GPUs. See '
         'options.md#precision-memory-and-speed',
     )
     formulation: Formulation | None = option(
         None,
-        description='two ways to compute the same, in PromptIR, PIP and networks with their blocks; left out, fast',
+        description='two ways to compute the same, in PromptIR, PIP and networks with their blocks. Default: fast',
     )
     activation_checkpointing: Checkpointing | None = option(
         None,
-        description='what a training step keeps for its backward pass: `none` everything, `gate` what convolutions '
-        "give, `block` the inputs of blocks. Left out, the network's own: `gate` for PromptIR and PIP, else `none`",
+        description='what training steps store for the backward pass: `none`, everything; `gate`, outputs of '
+        'convolutions; `block`, inputs of blocks. Default: `gate` for PromptIR and PIP, else `none`',
     )
     channels_last: Flag | None = option(
         None,
-        description='images and convolutions with the channels of a pixel side by side; left out, false. PromptIR and '
-        'PIP find their layout themselves',
+        description='use the channels-last memory format. Default: false. PromptIR and PIP choose their layout '
+        'themselves',
     )
-    compile: Compile | None = option(None, description='torch.compile of the training step; left out, false')
+    compile: Compile | None = option(None, description='use torch.compile in training steps. Default: false')
     kernels: Kernels | None = option(
         None,
         description='`triton`: hand-written kernels for the blocks of PromptIR and PIP on NVIDIA GPUs, see '
-        "performance.md#on-a-gpu; omitted, torch's own",
+        "performance.md#on-a-gpu. Default: torch's own",
     )
 
 
 class OwnTraining(OwnRun):
-    """A training of ours."""
+    """Training of a model of this package."""
 
     datasets: TrainingDatasets = option(description='`train`, and `val` or several `val_1`, `val_2`')
-    logger: OwnLoggerOptions = option(description='what is written, and when')
+    logger: OwnLoggerOptions = option(description='what is logged and saved, and when')
 
 
 class OwnTest(OwnRun):
-    """A test of ours; the sections of the training are passed over, so that a file can be copied."""
+    """Test of a model of this package; training sections are ignored, so a training file can be reused."""
 
     datasets: TestDatasets = option(description='`test`, or several `test_1`, `test_2`')
-    logger: Annotated[OwnLoggerOptions, UNCHECKED] = option(None, description='of the training; passed over')
+    logger: Annotated[OwnLoggerOptions, UNCHECKED] = option(None, description='ignored in a test')
 
 
 class PromptTraining(OwnTraining):
     """An option file of `basicsr train` with `model_type: PromptModel`."""
 
-    scale: PromptScale = option(1, description='1; the model restores at the same size')
+    scale: PromptScale = option(1, description='must be 1: the model does not change the image size')
     train: PromptTrainOptions = option(description='losses, optimizer, schedule')
-    val: PromptTrainingValOptions = option(None, description='validation during the training')
+    val: PromptTrainingValOptions = option(None, description='validation during training')
 
 
 class PromptTest(OwnTest):
     """An option file of `basicsr test` with `model_type: PromptModel`."""
 
-    scale: PromptScale = option(1, description='1; the model restores at the same size')
-    train: Annotated[PromptTrainOptions, UNCHECKED] = option(None, description='of the training; passed over')
+    scale: PromptScale = option(1, description='must be 1: the model does not change the image size')
+    train: Annotated[PromptTrainOptions, UNCHECKED] = option(None, description='ignored in a test')
     val: PromptValOptions = option(description='what is measured')
 
 
 class ContrastiveTraining(OwnTraining):
     """An option file of `basicsr train` with `model_type: ContrastiveModel`."""
 
-    scale: PromptScale = option(1, description='1; the model restores at the same size')
+    scale: PromptScale = option(1, description='must be 1: the model does not change the image size')
     train: ContrastiveTrainOptions = option(description='stages, losses, optimizer, schedule')
-    val: PromptTrainingValOptions = option(None, description='validation during the training')
+    val: PromptTrainingValOptions = option(None, description='validation during training')
 
 
 class ContrastiveTest(OwnTest):
     """An option file of `basicsr test` with `model_type: ContrastiveModel`."""
 
-    scale: PromptScale = option(1, description='1; the model restores at the same size')
-    train: Annotated[ContrastiveTrainOptions, UNCHECKED] = option(None, description='of the training; passed over')
+    scale: PromptScale = option(1, description='must be 1: the model does not change the image size')
+    train: Annotated[ContrastiveTrainOptions, UNCHECKED] = option(None, description='ignored in a test')
     val: PromptValOptions = option(description='what is measured')
 
 
 class SensorTraining(OwnTraining):
     """An option file of `basicsr train` with `model_type: SensorModel`."""
 
-    scale: SensorScale = option(1, description='1')
+    scale: SensorScale = option(1, description='must be 1')
     train: SensorTrainOptions = option(description='optimizer, schedule')
-    val: SensorTrainingValOptions = option(None, description='validation during the training')
+    val: SensorTrainingValOptions = option(None, description='validation during training')
 
 
 class SensorTest(OwnTest):
     """An option file of `basicsr test` with `model_type: SensorModel`."""
 
-    scale: SensorScale = option(1, description='1')
-    train: Annotated[SensorTrainOptions, UNCHECKED] = option(None, description='of the training; passed over')
+    scale: SensorScale = option(1, description='must be 1')
+    train: Annotated[SensorTrainOptions, UNCHECKED] = option(None, description='ignored in a test')
     val: SensorValOptions = option(description='what is measured')
 
 
@@ -468,10 +473,10 @@ OWN_RUNS: dict[tuple[str, bool], type[OwnRun]] = {
     ('SensorModel', True): SensorTraining,
     ('SensorModel', False): SensorTest,
 }
-"""By `model_type`, and whether it is a training."""
+"""The schema by `model_type` and whether the run is a training."""
 
 
 def run_schema(model_type: object, is_train: bool) -> type[HostRun]:
-    """What decides on the options of a run."""
+    """Return the schema of the options of a run."""
     own = OWN_RUNS.get((model_type, is_train)) if isinstance(model_type, str) else None
     return own or (HostTraining if is_train else HostTest)

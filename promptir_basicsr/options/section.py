@@ -1,6 +1,6 @@
-"""Options of a section of the option file: which keys there are, and everything that is wrong with them.
+"""Sections of the option file: their keys, and checks that report every mistake.
 
-Kinds of values that options have, each with the sentence for what does not fit.
+Also the types of option values, each with the message for values that do not fit.
 """
 
 import os
@@ -18,28 +18,28 @@ from promptir_basicsr.core.messages import missing_key, quotes_hint, shown, unkn
 from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 
 TOP: Keys = ('options',)
-"""How the top of the option file is shown."""
+"""How messages show the top of the option file."""
 
 TOLD = 'told'
-"""The type of errors that are in our words already."""
+"""The type of errors that carry a message of this package."""
 
 
 INSIDE = 'inside'
-"""The same, where the rest of the options at this place is right."""
+"""The same for errors whose other options at this place are right."""
 
 
 def told(sentence: str) -> PydanticCustomError:
-    """An error in our words; the sentence goes behind the place of the option."""
+    """Return an error with a message of this package, shown after the place of the option."""
     return refused(OptionError(sentence))
 
 
 def refused(error: OptionError, kind: Any = TOLD) -> PydanticCustomError:
-    """An error in our words, whose problems lie below the place of the option."""
+    """Return an error with problems of this package, whose places are relative to the option."""
     return PydanticCustomError(kind, 'wrong', {'problems': error.problems})
 
 
 class Told:
-    """Annotation: what is said of a value that does not fit, whatever the reason; `{found}` stands for the value."""
+    """Annotation with the message for any value that does not fit; `{found}` is replaced by the value."""
 
     def __init__(self, sentence: str) -> None:
         self.sentence = sentence
@@ -55,10 +55,10 @@ class Told:
 
 
 class OneOf(Told):
-    """Annotation of a Literal: a word that is none of them gets a suggestion.
+    """Annotation of a Literal: messages about unknown words suggest a known one.
 
     Args:
-        kind: what the words are, as in `unknown mode 'gpu'`.
+        kind: name for the words, as in `unknown mode 'gpu'`.
     """
 
     def __init__(self, kind: str) -> None:
@@ -76,11 +76,11 @@ class OneOf(Told):
 
 
 class Parsed(Told):
-    """Annotation: the value becomes what a function makes of it; its OptionError says what does not fit.
+    """Annotation of values that a function converts; its OptionError reports what does not fit.
 
     Args:
-        parse: its problems lie below the option.
-        written: how the value is written in YAML, for the JSON schema. Default: the annotated type.
+        parse: the function; places of its problems are relative to the option.
+        written: type of the value in YAML, for the JSON schema. Default: the annotated type.
     """
 
     def __init__(self, parse: Callable[[Any], Any], written: Any = None) -> None:
@@ -98,17 +98,17 @@ class Parsed(Told):
 
 
 UNCHECKED = Parsed(lambda value: value)
-"""Annotation: the type says what the option looks like, and nothing reads its value here."""
+"""Annotation of options whose type is documented but not checked here."""
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name is one file or folder below the one that it is joined to, on any system."""
+    """Return whether a name, joined to a folder, is a file or folder directly in it, on any system."""
     inside = not set(name) & set('/\\\0') and name not in ('.', '..')
     return inside and bool(name.strip()) and name.isprintable() and len(name.encode()) <= 200
 
 
 def check_file_name(name: str) -> str:
-    """The name, if it is one.
+    """Return the name if it is a valid file name.
 
     Raises:
         PydanticCustomError: `is_file_name` is false.
@@ -117,7 +117,7 @@ def check_file_name(name: str) -> str:
         return name
     if not name.strip() or set(name) & set('/\\\0') or name in ('.', '..'):
         raise told(f'{shown(name)} is not a name without slashes.')
-    raise told(f'{shown(name)} is not a name for a file: at most 200 bytes, all of them letters that print.')
+    raise told(f'{shown(name)} is not a file name: at most 200 bytes, printable characters only.')
 
 
 def _check_suffix(text: str) -> str:
@@ -139,7 +139,7 @@ Warmup = Annotated[int, Strict(), Field(ge=-1), Told('{found} is not a whole num
 Seed = Annotated[
     int, Strict(), Field(ge=0, lt=2**31), Told('{found} is not a whole number of at least 0 and below 2,147,483,648.')
 ]
-"""numpy takes 32 bits; BasicSR adds the numbers of processes and workers."""
+"""numpy accepts 32 bits; BasicSR adds the numbers of processes and workers."""
 Port = Annotated[int, Strict(), Field(ge=1, le=65535), Told('{found} is not a port from 1 to 65535.')]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), Told('{found} is not a number above 0.')]
 Text = Annotated[str, Strict(), Told('{found} is not text.')]
@@ -148,43 +148,43 @@ FileName = Annotated[
 ]
 FileSuffix = Annotated[str, Strict(), Told('{found} is not text.'), AfterValidator(_check_suffix)]
 ExistingFile = Annotated[str, Strict(), Told('{found} is not text.'), AfterValidator(_check_file)]
-Typed = Annotated[dict[str, Any], Told('give options with a type, e.g. {{type: ...}}, not {found}.')]
+Typed = Annotated[dict[str, Any], Told('must be options with a type, e.g. {{type: ...}}, not {found}.')]
 
 
 def option(default: Any = ..., *, description: str) -> Any:
-    """An option of a section; without a default it is needed."""
+    """Declare an option of a section; without a default it is required."""
     return Field(default, description=description)
 
 
 class Section(BaseModel):
-    """Options `key: value`. Subclasses are what decides on the keys that there are.
+    """Options `key: value`. Subclasses define the allowed keys.
 
-    `extra='ignore'` in a subclass passes over keys that are none of ours.
+    With `extra='ignore'`, a subclass ignores keys that it does not define.
     """
 
     model_config = ConfigDict(extra='forbid', arbitrary_types_allowed=True)
 
     example: ClassVar[str] = '`key: value`'
-    """What messages ask for in place of something else."""
+    """An example for messages about a value that is not a section."""
 
     @classmethod
     def field_of(cls, key: str) -> FieldInfo | None:
-        """The field that an option is checked by."""
+        """Return the field that checks an option."""
         return cls.model_fields.get(key)
 
     @classmethod
     def problems(cls, options: Any, where: str | Keys = ()) -> list[Problem]:
-        """What is wrong with the options.
+        """Return the mistakes in the options.
 
         Args:
-            options: as read from YAML; they are not changed.
+            options: as read from YAML; not changed.
             where: their place in the option file; () for the whole file.
         """
         return cls.sound(options, where)[1]
 
     @classmethod
     def sound(cls, options: Any, where: str | Keys = ()) -> tuple[dict[str, Any], list[Problem]]:
-        """The options without those that are wrong, and what is wrong; see `problems`."""
+        """Return the valid options, and the mistakes in the others; see `problems`."""
         problems: list[Problem] = []
         sound = dict(options) if isinstance(options, Mapping) else {}
         try:
@@ -193,7 +193,7 @@ class Section(BaseModel):
             for details in error.errors(include_url=False):
                 found = cls._problems(keys(where), details)
                 problems += found
-                # What a function has refused goes as a whole.
+                # Values that a function rejects are dropped as a whole.
                 whole = details['type'] == TOLD
                 for path in [details['loc']] if whole else [each.path[len(keys(where)) :] for each in found]:
                     sound = _without(sound, path)
@@ -201,9 +201,9 @@ class Section(BaseModel):
 
     @classmethod
     def parse(cls, options: Any, where: str | Keys = ()) -> tuple[Self, list[Problem]]:
-        """The options as an object, where wrong ones have their defaults, and what is wrong; see `problems`.
+        """Return the options as an object with defaults for invalid ones, and the mistakes; see `problems`.
 
-        For sections in which no option is needed.
+        For sections without required options.
         """
         options, problems = cls.sound(options, where)
         return cls.model_validate(options), problems
@@ -220,17 +220,17 @@ class Section(BaseModel):
             section = path[:-1] or TOP
             return [replace(unknown('', 'option', key, owner.model_fields), path=(*path[:-1], str(key)), shown=section)]
         if kind == 'missing':
-            # Where unknown keys are told, they come with a suggestion themselves.
+            # Reports about unknown keys already contain a suggestion.
             ignores = owner.model_config.get('extra') == 'ignore'
             return [missing_key(path, found if ignores else (), owner.model_fields)]
         if kind in ('model_type', 'model_attributes_type', 'dict_type'):
-            message = f'give options {section_at(cls, location).example}, not {shown(found)}.'
+            message = f'must be options {section_at(cls, location).example}, not {shown(found)}.'
             return [Problem(path, message, shown=path or TOP)]
         return [problem(path, f'{shown(found)} is wrong: {details["msg"]}.')]
 
 
 def _without(options: Any, path: Keys) -> Any:
-    """A copy without the option at a place; of what is in a list, without the option that has the list."""
+    """Return a copy without the option at a place; for items of a list, without the option that holds the list."""
     key, *inner = path or ('',)
     rest = {name: value for name, value in options.items() if str(name) != str(key)}
     at = next((name for name in options if str(name) == str(key)), None)
@@ -240,7 +240,7 @@ def _without(options: Any, path: Keys) -> Any:
 
 
 def section_at(section: type[Section], location: Keys) -> type[Section]:
-    """The section that options at a place below another one belong to."""
+    """Return the section of options at a place inside another section."""
     for key in location:
         field = section.field_of(str(key))
         section = next(sections_in(field.annotation), section) if field else section
@@ -248,7 +248,7 @@ def section_at(section: type[Section], location: Keys) -> type[Section]:
 
 
 def sections_in(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that an annotation speaks of."""
+    """Yield the sections in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for part in get_args(annotation):
@@ -256,14 +256,14 @@ def sections_in(annotation: Any) -> Iterator[type[Section]]:
 
 
 def alternatives_of(field: FieldInfo) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """`alternatives` of a field as it is written in YAML; pydantic keeps the metadata apart."""
+    """Yield `alternatives` of a field as written in YAML; pydantic stores the metadata separately."""
     parsed = (part.written for part in field.metadata if isinstance(part, Parsed) and part.written is not None)
     for part, metadata in alternatives(next(parsed, field.annotation)):
         yield part, (*field.metadata, *metadata)
 
 
 def alternatives(annotation: Any) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """The types of a union, each with the metadata that it is annotated with."""
+    """Yield the types of a union, each with its metadata."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
         for part, more in alternatives(inner):

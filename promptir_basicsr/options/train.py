@@ -13,7 +13,7 @@ ImageLoss = Annotated[Typed, Registered('loss')]
 Clip = Annotated[
     float,
     Field(strict=True, gt=0, allow_inf_nan=False),
-    Told('{found} is not a number above 0. Leave the key out for no clipping.'),
+    Told('{found} is not a number above 0. Omit the key for no clipping.'),
 ]
 
 OPTIMIZER = (
@@ -24,57 +24,58 @@ SCHEDULE = '`type:` a schedule and its arguments'
 
 
 class IterationOptions(Section):
-    """What every training has."""
+    """Keys of `train` that every training run has."""
 
     total_iter: Count = option(description='iterations of the run')
     warmup_iter: Warmup = option(
-        -1, description="BasicSR's own linear warm-up, on top of any schedule; leave it out with the schedules of ours"
+        -1, description="BasicSR's linear warm-up on top of any schedule; omit it with this package's schedules"
     )
     optim_g: Optimizer | None = option(None, description=OPTIMIZER)
     scheduler: Schedule | None = option(None, description=SCHEDULE)
     grad_clip_norm: Clip | None = option(
-        None, description='largest norm of the whole gradient; the norm before clipping is logged as `grad_norm`'
+        None, description='maximum norm of the whole gradient; the norm before clipping is logged as `grad_norm`'
     )
 
 
 class HostTrainOptions(IterationOptions, extra='ignore'):
-    """`train` of models that are not ours: what BasicSR reads; the rest is the model's."""
+    """`train` of third-party models: the keys that BasicSR reads; other keys are the model's."""
 
-    pixel_opt: ImageLoss | None = option(None, description='the loss')
+    pixel_opt: ImageLoss | None = option(None, description='pixel loss')
     perceptual_opt: Typed | None = option(None, description="BasicSR's `PerceptualLoss`")
 
 
 class OwnTrainOptions(IterationOptions):
-    """What all models here have in common."""
+    """`train` options that all models of this package share."""
 
     optim_g: Optimizer = option(description=OPTIMIZER)
     scheduler: Schedule = option(description=SCHEDULE)
     accumulate: Count | None = option(
         None,
-        description='in how many equal parts the batch passes the network, see '
-        'options.md#precision-memory-and-speed; it must divide `batch_size_per_gpu`, and losses must be means over '
-        'images (no `reduction: sum`). Left out, 1',
+        description='gradient accumulation: number of equal micro-batches, see options.md#precision-memory-and-speed; '
+        'it must divide `batch_size_per_gpu`, and losses must be means over images (no `reduction: sum`). Default: 1',
     )
     ema_decay: Annotated[
         float, Field(strict=True, ge=0, lt=1), Told('{found} is not a number from 0 (no EMA) to below 1.')
-    ] = option(0, description='decay of the averaged weights, 0 for none; they are validated and saved as `params_ema`')
+    ] = option(
+        0, description='decay of the averaged (EMA) weights, 0 for none; they are validated and saved as `params_ema`'
+    )
     max_sick_steps: Count | None = option(
         None,
-        description='steps in a row whose loss or gradient is not finite that end the training, with its state saved; '
-        'each of them is left out, named in the log and counted. Left out, 10. See resume.md',
+        description='training stops, with its state saved, after this many consecutive steps with a non-finite loss or '
+        'gradient; each such step is skipped, logged and counted. Default: 10. See resume.md',
     )
 
 
 class RestoringTrainOptions(OwnTrainOptions):
-    """What PromptModel and ContrastiveModel have in common."""
+    """`train` options that PromptModel and ContrastiveModel share."""
 
     pixel_opt: ImageLoss | None = option(
         None,
-        description='the loss: `type:` registered with BasicSR (`L1Loss`, `CharbonnierLoss`, `MSELoss`, '
-        '`SmoothL1Loss`), `loss_weight`; needed, unless one of the next two stands alone',
+        description='pixel loss: `type:` registered with BasicSR (`L1Loss`, `CharbonnierLoss`, `MSELoss`, '
+        '`SmoothL1Loss`), `loss_weight`; required unless one of the next two is set',
     )
     frequency_opt: ImageLoss | None = option(
-        None, description='a second loss of the images: `FrequencyLoss`, or any that `pixel_opt` takes'
+        None, description='second loss of the images: `FrequencyLoss`, or any loss allowed in `pixel_opt`'
     )
     perceptual_opt: Typed | None = option(None, description="BasicSR's `PerceptualLoss`")
 
@@ -83,19 +84,19 @@ class PromptTrainOptions(RestoringTrainOptions):
     """`train` of PromptModel."""
 
     prompt_opt: Annotated[Typed, Registered('prompt loss')] | None = option(
-        None, description="a loss of the network's prompts: `PromptDecorrelationLoss`"
+        None, description="loss of the network's prompts: `PromptDecorrelationLoss`"
     )
     loss_scaler: (
         Annotated[
             dict[str, Any],
-            Told('give options such as {{history: 100, limit: 5, factor: 2.5}}, not {found}.'),
+            Told('must be options such as {{history: 100, limit: 5, factor: 2.5}}, not {found}.'),
             Registered('loss scaler'),
         ]
         | None
     ) = option(
         None,
-        description='scales the losses of images down in a batch where they are far above the smallest of late; '
-        "`{}` for the released program's numbers",
+        description='scale down the image losses of a batch that are far above the smallest recent loss; '
+        '`{}` for the values of the released program',
     )
 
 
@@ -104,8 +105,8 @@ class ContrastiveTrainOptions(RestoringTrainOptions):
 
     encoder_iter: CountFromZero | None = option(
         None,
-        description='last iteration that trains the encoder alone, by the contrastive loss; validations begin after '
-        'it. Left out, 0: everything is trained from the start',
+        description='last iteration that trains only the encoder, with the contrastive loss; validation starts after '
+        'it. Default: 0, everything is trained from the start',
     )
     contrast_weight: (
         Annotated[
@@ -115,7 +116,9 @@ class ContrastiveTrainOptions(RestoringTrainOptions):
         ]
         | None
     ) = option(
-        None, description='weight of the contrastive loss beside those of images; left out, 0.1. Alone it counts fully'
+        None,
+        description='weight of the contrastive loss next to the image losses. Default: 0.1. While only the encoder is '
+        'trained, it is 1',
     )
 
 
@@ -124,4 +127,4 @@ class SensorTrainOptions(OwnTrainOptions):
 
     label_smoothing: (
         Annotated[float, Field(strict=True, ge=0, lt=1), Told('{found} is not a number from 0 to below 1.')] | None
-    ) = option(None, description='how much of a label is spread over all degradations; left out, 0')
+    ) = option(None, description='share of a label that is spread over all degradations. Default: 0')

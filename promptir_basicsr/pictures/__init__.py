@@ -1,4 +1,4 @@
-"""Files of pictures, read and written with all that they hold."""
+"""Image files, read and written with their metadata."""
 
 from promptir_basicsr.pictures.io import read_picture, write_picture
 from promptir_basicsr.pictures.picture import Picture, PictureError

@@ -1,4 +1,4 @@
-"""Pictures as bytes of a file; `picture` says what an image is."""
+"""Encode images as bytes of a file; `picture` defines the arrays."""
 
 import io
 import struct
@@ -13,37 +13,36 @@ from promptir_basicsr.pictures.picture import Picture, PictureError
 from promptir_basicsr.pictures.tiff import tiff_of
 
 JPEG_QUALITY = 95
-"""Of 100, with colours at full size (4:4:4): errors of one or two grey levels, 41 dB."""
+"""Quality from 0 to 100, without chroma subsampling (4:4:4): errors of one or two grey levels, 41 dB."""
 
 _DEEP = ('PNG', 'TIFF', 'PPM')
 _ALPHA = ('PNG', 'TIFF', 'WEBP', 'BMP')
-_METRE = 0.0254  # an inch
+_METRE = 0.0254  # metres per inch
 
 
 def encode_picture(picture: Picture, kind: str, where: str = 'the picture') -> bytes:
-    """The bytes of a file.
+    """Return the bytes of a file.
 
     Args:
         kind: PNG, JPEG, TIFF, WEBP, BMP or PPM.
         where: name of the file in messages.
 
     Raises:
-        PictureError: the format cannot hold the picture.
+        PictureError: the format cannot store the image.
     """
     if picture.image.dtype == np.uint16 and kind not in _DEEP:
-        raise PictureError(f'{where}: {kind} holds 8 bits, the picture has 16. Take one of {", ".join(_DEEP)}.')
+        raise PictureError(f'{where}: {kind} stores 8 bits, the image has 16. Use one of {", ".join(_DEEP)}.')
     if picture.has_alpha and kind not in _ALPHA:
-        raise PictureError(f'{where}: {kind} holds no alpha channel, the picture has one. Take {", ".join(_ALPHA)}.')
+        raise PictureError(f'{where}: {kind} has no alpha channel, the image has one. Use {", ".join(_ALPHA)}.')
     try:
         return _ENCODERS[kind](picture)
     except (OSError, ValueError, struct.error, cv2.error) as error:
         height, width = picture.size
-        raise PictureError(f'{where}: {kind} cannot hold the picture of {width}x{height} pixels ({error}).') from error
+        raise PictureError(f'{where}: {kind} cannot store the image of {width}x{height} pixels ({error}).') from error
 
 
 def _png(picture: Picture) -> bytes:
-    """A PNG of any depth and channels, which no library at hand writes: Pillow has no 16-bit colours, OpenCV no grey
-    with alpha."""
+    """Encode a PNG of any depth and channels. Pillow does not support 16-bit colours, OpenCV not grey with alpha."""
     image = picture.image if picture.image.ndim == 3 else picture.image[..., None]
     height, width, channels = image.shape
     depth, colours = 8 * image.itemsize, {1: 0, 2: 4, 3: 2, 4: 6}[channels]
@@ -68,7 +67,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _png_pixels(image: np.ndarray) -> bytes:
-    """Rows as their difference to the Paeth predictor (PNG specification, 9.4), which suits photographs."""
+    """Filter rows by the Paeth predictor (PNG specification, 9.4), which is best for photographs."""
     height, width, channels = image.shape
     bytes_ = np.ascontiguousarray(image.astype('>u2') if image.itemsize == 2 else image).view(np.uint8)
     step = channels * image.itemsize
@@ -79,7 +78,7 @@ def _png_pixels(image: np.ndarray) -> bytes:
 
 
 def _filtered(rows: np.ndarray, step: int, at_once: int = 64) -> Iterator[bytes]:
-    """Blocks of rows, each row with the number of its filter before it."""
+    """Yield blocks of rows, each row preceded by the number of its filter."""
     height, width = rows.shape
     for top in range(0, height, at_once):
         here = rows[top : top + at_once].astype(np.int16)
@@ -104,7 +103,7 @@ def _jpeg(picture: Picture) -> bytes:
 
 
 def _webp(picture: Picture) -> bytes:
-    """Without loss: the lossy kind halves the resolution of colours."""
+    """Encode lossless WebP: lossy WebP halves the resolution of colours."""
     more = {'exif': picture.exif} if picture.exif else {}
     return _by_pillow(picture, 'WEBP', lossless=True, exact=True, **_xmp(picture), **more)
 

@@ -1,7 +1,7 @@
-"""The EXIF block of a picture: which way up it is, and the block of a picture that was turned.
+"""The EXIF block of an image: its orientation, and the block of a rotated image.
 
-The block is changed in place instead of written anew, so that makers' notes, whose inner offsets no library knows,
-stay as they are. A TIFF file is such a block itself.
+The block is changed in place instead of rewritten, to preserve makers' notes with unknown inner offsets. A TIFF file
+is such a block itself.
 """
 
 import struct
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 _ORIENTATION, _EXIF, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
-_WHOLE_NUMBERS = {1: 'B', 3: 'H', 4: 'I'}  # types of values that stand in the entry itself
+_WHOLE_NUMBERS = {1: 'B', 3: 'H', 4: 'I'}  # types of values that are stored in the entry itself
 
 
 def orientation_of(block: bytes) -> int:
-    """1 to 8, as the TIFF standard numbers them; 1 where the block does not say or cannot be read."""
+    """Return the orientation, 1 to 8 as in the TIFF standard; 1 if missing or unreadable."""
     try:
         found = [_value(block, entry) for entry in _first(block).entries if entry.tag == _ORIENTATION]
     except struct.error:
@@ -24,7 +24,7 @@ def orientation_of(block: bytes) -> int:
 
 
 def with_upright_orientation(block: bytes) -> bytes:
-    """The block with orientation 1 and nothing else changed."""
+    """Return the block with only its orientation changed to 1."""
     changed = bytearray(block)
     try:
         for entry in _first(block).entries:
@@ -36,9 +36,9 @@ def with_upright_orientation(block: bytes) -> bytes:
 
 
 def turned_block(block: bytes) -> bytes:
-    """The block of a picture whose pixels were turned upright: orientation 1, width and height as they are now.
+    """Return the block of an image whose pixels were turned upright: orientation 1, with new width and height.
 
-    The thumbnail in it shows the picture before, and is not referred to any more.
+    The reference to the thumbnail, which has the old orientation, is removed.
     """
     changed, quarter = bytearray(with_upright_orientation(block)), orientation_of(block) >= 5
     try:
@@ -57,7 +57,7 @@ def turned_block(block: bytes) -> bytes:
 
 
 def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, ...) as stored -> as it is to be seen."""
+    """Turn stored pixels (H, W, ...) upright."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -69,7 +69,7 @@ def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tag; `place` is where its value stands, or where the value's offset does."""
+    """A tag; `place` is the position of its value, or of the value's offset."""
 
     tag: int
     kind: int
@@ -79,7 +79,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Directory:
-    """Entries, and where the offset of the next directory stands, in a byte order and size of offsets."""
+    """Entries, and the position of the offset of the next directory, in a byte order and size of offsets."""
 
     entries: tuple[_Entry, ...]
     next: int
@@ -88,17 +88,17 @@ class _Directory:
 
 
 def _first(block: bytes) -> _Directory:
-    """The directory of the picture itself.
+    """Return the directory of the main image.
 
     Raises:
-        struct.error: the block is none, or cut off.
+        struct.error: the block is invalid or truncated.
     """
     order, big = _layout(block)
     return _directory(block, struct.unpack_from(order + ('Q' if big else 'I'), block, 8 if big else 4)[0])
 
 
 def _layout(block: bytes) -> tuple[str, bool]:
-    """Byte order, and whether it is a BigTIFF."""
+    """Return the byte order, and whether it is a BigTIFF."""
     order = {b'II': '<', b'MM': '>'}.get(block[:2])
     if order is None:
         raise struct.error('no TIFF header')
@@ -126,7 +126,7 @@ def _entries(block: bytes, start: int, number: int, order: str, size: str) -> It
 
 
 def _value(block: bytes, entry: _Entry) -> int:
-    """A whole number that stands in the entry; 0 for other kinds of values."""
+    """Return a whole number that is stored in the entry; 0 for other types of values."""
     kind = _WHOLE_NUMBERS.get(entry.kind)
     return struct.unpack_from(_layout(block)[0] + kind, block, entry.place)[0] if kind else 0
 

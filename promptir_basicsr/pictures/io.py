@@ -1,6 +1,6 @@
-"""People's pictures: read from any common file and written back with everything that is not pixels.
+"""Read images of any common format, and write them with their metadata.
 
-What of a file is kept, what is changed and what is refused is listed in `docs/restore.md`.
+`docs/restore.md` lists what is preserved, changed and rejected.
 """
 
 import os
@@ -30,14 +30,14 @@ __all__ = [
 
 
 def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read a file; its content counts, not its name.
+    """Read an image file; the content determines its format, not the name.
 
     Args:
-        max_pixels: a picture of more pixels is refused before it is decoded.
+        max_pixels: larger images are rejected before decoding.
 
     Raises:
-        PictureError: it cannot be read, is damaged, too large, no picture, several pictures, or of a kind that is
-            refused.
+        PictureError: it cannot be read, is damaged, too large, not an image, several images, or of an unsupported
+            kind.
     """
     where = f"'{printable(os.fspath(path))}'"
     try:
@@ -49,10 +49,10 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
 
 
 def decode_picture(content: bytes, where: str = 'the picture', max_pixels: int = MAX_PIXELS) -> Picture:
-    """The picture in the bytes of a file; `where` is its name in messages.
+    """Decode the image in the bytes of a file; `where` is its name in messages.
 
     Raises:
-        PictureError: as of `read_picture`.
+        PictureError: see `read_picture`.
     """
     if not content:
         raise PictureError(f'{where} is empty (0 bytes).')
@@ -64,22 +64,22 @@ def decode_picture(content: bytes, where: str = 'the picture', max_pixels: int =
     except PIL.UnidentifiedImageError as error:
         raise PictureError(f'{where} {what_it_is(content)}') from error
     except MemoryError as error:
-        raise PictureError(f'{where} needs more memory than there is.') from error
-    except Exception as error:  # decoders meet damage in many ways
-        raise PictureError(f'{where} is damaged or cut off ({len(content):,} bytes): {first_line(error)}.') from error
+        raise PictureError(f'{where} needs more memory than available.') from error
+    except Exception as error:  # decoders raise various errors for damaged files
+        raise PictureError(f'{where} is damaged or truncated ({len(content):,} bytes): {first_line(error)}.') from error
 
 
 def measure_picture(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Height and width of the upright picture, from the beginning of its file; None where that does not tell."""
+    """Return height and width of the upright image from the header of its file; None if the header is not enough."""
     try:
         with open_regular(path) as stream:
             return measure_stream(stream)
-    except Exception:  # reading it will tell
+    except Exception:  # reading the file will report it
         return None
 
 
 def measure_stream(stream: BinaryIO) -> tuple[int, int]:
-    """Height and width of the upright picture; many exceptions mean that its beginning does not tell."""
+    """Return height and width of the upright image; various exceptions if the header is not enough."""
     start = stream.read(128)
     stream.seek(0)
     if start[:4] in TIFF_MAGIC:
@@ -93,14 +93,14 @@ def measure_stream(stream: BinaryIO) -> tuple[int, int]:
 
 
 def write_picture(path: str | os.PathLike[str], picture: Picture, kind: str | None = None) -> None:
-    """Write a file, whole or not at all; its folder is made. An existing file is replaced.
+    """Write an image file atomically; creates its folder and replaces an existing file.
 
     Args:
-        kind: one of the values of PICTURE_FORMATS. Default: what the extension of `path` says, or the picture's own
-            format where that says nothing.
+        kind: one of the values of PICTURE_FORMATS. Default: from the extension of `path`, or the image's own format
+            for unknown extensions.
 
     Raises:
-        PictureError: the format cannot hold the picture.
+        PictureError: the format cannot store the image.
         OSError: the file could not be written.
     """
     path = os.fspath(path)

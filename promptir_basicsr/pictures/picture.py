@@ -1,4 +1,4 @@
-"""What a picture is here, and the kinds of files that hold one.
+"""Definition of `Picture`, an image with its metadata, and the supported file formats.
 
 H height, W width. An image is (H, W) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGB and alpha, uint8 or
 uint16, upright.
@@ -32,7 +32,7 @@ EXTENSIONS = (
     *('gif', 'jpe', 'jfif', 'mpo', 'apng', 'pbm', 'dib'),
     *(extension for extensions, here, _ in _OPTIONAL.values() if here for extension in extensions),
 )
-"""Of files that are taken for pictures in a folder, whether they are restored, uploaded or trained with."""
+"""Extensions of files that count as images in a folder, for restoring, uploads and training."""
 
 UNREAD = {
     **dict.fromkeys(_RAW.split(), ('camera RAW', _CONVERT)),
@@ -45,26 +45,26 @@ UNREAD = {
         for extension in extensions
     },
 }
-"""Extensions of pictures that are not read: their kind, and what to do."""
+"""Extensions of unsupported image formats: their kind, and what to do."""
 
 
 class PictureError(ValueError):
-    """A picture that cannot be read or written as it should be; the message names the file."""
+    """An image that cannot be read or written; the message names the file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture and what its file says besides.
+    """An image and the metadata of its file.
 
     Attributes:
-        image: see the head of this module.
-        format: of the file, one of the values of PICTURE_FORMATS; PNG for those that are only read.
+        image: see the docstring of this module.
+        format: of the file, one of the values of PICTURE_FORMATS; PNG for formats that can only be read.
         profile: ICC profile.
-        exif: EXIF block of an upright picture, without a thumbnail.
-        xmp: XMP packet of an upright picture.
+        exif: EXIF block of an upright image, without a thumbnail.
+        xmp: XMP packet of an upright image.
         dpi: pixels per inch, across and down.
-        chunks: kind and content of other chunks of a PNG that describe the picture.
-        notes: what was changed, for people.
+        chunks: kind and content of other chunks of a PNG that describe the image.
+        notes: messages for users about what was changed.
     """
 
     image: np.ndarray
@@ -90,7 +90,7 @@ class Picture:
         return self.image.ndim == 3 and self.image.shape[2] >= 3
 
     def with_image(self, image: np.ndarray) -> 'Picture':
-        """Another image in the same file. Colours that became grey are noted, and lose their RGB profile."""
+        """Replace the pixels. Conversion from colour to grey is noted and removes the RGB profile."""
         changed = replace(self, image=image)
         if changed.has_colours or not self.has_colours:
             return changed
@@ -99,25 +99,25 @@ class Picture:
 
 
 def format_of(path: str | os.PathLike[str]) -> str | None:
-    """The format that the extension of a file stands for; None for others than those of PICTURE_FORMATS."""
+    """Return the format of a file extension; None if not in PICTURE_FORMATS."""
     return PICTURE_FORMATS.get(extension_of(path))
 
 
 def extension_of(path: str | os.PathLike[str]) -> str:
-    """In small letters and without the dot."""
+    """Return the extension in lower case, without the dot."""
     return os.path.splitext(os.fspath(path))[1][1:].lower()
 
 
 def unread_pictures(names: Iterable[str]) -> list[str]:
-    """A sentence for each kind of pictures among files that are not read: how many there are, and what to do."""
+    """Return a message for each unsupported kind of image among files: the count, and what to do."""
     kinds: Counter[tuple[str, str]] = Counter()
     for name in names:
         kinds.update([UNREAD[extension]] if (extension := extension_of(name)) in UNREAD else [])
-    return [f'{count:,} {kind} file{"s" * (count > 1)} left out. {advice}' for (kind, advice), count in kinds.items()]
+    return [f'{count:,} {kind} file{"s" * (count > 1)} skipped. {advice}' for (kind, advice), count in kinds.items()]
 
 
 def format_problems(where: str, extension: str) -> list[str]:
-    """Why an extension is none of PICTURE_FORMATS."""
+    """Return the problem of an extension that is not in PICTURE_FORMATS."""
     if extension in PICTURE_FORMATS:
         return []
     hint = did_you_mean(extension, PICTURE_FORMATS)

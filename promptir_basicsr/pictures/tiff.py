@@ -1,4 +1,4 @@
-"""TIFF files. No one library reads all kinds: Pillow has those of 8 bits, tifffile and OpenCV those of 16."""
+"""TIFF files. No single library reads all kinds: Pillow is used for 8 bits, tifffile and OpenCV for 16."""
 
 import io
 import logging
@@ -13,27 +13,27 @@ from promptir_basicsr.pictures.decode import as_bytes, check_pixels, open_image,
 from promptir_basicsr.pictures.exif import orientation_of, with_upright_orientation
 from promptir_basicsr.pictures.picture import Picture, PictureError
 
-logging.getLogger('tifffile').addHandler(logging.NullHandler())  # damage is told in one sentence, or not at all
+logging.getLogger('tifffile').addHandler(logging.NullHandler())  # damage is reported in one message, or not at all
 
 TIFF_MAGIC = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-_WORDS = (270, 271, 272, 305, 306, 315, 33432)  # what it shows, camera, program, date, who made it, whose it is
+_WORDS = (270, 271, 272, 305, 306, 315, 33432)  # description, camera, program, date, artist, copyright
 
 
 def read_tiff(content: bytes, where: str, most: int) -> Picture:
-    """A TIFF with one picture; further pages may be reduced ones of it."""
+    """Read a TIFF with one image; other pages may be reduced versions of it."""
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         pages: list[Any] = [page.keyframe for page in file.pages]
         page: Any = file.pages[0]
         if sum(not page.subfiletype & 1 for page in pages) > 1:  # the others are previews
-            raise PictureError(f'{where} has {len(pages):,} pages. Give single pictures.')
-        if page.subfiletype & 1:  # as cameras' raw files begin
-            raise PictureError(f'{where} begins with a preview of another picture. Give the picture itself.')
+            raise PictureError(f'{where} has {len(pages):,} pages. Use single images.')
+        if page.subfiletype & 1:  # like raw files of cameras
+            raise PictureError(f'{where} starts with a preview of another image. Use the image itself.')
         check_pixels(page.imagelength, page.imagewidth, where, most)
         _check_tiff(page, where)
         tags = {tag.code: tag.value for tag in page.tags}
         profile: Any = tags.get(34675)
         notes: tuple[str, ...] = ()
-        turnable = with_upright_orientation(content)  # Pillow and OpenCV would turn it, each in its way
+        turnable = with_upright_orientation(content)  # Pillow and OpenCV would rotate it, in different ways
         if page.bitspersample == 16:
             pixels = _deep_tiff(page, turnable, where)
         else:
@@ -42,24 +42,24 @@ def read_tiff(content: bytes, where: str, most: int) -> Picture:
                 pixels, profile, notes = pixels_of(stored, where)
     held = pixels.shape[2] if pixels.ndim == 3 else 1
     if page.photometric in (0, 1, 2) and held < page.samplesperpixel:
-        notes = (*notes, 'channels of no stated meaning are left out')
+        notes = (*notes, 'channels without a defined meaning are omitted')
     exif, xmp = _described(content), as_bytes(tags.get(700))
     picture = Picture(pixels, 'TIFF', as_bytes(profile), exif, xmp, _resolution(tags), (), notes)
     return upright(picture, orientation_of(content))
 
 
 def measure_tiff(stream: BinaryIO) -> tuple[int, int]:
-    """Height and width of the upright picture."""
+    """Return height and width of the upright image."""
     stream.seek(0)
     with tifffile.TiffFile(stream) as file:
         page: Any = file.pages[0]
         orientation = page.tags[274].value if 274 in page.tags else 1
-        height, width = int(page.imagelength), int(page.imagewidth)  # of a damaged file they may be anything
+        height, width = int(page.imagelength), int(page.imagewidth)  # arbitrary in damaged files
     return (width, height) if orientation >= 5 else (height, width)
 
 
 def tiff_of(picture: Picture) -> bytes:
-    """Compressed without loss; words, camera and date of the EXIF block become tags of the file."""
+    """Encode with lossless compression; texts, camera and date of the EXIF block become tags of the file."""
     tags = _tiff_tags(picture)
     if picture.xmp:
         tags.append((700, 1, len(picture.xmp), picture.xmp, True))
@@ -84,23 +84,25 @@ def tiff_of(picture: Picture) -> bytes:
 
 
 def _check_tiff(page: Any, where: str) -> None:
-    """Refuse what cannot be restored as it is."""
-    rule = '8-bit and 16-bit grey and RGB pictures are restored.'
+    """Reject kinds that cannot be restored."""
+    rule = 'only 8-bit and 16-bit grey and RGB images can be restored.'
     if page.sampleformat != 1:
         kind = 'floating-point' if page.sampleformat == 3 else 'signed or complex'
         raise PictureError(f'{where} has {kind} values; {rule}')
     if page.bitspersample not in (1, 2, 4, 8, 16):
-        raise PictureError(f'{where} has {page.bitspersample} bits a value; {rule}')
+        raise PictureError(f'{where} has {page.bitspersample} bits per value; {rule}')
     if page.bitspersample == 16 and (page.photometric not in (0, 1, 2) or page.samplesperpixel > 4):
         kind = getattr(page.photometric, 'name', page.photometric)
         raise PictureError(f'{where} has 16 bits in {page.samplesperpixel} channels of kind {kind}; {rule}')
 
 
 def _deep_tiff(page: Any, content: bytes, where: str) -> np.ndarray:
-    """16-bit pixels as stored."""
+    """Return the stored 16-bit pixels."""
     channels, colours = page.samplesperpixel, 3 if page.photometric == 2 else 1
     if channels not in (colours, colours + 1):
-        raise PictureError(f'{where} has {channels} channels, {colours} of them colours; one more, alpha, is allowed.')
+        raise PictureError(
+            f'{where} has {channels} channels, {colours} of them colours; only one more, alpha, is allowed.'
+        )
     if page.compression in (1, 8, 32946):  # none and deflate
         pixels = page.asarray()
         if page.planarconfig == 2 and channels > 1:
@@ -109,12 +111,12 @@ def _deep_tiff(page: Any, content: bytes, where: str) -> np.ndarray:
     elif page.planarconfig == 1 and channels != 2:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is None:
-            raise PictureError(f'{where} is damaged or cut off ({len(content):,} bytes).')
+            raise PictureError(f'{where} is damaged or truncated ({len(content):,} bytes).')
         pixels = pixels[..., [2, 1, 0, 3][:channels]] if pixels.ndim == 3 else pixels[..., None]
     else:
         raise PictureError(
-            f'{where} has 16 bits, {channels} channels and compression {page.compression.name}, for which there is no '
-            'decoder here. Store it without compression or with deflate.'
+            f'{where} has 16 bits, {channels} channels and compression {page.compression.name}, which cannot '
+            'be decoded here. Save it without compression or with deflate.'
         )
     pixels = pixels.astype(np.uint16)
     if page.photometric == 0:
@@ -125,14 +127,14 @@ def _deep_tiff(page: Any, content: bytes, where: str) -> np.ndarray:
 
 
 def _freed(pixels: np.ndarray) -> np.ndarray:
-    """Colours that were multiplied by alpha, divided by it."""
+    """Divide premultiplied colours by alpha."""
     alpha = pixels[..., -1:].astype(np.float64)
     colours = np.divide(pixels[..., :-1] * 65535.0, alpha, out=np.zeros(pixels[..., :-1].shape), where=alpha > 0)
     return np.concatenate([np.rint(np.minimum(colours, 65535)).astype(np.uint16), pixels[..., -1:]], axis=-1)
 
 
 def _described(content: bytes) -> bytes | None:
-    """What a TIFF says of its picture as an EXIF block: words, date, camera, place; not how the pixels are stored."""
+    """Return texts, date, camera and place of a TIFF as an EXIF block, without tags about the storage of pixels."""
     stored, block = PIL.Image.Exif(), PIL.Image.Exif()
     try:
         stored.load(b'Exif\0\0' + content)
@@ -147,13 +149,13 @@ def _described(content: bytes) -> bytes | None:
             return None
         block[0x0112] = orientation_of(content)
         return block.tobytes().removeprefix(b'Exif\0\0')
-    except Exception:  # damage here is no reason to refuse the picture
+    except Exception:  # damage here is no reason to reject the image
         return None
 
 
 def _resolution(tags: dict[int, Any]) -> tuple[float, float] | None:
-    """In pixels per inch, where the unit is said."""
-    per_inch = {2: 1.0, 3: 2.54}.get(tags.get(296, 2), 0.0)  # without a unit they tell a ratio alone
+    """Return pixels per inch, if the unit is known."""
+    per_inch = {2: 1.0, 3: 2.54}.get(tags.get(296, 2), 0.0)  # without a unit only the ratio is known
     try:
         (across, per_across), (down, per_down) = tags[282], tags[283]
         return resolution_of((across / per_across * per_inch, down / per_down * per_inch))

@@ -1,1 +1,1 @@
-"""How a network is run: number formats, memory, compilation, processes, random numbers."""
+"""Running networks: precision, memory, compilation, processes, random numbers."""

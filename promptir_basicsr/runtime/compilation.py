@@ -1,4 +1,4 @@
-"""torch.compile for the training step, and for restoring."""
+"""torch.compile for training steps and inference."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,26 +12,26 @@ from promptir_basicsr.core.errors import OptionError
 
 
 def compile_in_place(net: nn.Module, how: bool | str) -> None:
-    """Let calls of a network run compiled, one size of image at a time; its class and parameter names stay.
+    """Compile a network in place, per image size; its class and parameter names do not change.
 
     Args:
         how: True or 'max-autotune'; False for no compilation.
     """
     if how:
         prepare_to_compile()
-        # CUDA graphs would overwrite the output of one micro-batch with that of the next.
+        # CUDA graphs would overwrite the output of a micro-batch with that of the next one.
         net.compile(dynamic=False, mode='max-autotune-no-cudagraphs' if how == 'max-autotune' else 'default')
 
 
 def compiled_for_any_size(net: nn.Module) -> nn.Module:
-    """A module that runs a network compiled for images of any size, with its weights."""
+    """Return a module that shares a network's weights and runs it compiled for images of any size."""
     prepare_to_compile()
     return torch.compile(net, dynamic=True)  # type: ignore[return-value]
 
 
 @contextmanager
 def eagerly(active: bool = True) -> Iterator[None]:
-    """Run networks as they are written, compiled or not."""
+    """Context manager that runs networks without compilation, even compiled ones."""
     if not active:
         yield
         return
@@ -41,14 +41,14 @@ def eagerly(active: bool = True) -> Iterator[None]:
 
 @contextmanager
 def compiling(option: str, how: bool | str) -> Iterator[None]:
-    """Where a network may be compiled.
+    """Context manager for code that may compile a network; converts errors of the compiler.
 
     Args:
-        option: that asks for it, for the message.
-        how: its value; with False nothing is compiled, and nothing caught.
+        option: name of the option, for the message.
+        how: its value; with False nothing is compiled, and no error is converted.
 
     Raises:
-        OptionError: it cannot be compiled.
+        OptionError: compilation failed.
     """
     if not how:
         yield
@@ -64,7 +64,7 @@ def compiling(option: str, how: bool | str) -> Iterator[None]:
 
 
 def _compile_errors() -> tuple[type[Exception], ...]:
-    # Imported late: these packages take seconds, and who does not compile does not need them.
+    # Imported late: these packages take seconds to import, and are needed only for compilation.
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
@@ -72,6 +72,6 @@ def _compile_errors() -> tuple[type[Exception], ...]:
 
 
 def _root(error: Any) -> str:
-    """What the compiler itself said, without the frames that torch wraps it into."""
+    """Return the compiler's own error, without torch's wrappers."""
     inner = getattr(error, 'inner_exception', None)
     return _root(inner) if inner is not None else str(error)

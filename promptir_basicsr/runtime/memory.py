@@ -1,8 +1,8 @@
-"""How large an image can be for the memory there is.
+"""Largest image size for the available memory.
 
-A network's memory is measured with two small images, and taken to grow with the pixels. On a GPU PyTorch's allocator
-counts. On a CPU nothing does, so the tensors that live at the same time are added up; what libraries work in comes on
-top, and MARGINS are for that.
+A network's memory is measured with two small images and extrapolated linearly in the pixels. On a GPU PyTorch's
+allocator counts the memory. On a CPU the tensors that exist at the same time are counted; MARGINS allow for additional
+memory of libraries.
 """
 
 import os
@@ -18,16 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 MARGINS = {'cpu': 0.5, 'cuda': 0.8}
-"""The part of the free memory that is used, by type of device."""
+"""The fraction of the free memory that is used, by type of device."""
 
 UNKNOWN = 2 * 2**30
-"""The bytes that are taken to be free where the system does not tell."""
+"""Assumed free bytes if the system does not report them."""
 
 Run = Callable[[Tensor], object]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory, of a GPU or of the machine."""
+    """Return whether an error means that a GPU or the machine is out of memory."""
     text = str(error)
     on_cpu = 'DefaultCPUAllocator' in text or 'Cannot allocate memory' in text
     return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
@@ -38,8 +38,8 @@ class Need:
     """The memory that a network needs for a batch of images.
 
     Attributes:
-        fixed: bytes, whatever the size of the images.
-        each: bytes a pixel of the size.
+        fixed: bytes, independent of the image size.
+        each: bytes per pixel of the image size.
     """
 
     fixed: float
@@ -47,13 +47,13 @@ class Need:
 
     @classmethod
     def measured(cls, run: Run, image: Tensor, side: int, device: torch.device) -> 'Need':
-        """What is found with two small images.
+        """Measure the memory with two small images.
 
         Args:
-            run: what is done with a batch of images on the device.
-            image: (B, C, any, any), for the batch, the colours and the type.
-            side: H and W of the smaller images; the larger ones have twice as many.
-            device: what it is run on.
+            run: function of a batch of images on the device.
+            image: (B, C, any, any); sets batch size, channels and dtype.
+            side: H and W of the smaller images; the larger ones have twice the sides.
+            device: to run on.
         """
         sides = (side, 2 * side)
         few, many = (
@@ -64,15 +64,15 @@ class Need:
         return cls(max(many - each * sides[1] ** 2, 0.0), each)
 
     def pixels(self, device: torch.device, kept: int = 0) -> int:
-        """How many pixels the images can have, with what is free on a device and `kept` bytes left alone."""
+        """Return how many pixels fit into the free memory of a device, except for `kept` bytes."""
         spare = MARGINS.get(device.type, MARGINS['cpu']) * (free_bytes(device) - kept) - self.fixed
         return max(0, int(spare / self.each))
 
 
 def peak_bytes(run: Run, image: Tensor) -> int:
-    """The most bytes that a run on an image takes beyond what is there before."""
+    """Return the peak memory of a run on an image in bytes, minus that before the run."""
     if image.device.type == 'cuda':
-        run(image)  # libraries choose their ways, and keep what they work in
+        run(image)  # libraries choose algorithms and allocate workspaces
         torch.cuda.synchronize(image.device)
         torch.cuda.reset_peak_memory_stats(image.device)
         before = torch.cuda.memory_allocated(image.device)
@@ -85,7 +85,7 @@ def peak_bytes(run: Run, image: Tensor) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """The memory that can still be taken on a device, of the GPU or of the system; UNKNOWN where nothing tells."""
+    """Return the free memory of a device, GPU or system; UNKNOWN if it is not reported."""
     if device.type == 'cuda':
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -94,21 +94,21 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _available() -> int | None:
-    """Bytes of memory that the system can give without swapping."""
+    """Return the bytes of memory that the system can provide without swapping."""
     info = Path('/proc/meminfo')
     if info.exists():
         for line in info.read_text(encoding='ascii').splitlines():
             if line.startswith('MemAvailable:'):
                 return int(line.split()[1]) * 1024
-    names = getattr(os, 'sysconf_names', {})  # there is none on Windows
-    for pages, part in (('SC_AVPHYS_PAGES', 1.0), ('SC_PHYS_PAGES', 0.25)):  # macOS tells only how many there are
+    names = getattr(os, 'sysconf_names', {})  # does not exist on Windows
+    for pages, part in (('SC_AVPHYS_PAGES', 1.0), ('SC_PHYS_PAGES', 0.25)):  # macOS reports only the total
         if pages in names:
             return int(part * os.sysconf(pages) * os.sysconf('SC_PAGE_SIZE'))
     return None
 
 
 def _left_to_group(root: Path = Path('/sys/fs/cgroup')) -> int | None:
-    """Bytes that a container may still take, where it has a limit."""
+    """Return the free bytes of a container that has a limit."""
     names = (('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'))
     for limit, used in names:
         try:
@@ -121,7 +121,7 @@ def _left_to_group(root: Path = Path('/sys/fs/cgroup')) -> int | None:
 
 
 class _Living(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is active and live at the same time: `most`."""
+    """Count the peak of the bytes of simultaneously existing tensors that are created while it is active: `most`."""
 
     def __init__(self) -> None:
         super().__init__()

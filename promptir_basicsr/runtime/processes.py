@@ -1,4 +1,4 @@
-"""A validation that several processes share."""
+"""Validation distributed over several processes."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,21 @@ T = TypeVar('T')
 
 
 class Share:
-    """What one of several processes does: of the images of a data set, every `processes`-th from `rank` on.
+    """Share of one of several processes: every `processes`-th image of a dataset, starting at `rank`.
 
-    What has one entry an image can be put together in the order of the data set, so that everything made of it is what
-    a single process makes of all images. All processes have to call the methods in the same order.
+    Entries per image can be merged in the order of the dataset, so results are the same as with a single process. All
+    processes must call the methods in the same order.
 
     Args:
         rank: of this process.
-        processes: how many there are. Of one, the share is everything, and nothing is sent.
+        processes: number of processes. With one, the share is everything, and nothing is sent.
     """
 
     def __init__(self, rank: int = 0, processes: int = 1) -> None:
         self.rank, self.processes = rank, processes
 
     def of(self, loader: DataLoader) -> DataLoader:
-        """A loader of this process's images, one a batch."""
+        """Return a loader of this process's images with batch size 1."""
         if self.processes == 1:
             return loader
         return DataLoader(
@@ -40,7 +40,7 @@ class Share:
         )
 
     def gather(self, own: T) -> list[T]:
-        """What each process has, by rank. It is pickled."""
+        """Gather a value of each process, by rank. It is pickled."""
         if self.processes == 1:
             return [own]
         found: list[Any] = [None] * self.processes
@@ -48,14 +48,14 @@ class Share:
         return found
 
     def in_order(self, own: Sequence[T]) -> list[T]:
-        """One entry an image of the whole data set, from those of each process's images."""
+        """Merge entries per image of all processes, in the order of the dataset."""
         parts = self.gather(list(own))
         rounds = itertools.zip_longest(*([(entry,) for entry in part] for part in parts))
         return [entry for one in rounds for held in one if held for entry in held]
 
     def equalize(self, net: nn.Module) -> None:
-        """Give all processes the buffers of the first. In training each has those of its own batches, while its
-        parameters are everybody's."""
+        """Copy the buffers of the first process to all. In training, buffers depend on each process's own batches,
+        while parameters are shared."""
         if self.processes == 1:
             return
         with torch.no_grad():
@@ -66,7 +66,7 @@ class Share:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Around work of each process by itself: where one fails, all do, and none waits for it.
+        """Context manager for separate work of each process: if one fails, all fail, and none waits for it.
 
         Raises:
             ImageError, OptionError: another process raised it.
@@ -91,7 +91,7 @@ class Share:
 
 
 def _same(rank: int, kind: str, lines: Sequence[str]) -> Exception:
-    """An error of another process."""
+    """Return the error of another process."""
     if kind == OptionError.__name__:
         return OptionError(f'process {rank}: {line}' for line in lines)
     message = '\n'.join(lines)

@@ -1,4 +1,4 @@
-"""The random numbers of a process, as a training state keeps them."""
+"""Random state of a process for training states."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Where the generators of Python, numpy, torch and its GPUs are; numbers and tensors alone."""
+    """Return the states of the generators of Python, numpy, torch and its GPUs as numbers and tensors."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert name == 'MT19937'
@@ -30,10 +30,10 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> list[str]:
-    """Go on from a `random_state`.
+    """Restore a `random_state`.
 
     Returns:
-        The generators that are not as they were, because this machine has other GPUs.
+        The generators that could not be restored because this machine has other GPUs.
     """
     python, numpy = state['python'], state['numpy']
     random.setstate((python['version'], tuple(python['words']), python['gauss']))
@@ -50,7 +50,7 @@ def set_random_state(state: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """What is done in between draws as it likes, and leaves no trace."""
+    """Context manager that restores the random state at the end of the block."""
     state = random_state()
     try:
         yield

@@ -1,7 +1,7 @@
-"""Activation checkpointing: work out in the backward pass what the forward pass did not keep.
+"""Activation checkpointing: recompute in the backward pass what the forward pass did not save.
 
-Networks of ours have blocks that choose for themselves, see `archs.layers.formulation`. In any other network the blocks
-are found by their repetition.
+Built-in networks have blocks with their own setting, see `archs.layers.formulation`. In other networks, repeated blocks
+are detected.
 """
 
 import contextvars
@@ -24,16 +24,16 @@ LISTS = (nn.Sequential, nn.ModuleList)
 def set_blocks(
     net: nn.Module, formulation: str | None, checkpointing: str | None, kernels: str | None = None
 ) -> list[Problem]:
-    """Let the blocks of a network compute as the options `formulation` and `activation_checkpointing` say.
+    """Apply the options `formulation` and `activation_checkpointing` to the blocks of a network.
 
     Args:
         net: any network; changed in place.
-        formulation: one of FORMULATIONS; None for 'fast', where there is a choice.
+        formulation: one of FORMULATIONS; None for 'fast', if there is a choice.
         checkpointing: one of CHECKPOINTING; None for the network's own.
-        kernels: the option `kernels`, for which blocks in the fast formulation are needed.
+        kernels: the option `kernels`, which needs blocks in the fast formulation.
 
     Returns:
-        Why they cannot.
+        The problems.
     """
     problems: list[Problem] = []
     name = type(net).__name__
@@ -43,10 +43,10 @@ def set_blocks(
         message = f'{kernels} is for the fast formulation of PromptIR and PIP, not {found}. Omit the key.'
         problems.append(problem('kernels', message))
     if not blocks and formulation:
-        message = f'{name} has no blocks with two formulations, as PromptIR and PIP have. Leave the key out.'
+        message = f'{name} has no blocks with two formulations, as PromptIR and PIP have. Omit the key.'
         problems.append(problem('formulation', message))
     elif formulation == 'plain' and checkpointing in ('gate', 'block'):
-        message = f"'{checkpointing}' goes with `formulation: fast`; the plain one keeps all."
+        message = f"'{checkpointing}' requires `formulation: fast`; the plain one saves everything."
         problems.append(problem('activation_checkpointing', message))
     elif checkpointing:
         try:
@@ -57,55 +57,54 @@ def set_blocks(
 
 
 def set_activation_checkpointing(net: nn.Module, checkpointing: str) -> int:
-    """Choose what a network keeps for the backward pass. Names, numbers and gradients stay what they are.
+    """Choose what a network saves for the backward pass. Names, outputs and gradients do not change.
 
     Args:
-        net: any network; changed in place, copies of it compute alike.
-        checkpointing: 'none'; 'gate', for networks with `Formulated` blocks; 'block' keeps nothing of a block but its
-            input.
+        net: any network; changed in place, copies of it behave the same.
+        checkpointing: 'none'; 'gate', for networks with `Formulated` blocks; 'block' saves only the input of a block.
 
     Returns:
-        How many blocks work something out again.
+        The number of blocks that recompute something.
 
     Raises:
-        ValueError: the network has no such blocks, or some that cannot be called twice.
+        ValueError: the network has no such blocks, or blocks that cannot be called twice.
     """
     own = set_checkpointing(net, checkpointing)
     for module in net.modules():
-        if isinstance(module, _Recomputed):  # of an earlier call
+        if isinstance(module, _Recomputed):  # from an earlier call
             module.__class__ = type(module).__mro__[1]
     if checkpointing == 'none':
         return 0
     if checkpointing == 'gate':
         if not own:
             raise ValueError(
-                f"{type(net).__name__}: 'gate' belongs to the Transformer blocks of PromptIR and PIP, and there are "
-                "none. Take 'block' or 'none'."
+                f"{type(net).__name__}: 'gate' needs the Transformer blocks of PromptIR and PIP, which it does not "
+                "have. Use 'block' or 'none'."
             )
         return own
     blocks = list(dict.fromkeys(repeated_blocks(net)))
     if not own and not blocks:
         raise ValueError(
-            f"{type(net).__name__}: 'block' needs blocks that stand repeatedly in an nn.Sequential or nn.ModuleList, "
-            "and there are none. Take 'none'."
+            f"{type(net).__name__}: 'block' needs repeated blocks in an nn.Sequential or nn.ModuleList, "
+            "which it does not have. Use 'none'."
         )
     for block in blocks:
         if any(isinstance(module, _BatchNorm) for module in block.modules()):
             raise ValueError(
-                f"{type(net).__name__}: 'block' would let the batch normalisation in {type(block).__name__} count "
-                "every batch twice. Take 'none'."
+                f"{type(net).__name__}: 'block' would make the batch normalisation in {type(block).__name__} count "
+                "every batch twice. Use 'none'."
             )
     for block in blocks:
-        # Hooks inside, such as those of PromptedNetwork, may look for what was set around the forward pass.
+        # Inner hooks, such as those of PromptedNetwork, may need context set around the forward pass.
         hooked = any(module._forward_hooks for module in block.modules() if module is not block)
         block.__class__ = _recomputed(type(block), hooked)  # type: ignore[arg-type]
     return own + len(blocks)
 
 
 def repeated_blocks(net: nn.Module) -> Iterator[nn.Module]:
-    """Members of nn.Sequential and nn.ModuleList that have parts and weights, of a class that is there twice or more.
+    """Yield members of nn.Sequential and nn.ModuleList with submodules and weights whose class occurs at least twice.
 
-    Blocks inside of blocks are left out, as are blocks with `Formulated` ones inside, which choose for themselves.
+    Blocks inside blocks are skipped, as are blocks that contain `Formulated` ones, which have their own setting.
     """
     kinds = Counter(type(part) for lists in net.modules() if isinstance(lists, LISTS) for part in lists.children())
     yield from _outermost(net, {kind for kind, count in kinds.items() if count > 1})
@@ -120,7 +119,7 @@ def _outermost(net: nn.Module, kinds: Set[type]) -> Iterator[nn.Module]:
 
 
 def _is_block(module: nn.Module) -> bool:
-    # A list of lists has its blocks further inside; a single layer keeps its input anyway.
+    # A list of lists has its blocks further inside; a single layer saves its input anyway.
     if isinstance(module, LISTS) or not any(True for _ in module.children()):
         return False
     weighs = any(True for _ in module.parameters())
@@ -128,16 +127,16 @@ def _is_block(module: nn.Module) -> bool:
 
 
 class _Recomputed:
-    """A block of which the forward pass keeps the input alone."""
+    """A block whose forward pass saves only its input."""
 
-    __slots__ = ()  # the class of a block can only be replaced by one of the same layout
+    __slots__ = ()  # the class of a block can only be replaced by one with the same layout
 
 
 @cache
 def _recomputed(kind: type[nn.Module], in_context: bool) -> type[nn.Module]:
-    """A class of blocks that keep their input alone.
+    """Return a class of blocks that save only their input.
 
-    A class, unlike a function set on the block, goes along into copies and into replicas on other devices.
+    A class, unlike a function set on the block, also applies to copies and replicas on other devices.
 
     Args:
         kind: of the blocks.

@@ -133,9 +133,9 @@ def test_the_trial_changes_nothing(here: Path) -> None:
     [
         (
             'type: "theirs.model:Studnt", path: repository',
-            r"a.yml:1: network_g.type: 'Studnt' is not there.*'Student'\?",
+            r"a.yml:1: network_g.type: 'Studnt' does not exist.*'Student'\?",
         ),
-        ('type: "theirs.model:RATE", path: repository', "network_g.type: 'RATE' is no network"),
+        ('type: "theirs.model:RATE", path: repository', "network_g.type: 'RATE' is not a network"),
         (
             'type: "theirs.modle:A", path: repository',
             "the module 'theirs.modle' cannot be imported from '.*repository'",
@@ -145,8 +145,8 @@ def test_the_trial_changes_nothing(here: Path) -> None:
         ('type: "theirs.model:Student", path: [a]', r"network_g.path: \['a'\] is not a folder"),
         ('type: "theirs.model:", path: repository', 'not of the form MODULE:CLASS'),
         ('type: ":Student", path: repository', 'not of the form MODULE:CLASS'),
-        ('type: "json:Student", path: repository', "the module 'json' is that of '.*' already"),
-        ('type: "theirs.model:Keeps", path: repository', 'takes an argument `path`'),
+        ('type: "json:Student", path: repository', "the module 'json' is already imported from '"),
+        ('type: "theirs.model:Keeps", path: repository', 'has an argument `path`'),
         ('type: "broken:Net", path: repository', 'cannot be imported .*: ZeroDivisionError: division by zero'),
         ('type: PromptedNetwork, network: {type: "theirs.model:No", path: repository}', 'network_g.network.type: '),
     ],

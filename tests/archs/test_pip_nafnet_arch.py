@@ -165,7 +165,7 @@ def test_each_level_hears_the_label_and_batches_permute() -> None:
 
 def test_without_a_label_it_says_what_to_do_and_a_sensor_will_do() -> None:
     x = seeded_image((2, 3, 32, 32))
-    with pytest.raises(ValueError, match=r'PIPNAFNet: it is not told the degradation .* Give `degradation`'):
+    with pytest.raises(ValueError, match=r'PIPNAFNet: no degradation is passed .* Pass `degradation`'):
         small()(x)
     net = small(sensor={'type': 'DegradationSensor'})
     assert torch.equal(net(x), net(x, net.sensor.probabilities(x)))
@@ -229,7 +229,10 @@ def test_it_trains_and_restores_images_of_any_size(tmp_path: Path) -> None:
         ({'prompt_sizes': [4, 4, 4, 1]}, r'prompt_sizes\[3\]: 1 is not a whole number of at least 2'),
         ({'interaction': 'crss'}, "unknown interaction 'crss'. Did you mean 'cross'?"),
         ({'num_degradations': 0}, 'num_degradations is 0'),
-        ({'prompts': False, 'sensor': {'type': 'DegradationSensor'}}, 'without prompts there is nothing to ask'),
+        (
+            {'prompts': False, 'sensor': {'type': 'DegradationSensor'}},
+            'a network without prompts does not use a sensor',
+        ),
     ],
 )
 def test_mistakes_are_told(options: dict[str, Any], message: str) -> None:

@@ -111,7 +111,7 @@ def test_features_that_do_not_follow_the_image_are_no_taps() -> None:
     found = survey(plain(NAFNET), 3, 64)
     assert found.taps['encoders.2'] == TapPoint(16, 4)
     assert found.taps['middle_blks'] == TapPoint(64, 16)
-    assert 'gives (2, 4, 1, 1) for an image (2, 3, 64, 128)' in found.others['encoders.0.0.sca.0']
+    assert 'returns (2, 4, 1, 1) for an image (2, 3, 64, 128)' in found.others['encoders.0.0.sca.0']
     assert 'is called 2 times in a pass' in found.others['encoders.0.0.sg']
     assert 'not called' in found.others['encoders']
     assert found.stride == 16
@@ -141,7 +141,7 @@ class Lists(nn.Module):
 def test_flattened_channels_are_not_taken_for_tokens() -> None:
     found = survey(Lists(), 3, 64)
     assert list(found.taps) == ['conv', 'back']
-    assert 'gives (2, 32, 8192)' in found.others['flat']
+    assert 'returns (2, 32, 8192)' in found.others['flat']
 
 
 class Values(nn.Module):
@@ -272,7 +272,7 @@ def test_prompts_of_pip_need_a_label_and_those_of_promptir_do_not() -> None:
     x = seeded_image((2, 3, 16, 16))
     net = prompted(EDSR, ['conv_after_body'])
     assert net.takes_degradation
-    with pytest.raises(ValueError, match='not told the degradation'):
+    with pytest.raises(ValueError, match='no degradation is passed'):
         net(x)
     assert torch.equal(net.prompt_weights(x, ['derain', 4])['conv_after_body'], torch.eye(5)[[1, 4]])
     net.sensor = lambda images: torch.eye(5)[[1, 4]]
@@ -351,7 +351,7 @@ def test_passes_in_several_threads_do_not_meet() -> None:
 
 def test_outside_of_a_pass_a_tapped_module_refuses() -> None:
     net = prompted(EDSR, ['conv_after_body'])
-    with pytest.raises(RuntimeError, match=r"'conv_after_body' was called outside of the forward pass.*use_checkpoint"):
+    with pytest.raises(RuntimeError, match=r"'conv_after_body' was called outside the forward pass.*use_checkpoint"):
         net.network(seeded_image((1, 3, 8, 8)))
     with pytest.raises(RuntimeError, match='size of tensor'):
         net(torch.zeros(1, 5, 8, 8), 1)
@@ -522,13 +522,13 @@ def test_defaults_of_the_prompts_follow_the_features() -> None:
     [
         (
             {'taps': ['conv_after_bdy']},
-            r"taps\[0\].module: no module 'conv_after_bdy' in the network. Did you mean 'conv_",
+            r"taps\[0\].module: the network has no module 'conv_after_bdy'. Did you mean 'conv_",
         ),
         ({'taps': ['x']}, r'Taps: conv_first \(8 channels, stride 1\), body \(8 channels, stride 1\), conv_after_body'),
-        ({'taps': []}, r"taps is \[\]; give a list of modules, such as \['upsample', 'conv_last'\]"),
-        ({'taps': 'body'}, "taps is 'body'; give a list of modules"),
-        ({'taps': [3]}, r'taps\[0\]: give \{module: name\}, not 3'),
-        ({'taps': ['body', 'body']}, r"taps\[1\].module: 'body' stands in the list twice"),
+        ({'taps': []}, r"taps is \[\]; must be a list of modules, such as \['upsample', 'conv_last'\]"),
+        ({'taps': 'body'}, "taps is 'body'; must be a list of modules"),
+        ({'taps': [3]}, r'taps\[0\]: must be \{module: name\}, not 3'),
+        ({'taps': ['body', 'body']}, r"taps\[1\].module: 'body' is in the list twice"),
         ({'taps': [{'module': 'body', 'dim': 3}]}, r"taps\[0\]: unknown option 'dim'.* Allowed: module, prompt_dim"),
         (
             {'taps': [{'module': 'body', 'prompt_dim': 10}]},
@@ -538,18 +538,21 @@ def test_defaults_of_the_prompts_follow_the_features() -> None:
             {'taps': [{'module': 'body', 'prompt_size': 1}]},
             r'taps\[0\].prompt_size: 1 is not a whole number of at least 2',
         ),
-        ({'taps': ['conv_last'], 'interaction': 'promptir_gate'}, '3 channels do not allow that, an even number does'),
+        ({'taps': ['conv_last'], 'interaction': 'promptir_gate'}, 'needs an even number of channels, not 3'),
         ({'prompts': 'pipp'}, "prompts: unknown kind 'pipp'. Did you mean 'pip'?"),
         ({'interaction': 'top'}, "interaction: unknown interaction 'top'. Did you mean 'topm'?"),
         ({'num_prompts': 0}, 'num_prompts: 0 is not a whole number of at least 1'),
         ({'prompts': 'promptir', 'sensor': {'type': 'DegradationSensor'}}, "sensor: PromptIR's prompts are blind"),
-        ({'network': 'EDSR'}, "network: give options with a type, .* not 'EDSR'"),
+        ({'network': 'EDSR'}, "network: must be options with a type, .* not 'EDSR'"),
         ({'network': {'type': 'SwinR'}}, "network.type: unknown network 'SwinR'. Did you mean 'SwinIR'?"),
         ({'network': {**EDSR, 'num_blocks': 3}}, "network: unknown option 'num_blocks'. Did you mean 'num_block'?"),
-        ({'network': {**EDSR, 'upscale': 2}}, r'network: EDSR makes \(2, 3, 128, 256\) of an image \(2, 3, 64, 128\)'),
+        (
+            {'network': {**EDSR, 'upscale': 2}},
+            r'network: EDSR returns \(2, 3, 128, 256\) for an image \(2, 3, 64, 128\)',
+        ),
         ({'network': {'type': 'MSRResNet', 'upscale': 1}}, 'network: MSRResNet cannot be built: .*upconv1'),
-        ({'network': {'type': 'PIPRestormer'}}, 'network.type: PIPRestormer has such prompts itself'),
-        ({'network': {'type': 'PromptedNetwork', 'network': EDSR, 'taps': ['body']}}, 'has such prompts itself'),
+        ({'network': {'type': 'PIPRestormer'}}, 'network.type: PIPRestormer already has such prompts'),
+        ({'network': {'type': 'PromptedNetwork', 'network': EDSR, 'taps': ['body']}}, 'already has such prompts'),
         ({'num_degradations': 0}, 'num_degradations is 0'),
     ],
 )
@@ -567,7 +570,7 @@ def test_several_mistakes_are_told_at_once() -> None:
     first, second, third = str(caught.value).splitlines()
     assert "taps[0].module: 'layers' is not called itself" in first
     assert 'taps[1].prompt_dim: 13;' in second
-    assert "taps[2].module: no module 'nothing' in the network" in third
+    assert "taps[2].module: the network has no module 'nothing'" in third
     assert ' more.' in third
 
 

@@ -289,7 +289,7 @@ def test_promptless_network_has_no_prompt_weights_and_no_released_layout() -> No
     net = small(prompts=False)
     with pytest.raises(ValueError, match=r'no prompt weights\. Build it with prompts=True'):
         net.prompt_weights(torch.rand(1, 3, 16, 16))
-    with pytest.raises(ValueError, match='released layout is only for prompts=True'):
+    with pytest.raises(ValueError, match='released layout requires prompts=True'):
         net.released_state_dict()
 
 

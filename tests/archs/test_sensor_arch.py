@@ -222,18 +222,18 @@ def test_it_has_the_networks_degradations() -> None:
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'sensor': 'DegradationSensor'}, 'PIPRestormer: sensor: give options with a type, e.g.'),
-        ({'sensor': {'dim': 4}}, 'give options with a type'),
+        ({'sensor': 'DegradationSensor'}, 'PIPRestormer: sensor: must be options with a type, e.g.'),
+        ({'sensor': {'dim': 4}}, 'must be options with a type'),
         (
             {'sensor': {'type': 'DegradationSensr'}},
             "unknown network 'DegradationSensr'. Did you mean 'DegradationSensor'?",
         ),
         (
             {'sensor': {'type': 'PromptIR'}},
-            "'PromptIR' is no sensor, it has no `probabilities`. Allowed: DegradationSensor",
+            "'PromptIR' is not a sensor: it has no `probabilities`. Allowed: DegradationSensor",
         ),
         ({'sensor': {**SENSOR, 'dmi': 4}}, "sensor: unknown option 'dmi'. Did you mean 'dim'?"),
-        ({'sensor': {**SENSOR, 'num_degradations': 4}}, 'num_degradations is 4, of the network 5. Leave it out'),
+        ({'sensor': {**SENSOR, 'num_degradations': 4}}, 'num_degradations is 4, of the network 5. Omit it'),
         ({'hard_sensor': 'yes'}, "PIPRestormer: hard_sensor is 'yes'; it must be true or false."),
         ({'sensor': {**SENSOR, 'dim': 1}}, 'DegradationSensor: dim is 1'),
     ],

@@ -214,7 +214,7 @@ def test_nothing_is_overwritten_unless_told(tmp_path: Path, capsys: pytest.Captu
     path = saved(tmp_path / 'net.pth', {'params': small('sensor').state_dict()})
     (tmp_path / 'there.pth').write_text('precious')
     assert convert(path, tmp_path / 'there.pth') == 2
-    assert 'is there already. Take another name, or replace it with `--overwrite`.' in capsys.readouterr().err
+    assert 'already exists. Use another name, or replace it with `--overwrite`.' in capsys.readouterr().err
     assert (tmp_path / 'there.pth').read_text() == 'precious'
     assert convert(path, tmp_path / 'there.pth', '--overwrite') == 0
     assert same(read_checkpoint(tmp_path / 'there.pth').weights, small('sensor').state_dict())

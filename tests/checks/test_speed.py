@@ -58,7 +58,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('precision', 'bf61', "precision: unknown precision 'bf61'. Did you mean 'bf16'? Allowed: bf16, fp16, fp32, tf32."),
     ('precision', 16, "precision: unknown precision '16'."),
     ('precision', ['bf16'], 'precision: unknown precision'),
-    ('precision', 'tf32', 'precision: tf32 is a format of GPUs, and this run is on the CPU. Take fp32 or bf16.'),
+    ('precision', 'tf32', 'precision: tf32 is a format of GPUs, and this run is on the CPU. Use fp32 or bf16.'),
     ('val.precision', 'float32', "val.precision: unknown precision 'float32'."),
     ('val.precision', 'tf32', 'val.precision: tf32 is a format of GPUs'),
     ('formulation', 'quick', "formulation: unknown choice 'quick'. Allowed: fast, plain."),
@@ -86,12 +86,12 @@ def test_a_mistake_is_told_alone_with_its_place(place: str, value: Any, message:
     ('network', 'place', 'value', 'message'),
     [
         (EDSR, 'formulation', 'fast', 'formulation: EDSR has no blocks with two formulations'),
-        (EDSR, 'activation_checkpointing', 'gate', "activation_checkpointing: EDSR: 'gate' belongs to the Transformer"),
+        (EDSR, 'activation_checkpointing', 'gate', "activation_checkpointing: EDSR: 'gate' needs the Transformer"),
         (
             {**EDSR, 'num_block': 1},
             'activation_checkpointing',
             'block',
-            "activation_checkpointing: EDSR: 'block' needs blocks that stand repeatedly in an nn.Sequential",
+            "activation_checkpointing: EDSR: 'block' needs repeated blocks in an nn.Sequential",
         ),
     ],
 )
@@ -107,7 +107,7 @@ def test_networks_of_others_may_recompute_their_blocks_and_need_no_choice() -> N
 
 def test_the_plain_formulation_recomputes_nothing() -> None:
     (problem,) = of('formulation', 'plain', activation_checkpointing='block')
-    assert problem.startswith("activation_checkpointing: 'block' goes with `formulation: fast`")
+    assert problem.startswith("activation_checkpointing: 'block' requires `formulation: fast`")
 
 
 def test_a_sum_over_images_cannot_be_accumulated() -> None:

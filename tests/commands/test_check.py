@@ -674,9 +674,9 @@ def test_databases_are_checked_like_folders(tree: Path) -> None:
 @pytest.mark.parametrize(
     ('content', 'said'),
     [
-        (None, "the option file 'wrong.yml' does not exist. Paths start at the current folder.\n"),
+        (None, "the option file 'wrong.yml' does not exist. Paths are relative to the current folder.\n"),
         ('name: [', 'wrong.yml: line 1, column 8: '),
-        ('- 1', 'wrong.yml: holds list, not options `key: value`.\n'),
+        ('- 1', 'wrong.yml: contains list, must be options `key: value`.\n'),
     ],
 )
 @pytest.mark.parametrize('words', [[], ['--json']])

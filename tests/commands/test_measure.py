@@ -106,7 +106,7 @@ def test_a_measured_folder_stands_beside_runs(here: Path, capsys: pytest.Capture
         assert cli.main(['compare', 'results/tested', 'measured.json', '--format', form, '-o', f'table.{form}']) == 0
         assert Path(f'table.{form}').stat().st_size > 100
     assert cli.main(['compare', 'results/tested', '-o', 'table.csv']) == 2
-    assert "'table.csv' is there already" in capsys.readouterr().err
+    assert "'table.csv' already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_measured_folder_stands_beside_runs(here: Path, capsys: pytest.Capture
         ([*BOTH, '--pairing', 'lool'], "unknown pairing rule 'lool'. Did you mean 'lol'?"),
         ([*BOTH, '--protocol', '3d'], 'give --target (the folder of clear images) or --protocol.'),
         (['restored', '--protocol', '3d'], "RESTORED: 'restored' has none of the folders SOTS"),
-        ([*BOTH, '-o', 'clear'], "'clear' is a folder. Give the name of a file."),
+        ([*BOTH, '-o', 'clear'], "'clear' is a folder. Use the name of a file."),
     ],
 )  # fmt: skip
 def test_wrong_arguments(arguments: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

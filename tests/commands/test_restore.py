@@ -468,14 +468,12 @@ def test_a_network_of_one_channel_makes_grey_pictures(weights: dict[str, str], i
     floats = restorer.restore(image.astype(np.float64) / most)
     assert (floats.shape, floats.dtype) == (restored.shape, np.float64)
     np.testing.assert_allclose(floats, restored / most, atol=0.02)
-    with pytest.raises(ValueError, match=r'give \(1, H, W\) or \(B, 1, H, W\), grey'):
+    with pytest.raises(ValueError, match=r'must be \(1, H, W\) or \(B, 1, H, W\), grey'):
         restorer.restore(x.expand(3, -1, -1))
 
 
 def test_a_network_of_six_channels_restores_no_pictures(weights: dict[str, str]) -> None:
-    with pytest.raises(
-        OptionError, match=r'six.pth.: PromptIR takes images of 6 channels; pictures have 3 \(RGB\) or 1'
-    ):
+    with pytest.raises(OptionError, match=r'six.pth.: PromptIR needs images of 6 channels; images have 3 \(RGB\) or 1'):
         Restorer(weights['six'])
 
 
@@ -545,8 +543,8 @@ NAN = np.full((4, 4, 3), np.nan, np.float32)
     [
         (NAN, 'not finite'),
         (torch.from_numpy(NAN).permute(2, 0, 1), 'not finite'),
-        (np.full((4, 4, 3), 200.0), r'go from 200 to 200; float images are in \[0, 1\]'),
-        (torch.full((3, 4, 4), 255.0), 'go from 255 to 255'),
+        (np.full((4, 4, 3), 200.0), r'range from 200 to 200; float images must be in \[0, 1\]'),
+        (torch.full((3, 4, 4), 255.0), 'range from 255 to 255'),
         (np.zeros((4, 4, 3), np.int64), 'type int64'),
         (np.zeros((4, 4, 3), bool), 'type bool'),
         (np.zeros((4, 4, 5), np.uint8), r'shape \(4, 4, 5\)'),
@@ -564,13 +562,13 @@ def test_images_that_are_not_understood(same: Restorer, image, words: str) -> No
 
 def test_what_a_network_is_told(weights: dict[str, str], same: Restorer) -> None:
     image = photograph(16, 16)
-    with pytest.raises(ValueError, match='PromptIR is blind: it takes neither labels nor'):
+    with pytest.raises(ValueError, match='PromptIR is blind: it accepts neither labels nor'):
         same.restore(image, 'derain')
     with pytest.raises(ValueError, match='is blind'):
         same.restore(image, strength=0.5)
     blind = Restorer(weights['pip'], device='cpu')
     with pytest.raises(
-        ValueError, match=r'no sensor to find it. Give a label or a mixture of: denoise, derain, dehaze'
+        ValueError, match=r'no sensor to predict it. Use a label or a mixture of: denoise, derain, dehaze'
     ):
         blind.restore(image)
     with pytest.raises(ValueError, match=r"unknown degradation 'derian'. Did you mean 'derain'"):
@@ -578,12 +576,12 @@ def test_what_a_network_is_told(weights: dict[str, str], same: Restorer) -> None
 
 
 def test_networks_that_do_not_keep_the_size(weights: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r'sensor.pth.: DegradationSensor makes an output of \(1, 5\) of an image'):
+    with pytest.raises(OptionError, match=r'sensor.pth.: DegradationSensor returns an output of \(1, 5\) for an image'):
         Restorer(weights['sensor'])
     options = {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 1, 'upscale': 2}
     net = ARCH_REGISTRY.get('SRVGGNetCompact')(num_feat=4, num_conv=1, upscale=2)
     torch.save({'params': net.state_dict()}, tmp_path / 'x2.pth')
-    with pytest.raises(OptionError, match=r'SRVGGNetCompact makes an output of \(1, 3, 32, 32\)'):
+    with pytest.raises(OptionError, match=r'SRVGGNetCompact returns an output of \(1, 3, 32, 32\)'):
         Restorer(tmp_path / 'x2.pth', network=options)
 
 
@@ -622,14 +620,14 @@ def test_values_that_are_not_finite_are_no_picture(weights: dict[str, str]) -> N
     restorer = Restorer(weights['promptir'], device='cpu')
     with torch.no_grad():
         restorer.net.output.weight.fill_(float('inf'))
-    with pytest.raises(ValueError, match='PromptIR gave values that are not finite'):
+    with pytest.raises(ValueError, match='PromptIR returned values that are not finite'):
         restorer.restore(photograph(8, 8))
 
 
 def test_devices(weights: dict[str, str]) -> None:
-    with pytest.raises(OptionError, match=r"device: 'gpu' is none. Allowed: auto, cpu, cuda"):
+    with pytest.raises(OptionError, match=r"device: unknown device 'gpu'. Allowed: auto, cpu, cuda"):
         Restorer(weights['same'], device='gpu')
-    with pytest.raises(OptionError, match="device: 'cuda:99' is not there; GPUs that PyTorch can use: "):
+    with pytest.raises(OptionError, match="device: 'cuda:99' does not exist; GPUs that PyTorch can use: "):
         Restorer(weights['same'], device='cuda:99')
     with pytest.raises(OptionError, match='tf32 is a format of GPUs'):
         Restorer(weights['same'], device='cpu', settings=Settings(precision='tf32'))
@@ -711,7 +709,7 @@ def test_the_content_counts_not_the_name(command) -> None:
     np.testing.assert_array_equal(decode_picture(Path('out/really.jpg').read_bytes()).image, photograph(9, 8, 4, 16))
     status, _, told = command('in', '-o', 'jpegs', '--format', 'jpg')
     assert status == 1
-    assert "'jpegs/really.jpg': JPEG holds 8 bits, the picture has 16. Take one of PNG, TIFF, PPM." in told
+    assert "'jpegs/really.jpg': JPEG stores 8 bits, the image has 16. Use one of PNG, TIFF, PPM." in told
     assert contents('jpegs') == {} if Path('jpegs').exists() else True
 
 
@@ -722,11 +720,11 @@ def test_nothing_is_overwritten_unless_told(command) -> None:
     before = contents('.')
     status, said, told = command('in', '-o', 'out')
     assert (status, said) == (2, '')
-    assert told == "'out/a.png' exists already. --overwrite replaces what is there, --skip-existing leaves it.\n"
+    assert told == "'out/a.png' exists already. --overwrite replaces them, --skip-existing skips them.\n"
     assert contents('.') == before
     status, said, _ = command('in', '-o', 'out', '--skip-existing')
     assert status == 0
-    assert '1 restored, 1 there already, ' in said
+    assert '1 restored, 1 existing skipped, ' in said
     assert Path('out/a.png').read_bytes() == b'mine'
     assert command('in', '-o', 'out', '--overwrite')[0] == 0
     assert Image.open('out/a.png').size == (30, 20)
@@ -739,7 +737,7 @@ def test_an_input_is_never_overwritten(command) -> None:
     for words in (['in', '-o', 'in'], ['in/a.png', '-o', 'in/a.png'], ['in', '-o', 'link'], ['link/a.png', '-o', 'in']):
         status, _, told = command(*words, '--overwrite')
         assert status == 2
-        assert 'an input is never overwritten. Give another folder with -o, or a --suffix.' in told
+        assert 'inputs are never overwritten. Use another folder with -o, or a --suffix.' in told
         assert contents('in') == before
     assert command('in', '-o', 'in', '--suffix', '_2')[0] == 0
     assert sorted(contents('in')) == ['a.png', 'a_2.png']
@@ -751,7 +749,7 @@ def test_a_file_that_comes_into_being_meanwhile_stays(same: Restorer, folder: Pa
     put('out/a.png', b'mine')
     plan = measured(plan)
     outcome = restore_files(same, plan, Reporter(plan))
-    assert outcome.failed == ["'out/a.png' has come into being meanwhile; it was not replaced."]
+    assert outcome.failed == ["'out/a.png' was created meanwhile by another program; it was not replaced."]
     assert Path('out/a.png').read_bytes() == b'mine'
 
 
@@ -770,18 +768,22 @@ def test_a_dry_run_writes_nothing(command) -> None:
 
 MISTAKES = {
     'no weights': (['in', '-o', 'out'], None, '--weights: is missing: .*docs/weights.md tells where'),
-    'no input': (['gone.png', '-o', 'out'], 'same', "'gone.png' does not exist. Paths start at the current folder."),
+    'no input': (
+        ['gone.png', '-o', 'out'],
+        'same',
+        "'gone.png' does not exist. Paths are relative to the current folder.",
+    ),
     'no match': (['in/*.tif', '-o', 'out'], 'same', r"'in/\*.tif' matches no files."),
-    'no pictures': (['texts', '-o', 'out'], 'same', "no pictures found in 'texts'. 1 files have other extensions."),
-    'only folders': (['tree', '-o', 'out'], 'same', "'tree' has no pictures but folders. -r goes down into them."),
+    'no pictures': (['texts', '-o', 'out'], 'same', "no images found in 'texts'. 1 files have other extensions."),
+    'only folders': (['tree', '-o', 'out'], 'same', "'tree' contains only folders, no images. Use -r to include them."),
     'two of a name': (
         ['in', 'tree/in', '-o', 'out'],
         'same',
-        r"'in/a.png', 'tree/in/a.png' would all become '.*out/a.png'. Restore them into different folders.",
+        r"'in/a.png', 'tree/in/a.png' have the same output '.*out/a.png'. Restore them to different folders.",
     ),
-    'two of a stem': (['in', '-o', 'out', '--format', 'png'], 'same', "'in/a.jpg', 'in/a.png' would all become "),
-    'a file for several': (['in', '-o', 'x.png'], 'same', r"-o: 'x.png' looks like a file, .*\(2 now\). Give a folder"),
-    'a file that is there': (['in', '-o', 'texts/t.txt'], 'same', "-o: 'texts/t.txt' is a file; give a folder."),
+    'two of a stem': (['in', '-o', 'out', '--format', 'png'], 'same', "'in/a.jpg', 'in/a.png' have the same output "),
+    'a file for several': (['in', '-o', 'x.png'], 'same', r"-o: 'x.png' looks like a file, .*\(2 now\). Use a folder"),
+    'a file that is there': (['in', '-o', 'texts/t.txt'], 'same', "-o: 'texts/t.txt' is a file; use a folder."),
     'a gif': (['in/a.png', '-o', 'x.gif'], 'same', "-o: 'x.gif' cannot be written. Formats: png, jpg"),
     'a format': (
         ['in', '-o', 'out', '--format', 'pngg'],
@@ -789,10 +791,14 @@ MISTAKES = {
         "--format: 'pngg' cannot be written. Did you mean 'png'",
     ),
     'two formats': (['in/a.png', '-o', 'x.png', '--format', 'jpg'], 'same', 'contradict each other'),
-    'a suffix': (['in', '-o', 'out', '--suffix', '/x'], 'same', "--suffix: '/x' has a separator"),
-    'a suffix of a file': (['in/a.png', '-o', 'x.png', '--suffix', 'x'], 'same', "--suffix: 'x.png' is a file already"),
+    'a suffix': (['in', '-o', 'out', '--suffix', '/x'], 'same', "--suffix: '/x' contains a path separator"),
+    'a suffix of a file': (
+        ['in/a.png', '-o', 'x.png', '--suffix', 'x'],
+        'same',
+        "--suffix: 'x.png' is an existing file",
+    ),
     'a batch': (['in', '-o', 'out', '--batch', '0'], 'same', '--batch: 0 is not a whole number of at least 1'),
-    'an overlap': (['in', '-o', 'out', '--tile', '32', '--overlap', '32'], 'same', '--overlap: 32 pixels, and a tile'),
+    'an overlap': (['in', '-o', 'out', '--tile', '32', '--overlap', '32'], 'same', '--overlap: 32 pixels, but a tile'),
     'statistics': (['in', '-o', 'out', '--statistics', 'tils'], 'same', "--statistics: .*Did you mean 'tile"),
     'a tile': (
         ['in', '-o', 'out', '--tile', '4', '--overlap', '0'],
@@ -803,11 +809,11 @@ MISTAKES = {
     'no label': (
         ['in', '-o', 'out'],
         'pip',
-        '--labels: PIPRestormer is told .*: denoise, derain, dehaze, deblur, lowl',
+        '--labels: PIPRestormer needs the degradation .*: denoise, derain, dehaze, deblur, lowl',
     ),
     'a label too many': (['in', '-o', 'out', '--labels', 'derain'], 'same', '--labels: PromptIR is blind'),
     'a strength': (['in', '-o', 'out', '--strength', '2'], 'same', 'PromptIR is blind'),
-    'a device': (['in', '-o', 'out', '--device', 'cuda:77'], 'same', "device: 'cuda:77' is not there"),
+    'a device': (['in', '-o', 'out', '--device', 'cuda:77'], 'same', "device: 'cuda:77' does not exist"),
     'weights': (['in', '-o', 'out', '--weights', 'gone.pth'], None, 'gone.pth'),
     'no weights file': (['in', '-o', 'out', '--weights', 'in/a.png'], None, 'in/a.png'),
 }
@@ -868,7 +874,7 @@ def test_a_folder_of_all_sorts(folder: Path, weights: dict[str, str]) -> None:
     assert Image.open('out/turned.jpg').size == (30, 20)
     lines = done.stdout.splitlines()
     assert any(line.startswith(r'in/a b\n.png -> out/a b\n.png  20x30, ') for line in lines)
-    assert any(line.endswith('(CMYK converted to RGB plainly, it has no profile)') for line in lines)
+    assert any(line.endswith('(CMYK converted to RGB without a profile)') for line in lines)
     assert lines[-1].startswith('5 restored, 4 failed, other files: 1, ')
     told = done.stderr.splitlines()
     assert all(line.startswith("failed: 'in/") for line in told)  # once each, and nothing else
@@ -886,16 +892,16 @@ def test_what_is_left_out_is_named(command) -> None:
     status, said, told = command('in', '-o', 'out')
     assert status == 0
     assert told.splitlines() == [
-        '2 camera RAW files left out. Convert them to PNG or TIFF first.',
-        '1 JPEG XL file left out. Convert them to PNG or TIFF first.',
-        "'in/pipe.png' left out: not a regular file.",
+        '2 camera RAW files skipped. Convert them to PNG or TIFF first.',
+        '1 JPEG XL file skipped. Convert them to PNG or TIFF first.',
+        "'in/pipe.png' skipped: not a regular file.",
     ]
     assert '1 restored, other files: 1, ' in said
-    assert 'RAW files left out' in command('in', '-o', 'out2', '--dry-run')[2]
+    assert 'RAW files skipped' in command('in', '-o', 'out2', '--dry-run')[2]
     os.remove('in/a.png')
     status, _, told = command('in', '-o', 'out')
     assert status == 2
-    assert '2 camera RAW files left out' in told
+    assert '2 camera RAW files skipped' in told
     status, _, told = command('in/pipe.png', '-o', 'out')  # named itself
     assert status == 1
     assert told == "failed: 'in/pipe.png' cannot be read: Not a regular file.\n"
@@ -928,7 +934,7 @@ def test_results_do_not_go_to_an_empty_path(words: str, folder: Path, capsys: py
     with pytest.raises(SystemExit) as ended:
         cli.main([*words.split(), ''])
     assert ended.value.code == 2
-    assert 'is empty; the current folder is .' in capsys.readouterr().err
+    assert 'is empty; use . for the current folder' in capsys.readouterr().err
     assert list(contents('.')) == ['a.png']
 
 
@@ -948,7 +954,7 @@ def test_ctrl_c_leaves_whole_files(command) -> None:
 def check_interrupted(status: int, said: str, told: str, side: int) -> None:
     assert status == 130
     assert told.startswith('Interrupted, ')
-    assert '--skip-existing goes on with the rest.' in told
+    assert '--skip-existing continues with the rest.' in told
     results = sorted(Path('out').iterdir())
     assert 0 < len(results) < 40
     assert f'{len(results)} restored, ' in said

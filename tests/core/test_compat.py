@@ -64,7 +64,7 @@ def told(process: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize('command', [CONSOLE, MODULE], ids=['basicsr', 'python -m'])
 def test_a_command_without_basicsr(command: list[str], tmp_path: Path) -> None:
     said = told(run([*command, 'train', '-opt', 'options.yml'], without('basicsr', tmp_path)))
-    assert said.startswith('BasicSR is not installed. Type:\n')
+    assert said.startswith('BasicSR is not installed. Run:\n')
     assert f'  {INSTALL_BASICSR}\n' in said
 
 
@@ -74,7 +74,7 @@ def test_a_command_without_basicsr(command: list[str], tmp_path: Path) -> None:
 )
 def test_a_command_without_what_basicsr_needs(command: list[str], name: str, package: str, tmp_path: Path) -> None:
     said = told(run([*command, 'train', '-opt', 'x.yml'], without(name, tmp_path)))
-    assert said.startswith(f"The module '{name}', which BasicSR needs, is not installed. Type:\n")
+    assert said.startswith(f"The module '{name}', which BasicSR needs, is not installed. Run:\n")
     assert said.endswith(f'  python -m pip install {package}\n')
 
 
@@ -89,7 +89,7 @@ def source_tree(tmp_path: Path) -> Path:
 
 def test_a_source_tree_that_was_never_set_up(source_tree: Path) -> None:
     said = told(run([*MODULE, 'train', '-opt', 'options.yml'], source_tree))
-    assert said.startswith('This BasicSR is a source tree that was never set up')
+    assert said.startswith('This BasicSR is a source tree without its version file')
     assert '  python -m pip install --no-deps --no-build-isolation -e .\n' in said
 
 
@@ -105,7 +105,7 @@ def unfit_torchvision(tmp_path: Path) -> Path:
 
 def test_a_torchvision_that_does_not_fit(unfit_torchvision: Path) -> None:
     said = told(run([*CONSOLE, 'train', '-opt', 'options.yml'], unfit_torchvision))
-    assert said.startswith('torchvision does not fit the installed torch (operator torchvision::nms does not exist).')
+    assert said.startswith('torchvision does not match the installed torch (operator torchvision::nms does not exist).')
     assert '  python -m pip install --force-reinstall torch torchvision\n' in said
 
 
@@ -131,14 +131,14 @@ def test_a_program_of_the_user_gets_an_exception(as_module: bool, tmp_path: Path
     assert process.returncode == 0, process.stderr
     kind, *message = process.stdout.splitlines()
     assert kind == 'promptir_basicsr.core.compat HostError'
-    assert message[0] == "The module 'torch', which BasicSR needs, is not installed. Type:"
+    assert message[0] == "The module 'torch', which BasicSR needs, is not installed. Run:"
     assert process.stderr == ''
 
 
 def test_an_import_without_basicsr_is_an_error_with_the_line_to_type(tmp_path: Path) -> None:
     process = run([sys.executable, '-c', 'import promptir_basicsr'], without('basicsr', tmp_path))
     assert process.returncode == 1
-    assert 'promptir_basicsr.core.compat.HostError: BasicSR is not installed. Type:' in process.stderr
+    assert 'promptir_basicsr.core.compat.HostError: BasicSR is not installed. Run:' in process.stderr
     assert INSTALL_BASICSR in process.stderr
 
 

@@ -212,7 +212,7 @@ def test_a_file_that_does_not_fit_is_reported_with_its_size(tmp_path: Path) -> N
     said = subprocess.check_output([sys.executable, '-c', FULL], cwd=tmp_path, text=True).splitlines()
     for line, name in zip(said, ('net.pth', 'a.csv'), strict=True):
         assert line.startswith(f"'{name}' could not be written: File too large. It needs 0.2 MB, ")
-        assert line.endswith('see `ulimit -f`. All files that were there before are whole.')
+        assert line.endswith('see `ulimit -f`. Existing files are unchanged.')
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {'net.pth': 'before', 'a.csv': 'before'}
 
 

@@ -291,7 +291,7 @@ def test_a_clear_image_is_never_its_own_degraded_one(write, tmp_path) -> None:
     [
         ('rain100l', "unknown pairing rule 'rain100l'. Did you mean 'rain100l_t"),
         ('xyz', 'Allowed: cdd11, gopro_flat,'),
-        (5, 'give the name of a pairing rule or templates {lq: ..., gt: ...}, not 5'),
+        (5, 'must be the name of a pairing rule or templates {lq: ..., gt: ...}, not 5'),
         ({'lq': 'a/{id}.png'}, 'tasks[0].pairing.gt: is missing.'),
         (
             {'lq': 'a/{id}.png', 'gt': 'b/{idd}.png'},

@@ -352,7 +352,7 @@ def test_a_list_that_misses_a_whole_corpus_says_which(denoise, tmp_path) -> None
 def test_known_counts_are_numbers_with_words(denoise, wrong) -> None:
     (survey,), _ = survey_tasks({'tasks': [{**denoise, 'known_counts': wrong}]}, 'x')
     (problem,) = map(str, survey.problems)
-    assert problem == f'x.tasks[0] (denoise25).known_counts: give `number: what it means`, not {wrong!r}.'
+    assert problem == f'x.tasks[0] (denoise25).known_counts: must be `number: what it means`, not {wrong!r}.'
 
 
 # A file of one's own
@@ -422,10 +422,10 @@ def test_a_file_may_extend_another(tmp_path) -> None:
         ('extends: 3d\ncorpora: {own: {url: x}}', 'corpora.own.holds: is missing'),
         (
             'extends: 3d\ncorpora: {own: {holds: x, images: 5}}',
-            'corpora.own.images: give options such as {train: 200',
+            'corpora.own.images: must be options such as {train: 200',
         ),
         ('extends: 3d\ncorpora: {own: {holds: x, images: {train: x}}}', "corpora.own.images.train: 'x' is not a whole"),
-        ('extends: 3d\ncorpora: {own: 5}', 'corpora.own: give options such as {holds: ..., url: ...}, not 5.'),
+        ('extends: 3d\ncorpora: {own: 5}', 'corpora.own: must be options such as {holds: ..., url: ...}, not 5.'),
         ('extends: 3d\nsources: [x]', 'sources: give a list of {title: ..., url: ...}'),
         ('extends: 3d\nnotes: x', "notes: 'x' is not a list of sentences."),
         ('train: [', 'self.yml: line 1'),

@@ -237,8 +237,11 @@ ONCE = 'belongs to training; a validation takes every image once. Leave it out.'
 @pytest.mark.parametrize(
     ('sampling', 'said'),
     [
-        (5, 'sampling: give options such as {temperature: 2, fixed_shares: true}, not 5.'),
-        (['temperature'], "sampling: give options such as {temperature: 2, fixed_shares: true}, not ['temperature']."),
+        (5, 'sampling: must be options such as {temperature: 2, fixed_shares: true}, not 5.'),
+        (
+            ['temperature'],
+            "sampling: must be options such as {temperature: 2, fixed_shares: true}, not ['temperature'].",
+        ),
         ({'temprature': 2}, "sampling: unknown option 'temprature'. Did you mean 'temperature'?"),
         ({'temperature': 0}, 'sampling.temperature: 0 is not a number above 0.'),
         ({'temperature': 'hot'}, "sampling.temperature: 'hot' is not a number above 0."),

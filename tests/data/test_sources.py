@@ -194,10 +194,10 @@ def test_what_is_not_read_is_named(rgb, tmp_path, log) -> None:
         (tmp_path / name).touch()
     task = {'type': 'denoise', 'clean': str(tmp_path), 'degrade': {'type': 'gaussian_noise', 'sigma': 15}}
     AllInOneDataset({'phase': 'val', 'tasks': [task]})
-    notes = [record.getMessage() for record in log if 'left out' in record.getMessage()]
+    notes = [record.getMessage() for record in log if 'skipped' in record.getMessage()]
     assert notes == [
-        f"  Note: '{tmp_path}': 2 camera RAW files left out. Convert them to PNG or TIFF first.",
-        f"  Note: '{tmp_path}': 1 JPEG XL file left out. Convert them to PNG or TIFF first.",
+        f"  Note: '{tmp_path}': 2 camera RAW files skipped. Convert them to PNG or TIFF first.",
+        f"  Note: '{tmp_path}': 1 JPEG XL file skipped. Convert them to PNG or TIFF first.",
     ]
 
 

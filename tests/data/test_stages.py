@@ -135,9 +135,9 @@ def test_processes_and_gpus_change_stages_together() -> None:
     [
         (
             [{'until': 5}, {'until': 5}, {}],
-            '`until` must rise from stage to stage; only the last one may leave it out.',
+            '`until` must increase from stage to stage; only the last stage may omit it.',
         ),
-        ([{}, {'until': 5}], '`until` must rise from stage to stage; only the last one may leave it out.'),
+        ([{}, {'until': 5}], '`until` must increase from stage to stage; only the last stage may omit it.'),
         ([{'until': 5}, {'gt_sise': 8}], "unknown option 'gt_sise'. Did you mean 'gt_size'?"),
         ([{'until': 0}, {}], '0 is not a whole number of at least 1.'),
         ([], 'stages'),

@@ -104,8 +104,8 @@ def test_options_are_not_changed(denoise, derain) -> None:
         ({'degrade': {'type': 'gaussian_noise'}}, 'needs sigma'),
         ({'channels': 2}, '.channels: 2 is neither 1 (grey) nor 3 (RGB).'),
         ({'channels': True}, '.channels: True is neither 1 (grey) nor 3 (RGB).'),
-        ({'files': []}, '.files: no names in it.'),
-        ({'files': '00001.bmp'}, '.files: no names in it.'),
+        ({'files': []}, '.files: must be a list of at least one name.'),
+        ({'files': '00001.bmp'}, '.files: must be a list of at least one name.'),
         ({'files': ['1.bmp']}, ".files: 1 of 1 entries are not in '"),
     ],
     ids=str,
@@ -164,13 +164,13 @@ def test_two_tasks_of_one_name(denoise) -> None:
 @pytest.mark.parametrize('words', ['denoise', 5, {'denoise': 0}, ['a', 'a'], [1, 2]], ids=str)
 def test_a_vocabulary_that_is_no_list_of_words(words, denoise) -> None:
     assert problems(denoise, degradations=words) == [
-        f'datasets.train.degradations: give a list of different words, not {words!r}.'
+        f'datasets.train.degradations: must be a list of different words, not {words!r}.'
     ]
 
 
 @pytest.mark.parametrize('tasks', [None, [], {}, 'denoise'], ids=str)
 def test_no_tasks(tasks) -> None:
-    with pytest.raises(OptionError, match=r'^datasets\.train\.tasks: give a list with at least one task'):
+    with pytest.raises(OptionError, match=r'^datasets\.train\.tasks: must be a list with at least one task'):
         build_tasks({'tasks': tasks}, 'datasets.train')
 
 

@@ -118,7 +118,7 @@ def test_a_degradation_that_changes_the_shape_is_named(registry: None) -> None:
     def flattened(image: Image, rng: np.random.Generator) -> Image:
         return image[..., 0]
 
-    with pytest.raises(ValueError, match=r'flattened has made an image \(4, 5\) of one \(4, 5, 1\)'):
+    with pytest.raises(ValueError, match=r'flattened returned an image \(4, 5\) for an input \(4, 5, 1\)'):
         flattened(np.zeros((4, 5, 1), np.float32), new_rng())
 
 
@@ -639,10 +639,10 @@ NOISE = {'type': 'gaussian_noise', 'sigma': 25}
         ({'type': 'gaussian_noise'}, ['d: gaussian_noise needs sigma, a number from 0 to 255']),
         (
             {**NOISE, 'sigm': 3},
-            ["d.sigm: gaussian_noise has no such parameter. Did you mean 'sigma'? Allowed: sigma, "],
+            ["d.sigm: gaussian_noise has no parameter of this name. Did you mean 'sigma'? Allowed: sigma, "],
         ),
-        ({**NOISE, True: 3}, ['d.True: gaussian_noise has no such parameter. Allowed: sigma, quantize, clip']),
-        ({'type': 'haze', 'a': 1}, ["d.a: haze has no such parameter. Did you mean 'A'?"]),
+        ({**NOISE, True: 3}, ['d.True: gaussian_noise has no parameter of this name. Allowed: sigma, quantize, clip']),
+        ({'type': 'haze', 'a': 1}, ["d.a: haze has no parameter of this name. Did you mean 'A'?"]),
         ({**NOISE, 'sigma': '1e-4'}, ['d.sigma: must be a number from 0 to 255', "'1e-4'; write 1.0e-4"]),
         ({**NOISE, 'sigma': '2e1'}, ["the text '2e1'; write 2.0e+1"]),
         ({**NOISE, 'sigma': '25'}, ["the text '25'; write 25 without quotes"]),
@@ -654,8 +654,8 @@ NOISE = {'type': 'gaussian_noise', 'sigma': 25}
         ({**NOISE, 'sigma': {'low': 1}}, ['d.sigma:', "found {'low': 1}"]),
         ({**NOISE, 'sigma': -1}, ['d.sigma: must be a number from 0 to 255', 'found -1']),
         ({**NOISE, 'sigma': [0, 256]}, ['d.sigma:', 'found 256']),
-        ({**NOISE, 'sigma': [50, 5]}, ['d.sigma: the range [50, 5] runs backwards; write [5, 50]']),
-        ({**NOISE, 'sigma': [15, 25, 50]}, ['d.sigma: a range has two ends, [low, high], found [15, 25, 50]']),
+        ({**NOISE, 'sigma': [50, 5]}, ['d.sigma: the range [50, 5] is reversed; use [5, 50]']),
+        ({**NOISE, 'sigma': [15, 25, 50]}, ['d.sigma: a range needs two ends, [low, high], found [15, 25, 50]']),
         ({**NOISE, 'sigma': ['5', 50]}, ['d.sigma:', "the text '5'; write 5 without quotes"]),
         ({**NOISE, 'quantize': 'flor'}, ["d.quantize: must be one of floor, round, float, found 'flor'. Did you mean"]),
         ({**NOISE, 'quantize': ['floor']}, ["d.quantize: must be one of floor, round, float, found ['floor']"]),
@@ -744,7 +744,7 @@ def test_registration_mistakes() -> None:
     again = degradation(other)
     assert degradation(other) is not again  # the same module may register again, as after a reload
     other.__module__ = 'elsewhere'
-    with pytest.raises(ValueError, match=f"elsewhere: {__name__} has registered 'other' already"):
+    with pytest.raises(ValueError, match=f"elsewhere: {__name__} has already registered 'other'"):
         degradation(other)
     with pytest.raises(TypeError, match='declare strength'):
 

@@ -234,8 +234,8 @@ def test_mistakes_are_told_at_once(deviant: Callable[..., list[object]], tmp_pat
     (tmp_path / 'there.onnx').write_text('before')
     for words, message in (
         (['out'], "'{}/out': its ending tells no format. Call it NAME.onnx or NAME.pt2, or give `--to`."),
-        (['there.onnx'], "'{}/there.onnx' is there already. Take another name, or replace it with `--overwrite`."),
-        (['.', '--to', 'onnx'], "'{}' is a folder. Give the name of a file."),
+        (['there.onnx'], "'{}/there.onnx' already exists. Use another name, or replace it with `--overwrite`."),
+        (['.', '--to', 'onnx'], "'{}' is a folder. Use the name of a file."),
         (['out.pt2', '--opset', '20'], '--opset: is of ONNX; leave it out for torch.'),
         (['out.pt2', '--sizes', '8x8', '8', '0x8'], "--sizes: '8' is no size; height x width in pixels is 96x128."),
         (['out.pt2', '--fixed', '2x8x8'], "--fixed: '2x8x8' is no size; height x width in pixels is 96x128."),

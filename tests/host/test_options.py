@@ -288,16 +288,16 @@ def test_later_entries_see_earlier_ones(parse: Parse) -> None:
 @pytest.mark.parametrize(
     ('entry', 'said'),
     [
-        ('trian:total_iter=5', "no 'trian' there. Did you mean 'train'?"),
-        ('train:optm_g:lr=5', "no 'optm_g' there. Did you mean 'optim_g'?"),
-        ('datasets:train:tasks:2:copies=5', "no '2' there."),
-        ('datasets:train:tasks:-1:copies=5', "no '-1' there."),
-        ('datasets:train:tasks:denoise:copies=5', "no 'denoise' there."),
-        ('datasets:train:tasks:0:files:9=x.png', "no '9' there."),
-        ('datasets:train:tasks:²=5', "no '²' there."),
-        ('train:total_iter:x=5', "'total_iter' is a value, it has no 'x'."),
-        ('name:x:y=5', "no 'x' there."),
-        ('train:total_iter', "give KEY=VALUE, with ':' between the levels of the key."),
+        ('trian:total_iter=5', "'trian' does not exist. Did you mean 'train'?"),
+        ('train:optm_g:lr=5', "'optm_g' does not exist. Did you mean 'optim_g'?"),
+        ('datasets:train:tasks:2:copies=5', "'2' does not exist."),
+        ('datasets:train:tasks:-1:copies=5', "'-1' does not exist."),
+        ('datasets:train:tasks:denoise:copies=5', "'denoise' does not exist."),
+        ('datasets:train:tasks:0:files:9=x.png', "'9' does not exist."),
+        ('datasets:train:tasks:²=5', "'²' does not exist."),
+        ('train:total_iter:x=5', "'total_iter' is a value without keys, so 'x' cannot be set."),
+        ('name:x:y=5', "'x' does not exist."),
+        ('train:total_iter', "must be KEY=VALUE, with ':' between the levels of the key."),
         ('train:total_iter=[5', 'line 1, column 3: '),
     ],
 )
@@ -350,7 +350,7 @@ def test_mistakes_come_at_once_with_the_file_and_leave_nothing(parse: Parse) -> 
 
 def test_a_file_that_is_not_there(parse: Parse) -> None:
     problems = refusal(parse, '-opt', 'tinny.yml')
-    assert problems == ["the option file 'tinny.yml' does not exist. Paths start at the current folder."]
+    assert problems == ["the option file 'tinny.yml' does not exist. Paths are relative to the current folder."]
 
 
 def test_the_seed_of_the_process_is_untouched_by_a_refusal(parse: Parse) -> None:

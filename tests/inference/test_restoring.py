@@ -234,7 +234,7 @@ def test_out_of_memory_takes_smaller_tiles(caplog: pytest.LogCaptureFixture, mon
     found = restore_images(Limited(130**2), x, Settings(tile='auto'))
     torch.testing.assert_close(found, 2 * x)
     messages = [record.message for record in caplog.records]
-    assert messages[-1].startswith('300x400 pixels (HxW): out of memory with tiles of 200 pixels; going on with 100')
+    assert messages[-1].startswith('300x400 pixels (HxW): out of memory with tiles of 200 pixels; continuing with 100')
     with pytest.raises(torch.OutOfMemoryError, match="Set tile to 'auto'"):
         restore_images(Limited(130**2), x)
     with pytest.raises(torch.OutOfMemoryError):
@@ -287,9 +287,9 @@ def test_the_limit_of_a_container(files: dict[str, str], left: int | None, tmp_p
 @pytest.mark.parametrize(
     ('wrong', 'said'),
     [
-        ({'tile': 0}, 'tile: 0 is not a whole number of at least 1. Or give auto.'),
+        ({'tile': 0}, 'tile: 0 is not a whole number of at least 1. Or use auto.'),
         ({'tile': 'large'}, "tile: 'large' is not a whole number"),
-        ({'tile': 32, 'overlap': 32}, 'overlap: 32 pixels, and a tile has 32.'),
+        ({'tile': 32, 'overlap': 32}, 'overlap: 32 pixels, but a tile has 32.'),
         ({'overlap': -1}, 'overlap: -1'),
         ({'statistics': 'tile s'}, "statistics: unknown choice 'tile s'. Did you mean 'tiles'?"),
         ({'passes': 0}, 'passes: 0'),
@@ -327,7 +327,7 @@ def test_options_are_checked_before_a_run(val: dict, said: list[str]) -> None:
 
 
 def test_a_tile_that_the_network_cannot_take() -> None:
-    with pytest.raises(ValueError, match=r'PromptIR wants sides that are multiples of 8\. Take 64 or more'):
+    with pytest.raises(ValueError, match=r'PromptIR needs sides that are multiples of 8\. Use 64 or more'):
         restore_images(built('promptir'), seeded_image((1, 3, 24, 24)), Settings(tile=7, overlap=0))
 
 

@@ -89,7 +89,7 @@ def test_windows_go_over_smoothly() -> None:
 
 
 def test_tiles_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match='a tile has at least 8 pixels'):
+    with pytest.raises(ValueError, match='must be at least 8'):
         Line.over(64, 7, 0, 8)
     with pytest.raises(ValueError, match='overlap: -1'):
         Line.over(64, 16, -1)

@@ -192,7 +192,7 @@ def test_a_row_is_one_prompt() -> None:
 def test_networks_that_show_prompts_are_named() -> None:
     edsr = ARCH_REGISTRY.get('EDSR')(3, 3, num_feat=4, num_block=1, upscale=1)
     with pytest.raises(
-        ValueError, match=r'^EDSR: has no prompts\. Take a network that has \(PIPNAFNet, PIPRestormer, PromptIR'
+        ValueError, match=r'^EDSR: has no prompts\. Use a network with prompts \(PIPNAFNet, PIPRestormer, PromptIR'
     ):
         prompts_of(edsr)
 

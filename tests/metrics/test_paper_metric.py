@@ -279,7 +279,7 @@ class TestRefused:
         ({'type': 'calculate_paper_psnr'}, 'PSNR: RGB, float, not rounded, data range 1'),
         (
             {'type': 'calculate_paper_psnr', 'test_y_channel': True, 'crop_border': 4},
-            'PSNR: Y channel (BT.601), float, not rounded, data range 1, border of 4 pixels left out',
+            'PSNR: Y channel (BT.601), float, not rounded, data range 1, border of 4 pixels omitted',
         ),
         (
             {'type': 'calculate_paper_ssim', 'crop_border': 0},

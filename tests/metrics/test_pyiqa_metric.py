@@ -85,5 +85,5 @@ def test_mistakes_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     for name in ('HTTP_PROXY', 'HTTPS_PROXY', 'http_proxy', 'https_proxy'):
         monkeypatch.setenv(name, 'http://127.0.0.1:9')  # nobody is there
-    with pytest.raises(OptionError, match=r"'pyiqa:niqe' cannot be made \(.*copy its cache"):
+    with pytest.raises(OptionError, match=r"'pyiqa:niqe' cannot be created \(.*copy its cache"):
         know_metric('pyiqa:niqe')

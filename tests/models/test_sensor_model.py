@@ -457,7 +457,7 @@ def test_wrong_options_of_a_sensors_training(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'val__labels': False}, 'val.labels: False; allowed: true (those of the data), sensor, or'),
+        ({'val__labels': False}, 'val.labels: False; allowed: true (labels of the data), sensor, or'),
         ({'val__labels': 'sensors'}, "val.labels: 'sensors'; allowed"),
         ({'val__labels': {'derian': 1}}, "val.labels: unknown degradation 'derian'"),
         ({'val__labels': {'derain': -1}}, 'val.labels'),

@@ -320,9 +320,9 @@ def test_a_network_that_cannot_be_as_asked_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as caught:
         model_with(tmp_path, EDSR, formulation='plain')
     assert caught.value.lines == [
-        'formulation: EDSR has no blocks with two formulations, as PromptIR and PIP have. Leave the key out.'
+        'formulation: EDSR has no blocks with two formulations, as PromptIR and PIP have. Omit the key.'
     ]
     with pytest.raises(OptionError, match=r'^kernels: the Triton kernels need Triton'):
         model_with(tmp_path, PIP, kernels='triton', num_gpu=0)
-    with pytest.raises(OptionError, match=r"^activation_checkpointing: EDSR: 'gate' belongs to"):
+    with pytest.raises(OptionError, match=r"^activation_checkpointing: EDSR: 'gate' needs"):
         model_with(tmp_path, EDSR, activation_checkpointing='gate')

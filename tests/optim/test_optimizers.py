@@ -72,7 +72,7 @@ def test_images_heads_depthwise_convolutions_and_prompts_are_no_hidden_matrices(
         (None, "unknown optimizer 'None'"),
         ('pytorch_optimizer:Moun', "unknown optimizer of pytorch_optimizer 'Moun'. Did you mean 'Muon'?"),
         ('pytorch_optimizer:', "unknown optimizer of pytorch_optimizer ''"),
-        ('pytorch_optimizer:ScheduleFreeAdamW', 'has other weights for validation than for training'),
+        ('pytorch_optimizer:ScheduleFreeAdamW', 'uses different weights for validation and training'),
     ],
 )
 def test_what_is_no_optimizer(name: object, sentence: str) -> None:

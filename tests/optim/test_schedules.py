@@ -239,7 +239,7 @@ def test_eta_min_is_held_against_every_group() -> None:
 
 
 def test_iterations_count_from_one() -> None:
-    with pytest.raises(ValueError, match='count from 1, found 0'):
+    with pytest.raises(ValueError, match='counted from 1, found 0'):
         FixedLR(optimizer()).lr_at(0)
 
 

@@ -76,9 +76,9 @@ def test_a_mistake_has_the_line_of_its_own_file() -> None:
     ('files', 'said'),
     [
         ({'own': 'a: 1\nbase: nothing.yml\n'}, "own.yml:2: base: the option file 'nothing.yml' does not exist."),
-        ({'own': 'base: {x: 1}\n'}, 'own.yml:1: base: give the name of an option file, or a list of names'),
-        ({'own': 'base: own.yml\n'}, "own.yml:1: base: 'own.yml' goes on from 'own.yml', which goes on from it."),
-        ({'own': 'base: a.yml\n', 'a': 'base: own.yml\n'}, "a.yml:1: base: 'own.yml' goes on from 'a.yml'"),
+        ({'own': 'base: {x: 1}\n'}, 'own.yml:1: base: must be the name of an option file, or a list of names'),
+        ({'own': 'base: own.yml\n'}, "own.yml:1: base: 'own.yml' is based on 'own.yml', which is based on it."),
+        ({'own': 'base: a.yml\n', 'a': 'base: own.yml\n'}, "a.yml:1: base: 'own.yml' is based on 'a.yml'"),
         ({'own': 'base: a.yml\n', 'a': 'x: [\n'}, 'a.yml: line 2'),
     ],
 )

@@ -156,7 +156,7 @@ def test_types_are_strict() -> None:
     assert [str(problem) for problem in section.problems(wrong, 'here')] == [
         'here.flag: 1 is neither true nor false.',
         'here.whole: True is not a whole number.',
-        "here.number: '2' is not a number. Leave the quotes out.",
+        "here.number: '2' is not a number. Remove the quotes.",
         'here.text: 3 is not text.',
     ]
 

@@ -185,7 +185,7 @@ def test_cmyk_without_a_profile() -> None:
     inks = np.asarray(Image.open(io.BytesIO(content))).astype(float)
     expected = (255 - inks[..., :3]) * (255 - inks[..., 3:]) / 255
     assert abs(picture.image - expected).max() <= 1
-    assert picture.notes == ('CMYK converted to RGB plainly, it has no profile',)
+    assert picture.notes == ('CMYK converted to RGB without a profile',)
     assert (picture.format, picture.profile) == ('JPEG', None)
 
 
@@ -211,7 +211,7 @@ def test_cmyk_by_its_profile(kind: str) -> None:
 
 def test_a_damaged_profile_of_inks_is_said() -> None:
     picture = decode_picture(by_pillow(photograph(), 'JPEG', 'CMYK', icc_profile=profile()))
-    assert picture.notes == ('CMYK converted to RGB plainly, its profile is damaged',)
+    assert picture.notes == ('CMYK converted to RGB without a profile, because it is damaged',)
     assert picture.profile is None
 
 
@@ -432,28 +432,28 @@ def animated(kind: str) -> bytes:
 
 
 FLOATS = photograph().astype(np.float32) / 255
-EIGHT = 'RGB pictures are restored'
+EIGHT = 'RGB images can be restored'
 REFUSED = {
-    'gif': (lambda: animated('GIF'), 'is animated: 3 frames. Give single pictures'),
+    'gif': (lambda: animated('GIF'), 'is animated: 3 frames. Use single images'),
     'apng': (lambda: animated('PNG'), 'is animated: 3 frames'),
     'webp': (lambda: animated('WEBP'), 'is animated: 3 frames'),
-    'pages': (lambda: animated('TIFF'), 'has 3 pages. Give single pictures'),
+    'pages': (lambda: animated('TIFF'), 'has 3 pages. Use single images'),
     'empty': (lambda: b'', r'is empty \(0 bytes\)'),
     'text': (lambda: b'hello, this is text', 'is text'),
-    'bytes': (lambda: bytes(range(256)), 'is no picture'),
+    'bytes': (lambda: bytes(range(256)), 'is not a readable image'),
     'float': (lambda: tiff(FLOATS), f'has floating-point values; .*{EIGHT}'),
     'float grey': (lambda: tiff(FLOATS[..., 0]), 'has floating-point values'),
     'half': (lambda: tiff(FLOATS.astype(np.float16)), 'has floating-point values'),
     'signed': (lambda: tiff(photograph().astype(np.int16)), 'has signed or complex values'),
-    '32 bits': (lambda: tiff(photograph().astype(np.uint32)), f'has 32 bits a value; .*{EIGHT}'),
+    '32 bits': (lambda: tiff(photograph().astype(np.uint32)), f'has 32 bits per value; .*{EIGHT}'),
     'inks 16': (lambda: tiff(photograph(channels=4, depth=16), photometric='separated'), 'SEPARATED'),
-    'preview': (lambda: tiff(photograph(), subfiletype=1), 'begins with a preview of another picture'),
+    'preview': (lambda: tiff(photograph(), subfiletype=1), 'starts with a preview of another image'),
     'five channels': (lambda: tiff(np.dstack([photograph(depth=16)] * 2)), 'has 16 bits in 6 channels'),
-    'text of 16 bits': (lambda: b'P3\n1 1\n65535\n1 2 3\n', 'the binary kinds'),
-    'hdr': (lambda: cv2.imencode('.hdr', FLOATS)[1].tobytes(), 'is a Radiance HDR picture: .*floating-point'),
-    'exr': (lambda: b'v/1\x01' + bytes(50), 'is an OpenEXR picture'),
+    'text of 16 bits': (lambda: b'P3\n1 1\n65535\n1 2 3\n', 'only the binary formats'),
+    'hdr': (lambda: cv2.imencode('.hdr', FLOATS)[1].tobytes(), 'is a Radiance HDR image: .*floating-point'),
+    'exr': (lambda: b'v/1\x01' + bytes(50), 'is an OpenEXR image'),
     'video': (lambda: b'\0\0\0\x18ftypisom' + bytes(50), 'is a video, or a HEIC or AVIF file that cannot be read'),
-    'heic': (lambda: b'\0\0\0\x18ftypheic' + bytes(50), 'is damaged or cut off'),
+    'heic': (lambda: b'\0\0\0\x18ftypheic' + bytes(50), 'is damaged or truncated'),
     'lfs': (lambda: b'version https://git-lfs.github.com/spec/v1\n', 'git lfs pull'),
     'bomb': (lambda: png_of_size(60000, 60000), 'has 60,000x60,000 = .* pixels; 178,956,970 are'),
     'tiff bomb': (lambda: tiff_of_size(60000, 60000), 'has 60,000x60,000 = .* pixels; 178,956,970 are'),
@@ -554,7 +554,7 @@ def test_without_the_extra_heic_is_named_with_what_to_install(tmp_path: Path) ->
     """
     said = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == [
-        "2 HEIC files left out. To read them: pip install 'promptir_basicsr[heif]'",
+        "2 HEIC files skipped. To read them: pip install 'promptir_basicsr[heif]'",
         "'a.heic' is a HEIC file. To read it: pip install 'promptir_basicsr[heif]'",
     ]
 
@@ -577,14 +577,14 @@ def test_without_the_extra_heic_is_named_with_what_to_install(tmp_path: Path) ->
 )
 def test_a_file_that_was_cut_off(name: str, part: float) -> None:
     content = LOSSLESS[name][0]
-    with pytest.raises(PictureError, match=r'^the picture (is damaged|is no picture|claims|has|is a)'):
+    with pytest.raises(PictureError, match=r'^the picture (is damaged|is not a readable image|claims|has|is a)'):
         decode_picture(content[: int(part * len(content))])
 
 
 @pytest.mark.parametrize('part', [0.3, 0.6, 0.95])
 def test_a_jpeg_that_was_cut_off(part: float) -> None:
     content = by_pillow(photograph(200, 200), 'JPEG')
-    with pytest.raises(PictureError, match=r'is damaged or cut off \([\d,]+ bytes\): image file is truncated'):
+    with pytest.raises(PictureError, match=r'is damaged or truncated \([\d,]+ bytes\): image file is truncated'):
         decode_picture(content[: int(part * len(content))])
 
 
@@ -597,7 +597,7 @@ def test_previews_and_second_views_are_no_pages() -> None:
     content = io.BytesIO()
     Image.fromarray(photograph()).save(content, 'MPO', save_all=True, append_images=[Image.fromarray(photograph())])
     picture = decode_picture(content.getvalue())
-    assert picture.notes == ('the first of several pictures in the file',)
+    assert picture.notes == ('the first of several images in the file',)
     assert (picture.format, picture.size) == ('JPEG', (37, 50))
     with Image.open(io.BytesIO(encode_picture(picture, 'JPEG'))) as file:
         assert len(list(ImageSequence.Iterator(file))) == 1
@@ -631,11 +631,11 @@ def test_whatever_bytes_are_wrong(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ('image', 'name', 'words'),
     [
-        (photograph(depth=16), 'x.jpg', 'JPEG holds 8 bits, the picture has 16. Take one of PNG, TIFF, PPM'),
-        (photograph(channels=4), 'x.jpg', 'JPEG holds no alpha channel'),
-        (photograph(depth=16), 'x.webp', 'WEBP holds 8 bits'),
-        (photograph(channels=2), 'x.ppm', 'PPM holds no alpha channel'),
-        (np.zeros((1, 16384, 3), np.uint8), 'x.webp', 'WEBP cannot hold the picture of 16384x1 pixels'),
+        (photograph(depth=16), 'x.jpg', 'JPEG stores 8 bits, the image has 16. Use one of PNG, TIFF, PPM'),
+        (photograph(channels=4), 'x.jpg', 'JPEG has no alpha channel'),
+        (photograph(depth=16), 'x.webp', 'WEBP stores 8 bits'),
+        (photograph(channels=2), 'x.ppm', 'PPM has no alpha channel'),
+        (np.zeros((1, 16384, 3), np.uint8), 'x.webp', 'WEBP cannot store the image of 16384x1 pixels'),
     ],
 )
 def test_a_format_that_cannot_hold_a_picture(image: np.ndarray, name: str, words: str, tmp_path: Path) -> None:

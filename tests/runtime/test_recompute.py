@@ -158,8 +158,8 @@ def test_blocks_are_the_outermost_of_what_is_repeated() -> None:
 
 def test_what_cannot_be_is_refused_and_nothing_changed() -> None:
     for net, checkpointing, message in (
-        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), 'block', "Sequential: 'block' needs blocks"),
-        (nn.Sequential(Outer(), Outer()), 'gate', "Sequential: 'gate' belongs to the Transformer blocks"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), 'block', "Sequential: 'block' needs repeated blocks"),
+        (nn.Sequential(Outer(), Outer()), 'gate', "Sequential: 'gate' needs the Transformer blocks"),
         (nn.Sequential(Outer(), Outer(norm=True)), 'block', 'the batch normalisation in Outer'),
         (nn.Sequential(Outer(), Outer()), 'blocks', "unknown checkpointing 'blocks'. Did you mean 'block'?"),
     ):

@@ -1,1 +1,1 @@
-"""The fast formulation of blocks, with the same numbers as the plain one."""
+"""The fast formulation of blocks, with the same results as the plain one."""

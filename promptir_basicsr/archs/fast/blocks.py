@@ -1,21 +1,21 @@
-"""The blocks of PromptIR and PIP in their fast formulation.
+"""Blocks of PromptIR and PIP in the fast formulation.
 
-The same numbers as the plain formulation of `restormer` and `prompts`, from the same parameters, with less to
-read, write and keep:
+The same results as the plain formulation of `restormer` and `prompts`, from the same parameters, with less memory
+traffic and memory:
 
 - features are (B, H, W, C) in memory, so that normalisations and 1x1 convolutions run over contiguous channels;
-- the affine part of a normalisation is folded into the 1x1 convolution behind it, where there are more pixels than
-  weights a channel, and what it gives is worked out again in the backward pass;
+- the affine part of a normalisation is folded into the following 1x1 convolution if there are more pixels than
+  weights per channel, and its output is recomputed in the backward pass;
 - q and k are not normalised at full size: the small matrix q^T k is divided by the products of their norms, and
   temperature, softmax and `project_out` become one matrix that is applied to v;
-- gate and depthwise convolution of the feed-forward network are worked out again in the backward pass, and its odd
-  hidden widths are filled up with zeros.
+- gate and depthwise convolution of the feed-forward network are recomputed in the backward pass, and its odd hidden
+  widths are padded with zeros.
 
-Without gradients on a CPU a block is worked through in strips (`strips`). On a GPU with Triton the depthwise
-convolutions, with the gate where there is one, and the bias-free normalisation are kernels of their own
-(`kernels`); torch has one for the usual normalisation.
+Without gradients on a CPU a block is computed in strips (`strips`). On a GPU with Triton the depthwise convolutions,
+including a following gate, and the bias-free normalisation are custom kernels (`kernels`); torch has one for the usual
+normalisation.
 
-Shapes: B batch, H W height and width, C channels, F hidden channels, h heads, c = C / h channels a head.
+Shapes: B batch, H W height and width, C channels, F hidden channels, h heads, c = C / h channels per head.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,28 +33,28 @@ from promptir_basicsr.archs.fast.strips import gate, widen
 from promptir_basicsr.archs.layers.global_statistics import NORM_EPS
 
 FEW = 4
-"""Pixels a channel below which weights are not folded: measured, see benchmarks/small.py."""
+"""Pixels per channel below which weights are not folded; measured by benchmarks/small.py."""
 
 
 def transformer_block(block: Any, x: Tensor) -> Tensor:
-    """A `TransformerBlock` of x: (B, C, H, W). Returns (B, C, H, W), channels last in memory."""
+    """Apply a `TransformerBlock` to x: (B, C, H, W). Returns (B, C, H, W), channels last in memory."""
     if strips.fits(x):
         return strips.transformer_block(block, x)
     return _run(block, _transformer_block, [x])
 
 
 def prompt_cross_block(block: Any, x: Tensor, prompt: Tensor) -> Tensor:
-    """A `PromptCrossBlock` of x: (B, C, H, W) and prompt: (B, D, H, W). Returns (B, C, H, W), channels last."""
+    """Apply a `PromptCrossBlock` to x: (B, C, H, W) and prompt: (B, D, H, W). Returns (B, C, H, W), channels last."""
     return _run(block, _prompt_cross_block, [x, prompt])
 
 
 def prompt_to_prompt(block: Any, basic: Tensor, degradation: Tensor, strength: float | Tensor) -> Tensor:
-    """A `PromptToPrompt` of basic: (1 or B, D, S, S) and degradation: (B, D, S, S). Returns (B, D, S, S)."""
+    """Apply a `PromptToPrompt` to basic: (1 or B, D, S, S), degradation: (B, D, S, S). Returns (B, D, S, S)."""
     return _run(block, _prompt_to_prompt, [basic, degradation], strength)
 
 
 def _run(block: Any, function: Callable[..., Tensor], images: Sequence[Tensor], *extra: Any) -> Tensor:
-    """A function of images as (B, H, W, C), in the type that autocast says; checkpointed where the block is."""
+    """Run a function of images (B, H, W, C) in autocast's dtype; checkpointed if the block is."""
     kind = images[0].device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else images[0].dtype
@@ -64,7 +64,7 @@ def _run(block: Any, function: Callable[..., Tensor], images: Sequence[Tensor], 
         return function(block, *rows, *extra).permute(0, 3, 1, 2)
 
     def run_exactly(*images: Tensor) -> Tensor:
-        # Every type is chosen here: statistics, norms and small matrices stay in float32.
+        # All dtypes are chosen here: statistics, norms and small matrices stay in float32.
         with torch.autocast(kind, enabled=False):
             return run(*images)
 
@@ -110,7 +110,7 @@ def _prompt_to_prompt(block: Any, basic: Tensor, degradation: Tensor, strength: 
 
 
 def affine_normalize(rows: Tensor, norm: Any) -> Tensor:
-    """A `LayerNorm2d` of (B, H, W, C)."""
+    """Apply a `LayerNorm2d` to (B, H, W, C)."""
     body = norm.body
     weight, bias = body.weight.to(rows.dtype), getattr(body, 'bias', None)
     if bias is not None:
@@ -119,25 +119,25 @@ def affine_normalize(rows: Tensor, norm: Any) -> Tensor:
 
 
 def linear(rows: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 1x1 convolution of (B, H, W, C)."""
+    """Apply a 1x1 convolution to (B, H, W, C)."""
     bias = None if conv.bias is None else conv.bias.to(rows.dtype)
     return F.linear(rows, conv.weight.flatten(1).to(rows.dtype), bias)
 
 
 def norm_project(rows: Tensor, norm: nn.Module, conv: nn.Conv2d) -> Tensor:
-    """The 1x1 convolution of the normalised features (B, H, W, C). Returns (B, H, W, out channels)."""
+    """Normalise features (B, H, W, C) and apply a 1x1 convolution. Returns (B, H, W, out channels)."""
     if few(rows, conv.out_channels):
         return linear(affine_normalize(rows, norm), conv)
     return _normed_linear(rows, *fold(norm, conv), norm.body)
 
 
 def few(rows: Tensor, channels: int) -> bool:
-    """Whether features (B, H, W, C) have so few pixels that weights for so many channels cost more than they do."""
+    """Return whether features (B, H, W, C) have so few pixels that folding weights costs more than it saves."""
     return rows[..., 0].numel() < FEW * channels
 
 
 def fold(norm: Any, conv: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-    """Weight (out, C) and bias (out,) of a 1x1 convolution that has taken over the affine part of a normalisation."""
+    """Fold the affine part of a normalisation into a 1x1 convolution. Returns weight (out, C) and bias (out,)."""
     weight, shift, bias = conv.weight.flatten(1), getattr(norm.body, 'bias', None), conv.bias
     if shift is not None:
         bias = weight @ shift if bias is None else torch.addmv(bias, weight, shift)
@@ -150,7 +150,7 @@ def _normed_linear(rows: Tensor, weight: Tensor, bias: Tensor | None, body: Any)
 
 
 class _NormedLinear(Function):
-    """linear(normalised x) of (B, H, W, C). Keeps x and the statistics of its pixels, not its normalised form."""
+    """linear(normalised x) of (B, H, W, C). Saves x and the statistics of its pixels, not its normalised form."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, subtract_mean: bool) -> Tensor:
@@ -172,11 +172,11 @@ class _NormedLinear(Function):
 
 
 def normalize(x: Tensor, eps: float, subtract_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """x: (B, H, W, C) normalised over C without an affine part, and mean and 1 / standard deviation: (B, H, W, 1)."""
+    """Normalise x: (B, H, W, C) over C without affine part. Also returns mean and 1 / std: (B, H, W, 1)."""
     if subtract_mean:
         return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
     image = x.permute(0, 3, 1, 2)
-    if kernels.usable(image):  # takes the statistics again in the backward pass
+    if kernels.usable(image):  # recomputes the statistics in the backward pass
         nothing = x.new_empty(0)
         return kernels.normalize_channels(image, subtract_mean, eps).permute(0, 2, 3, 1), nothing, nothing
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -186,7 +186,7 @@ def normalize(x: Tensor, eps: float, subtract_mean: bool) -> tuple[Tensor, Tenso
 
 
 def normalize_again(x: Tensor, mean: Tensor, rstd: Tensor, eps: float, subtract_mean: bool) -> Tensor:
-    """x: (B, H, W, C) normalised, given what `normalize` gave beside it."""
+    """Normalise x: (B, H, W, C), given the statistics that `normalize` returned."""
     if not rstd.numel():
         return normalize(x, eps, subtract_mean)[0]
     centred = x - mean if subtract_mean else x
@@ -194,7 +194,7 @@ def normalize_again(x: Tensor, mean: Tensor, rstd: Tensor, eps: float, subtract_
 
 
 def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps: float, subtract_mean: bool) -> Tensor:
-    """The gradient of x: (B, H, W, C), given that of its normalised form and what `normalize` gave."""
+    """Return the gradient of x: (B, H, W, C), given that of its normalised form and the statistics of `normalize`."""
     if subtract_mean:
         native = torch.ops.aten.native_layer_norm_backward
         return native(grad, x, x.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
@@ -207,7 +207,7 @@ def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps:
 
 
 def depthwise(rows: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 3x3 depthwise convolution of (B, H, W, C)."""
+    """Apply a 3x3 depthwise convolution to (B, H, W, C)."""
     image = rows.permute(0, 3, 1, 2)
     if kernels.usable(image):
         return kernels.depthwise3x3(image, conv.weight, conv.bias).permute(0, 2, 3, 1)
@@ -221,14 +221,14 @@ def _depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def mixing_matrix(q: Tensor, k: Tensor, attn: Any) -> Tensor:
-    """What a transposed attention and the convolution behind it do to v, as one matrix an image.
+    """Return a transposed attention and the following convolution as one matrix per image, to be applied to v.
 
     Args:
         q, k: (B, H, W, C).
         attn: the attention, with `temperature`, `project_out` and `attention(similarity)`.
 
     Returns:
-        (B, C, C), in the type of q; worked out in float32 or wider.
+        (B, C, C), in the dtype of q; computed in float32 or wider.
     """
     heads = len(attn.temperature)
     if attn.whole is None:
@@ -243,7 +243,7 @@ def mixing_matrix(q: Tensor, k: Tensor, attn: Any) -> Tensor:
 
 
 class _Gram(Function):
-    """q^T k of each head: (B, h, c, c), and the norms of the channels of q and of k over the pixels: (B, h, c)."""
+    """q^T k of each head: (B, h, c, c), and the norms of the channels of q and k over the pixels: (B, h, c)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,34 +266,34 @@ class _Gram(Function):
 
 
 def _channel_norm(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The norms of the channels of (B, H, W, C) over the pixels: (B, C)."""
-    if x.dtype in (torch.float32, torch.float64):  # several times as fast as a norm over pixels, and closer
+    """Return the norms of the channels of (B, H, W, C) over the pixels: (B, C)."""
+    if x.dtype in (torch.float32, torch.float64):  # several times faster than a norm over pixels, and more accurate
         return x.square().sum(dim=(1, 2)).sqrt()
     return torch.linalg.vector_norm(x, dim=(1, 2), dtype=dtype)
 
 
 def _by_head(x: Tensor, heads: int) -> Sequence[Tensor]:
-    """(B, H, W, C) -> h times (B, P, c). Sums over pixels leave the range of float16."""
+    """Split (B, H, W, C) into h times (B, P, c). Sums over pixels would exceed the range of float16."""
     x = x.float() if x.dtype == torch.float16 else x
     return x.flatten(1, 2).chunk(heads, dim=-1)
 
 
 def _add_norm_grad(grad: Tensor, x: Tensor, norm: Tensor, grad_norm: Tensor) -> Tensor:
-    """The gradient of x through its products, and that through its norms, which is 0 where a norm is."""
+    """Add the gradients of x through its products and through its norms; the latter is 0 where a norm is 0."""
     factor = torch.where(norm > 0, grad_norm / norm, 0).flatten(1)[:, None, None].to(grad.dtype)
     return torch.addcmul(grad, x.to(grad.dtype), factor).to(x.dtype)
 
 
 def mix(rows: Tensor, v: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """rows + matrix v + bias: (B, H, W, C), for rows and v: (B, H, W, C) and matrix: (B, C, C)."""
+    """Return rows + matrix v + bias: (B, H, W, C), for rows and v: (B, H, W, C) and matrix: (B, C, C)."""
     out = torch.baddbmm(rows.flatten(1, 2), v.flatten(1, 2), matrix.transpose(1, 2)).view_as(rows)
     return out if bias is None else out + bias.to(out.dtype)
 
 
 def feed_forward(rows: Tensor, norm: nn.Module, ffn: Any, keep: bool) -> Tensor:
-    """rows + ffn(normalised rows): (B, H, W, C), for a `GDFN`.
+    """Return rows + ffn(normalised rows): (B, H, W, C), for a `GDFN`.
 
-    `keep` keeps what its depthwise convolution gives for the backward pass, which works it out again otherwise.
+    `keep` saves the output of its depthwise convolution for the backward pass, which recomputes it otherwise.
     """
     if few(rows, ffn.project_in.out_channels):
         hidden = linear(affine_normalize(rows, norm), ffn.project_in)
@@ -340,7 +340,7 @@ class _GatedLinear(Function):
 
 
 def _convolve_and_gate(p: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> tuple[Tensor | None, Tensor]:
-    """The depthwise convolution of p: (B, H, W, 2F), None where it is never in memory, and its gate: (B, H, W, F)."""
+    """Return the depthwise convolution of p: (B, H, W, 2F), None if never in memory, and its gate: (B, H, W, F)."""
     image = p.permute(0, 3, 1, 2)
     if kernels.usable(image):
         return None, kernels.depthwise3x3_gate(image, weight, bias, dual).permute(0, 2, 3, 1)
@@ -351,7 +351,7 @@ def _convolve_and_gate(p: Tensor, weight: Tensor, bias: Tensor | None, dual: boo
 def _convolve_and_gate_backward(
     p: Tensor, weight: Tensor, bias: Tensor | None, d: Tensor | None, grad: Tensor, dual: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """What `_convolve_and_gate` gives for its gate, and the gradients of p, weight and bias."""
+    """Return the gate of `_convolve_and_gate`, and the gradients of p, weight and bias."""
     image, channels = p.permute(0, 3, 1, 2), p.shape[-1]
     if kernels.usable(image):
         gated, p_grad, weight_grad, bias_grad = kernels.depthwise3x3_gate_backward(
@@ -369,10 +369,10 @@ def _convolve_and_gate_backward(
 
 
 def gate_backward(d: Tensor, grad: Tensor, dual: bool) -> tuple[Tensor, Tensor]:
-    """What the gate gives for d: (B, H, W, 2F), and the gradient of d, given that of the gate: (B, H, W, F)."""
+    """Return the gate of d: (B, H, W, 2F), and the gradient of d, given that of the gate: (B, H, W, F)."""
     a, b = d.chunk(2, dim=-1)
     gelu_a = F.gelu(a)
-    if torch.compiler.is_compiling():  # which has no use for memory that is written part by part
+    if torch.compiler.is_compiling():  # the compiler does not need preallocated memory
         grad_a, grad_b = torch.ops.aten.gelu_backward(b * grad, a), gelu_a * grad
     else:
         grad_d = torch.empty_like(d)

@@ -1,12 +1,12 @@
-"""Operators of the Transformer blocks that a GPU runs as Triton kernels, each in as few passes over memory as it takes.
+"""Operators of the Transformer blocks as Triton kernels for GPUs, with as few passes over memory as possible.
 
-On a GPU in half precision these operators wait for memory, not for arithmetic. Each reads channels_last features once,
-works in float32, and writes its result once; the backward pass works out again what it would else have to read.
+On a GPU in half precision these operators are memory-bound. Each reads channels_last features once, computes in
+float32, and writes its result once; the backward pass recomputes intermediate results instead of reading them.
 
-Each is an operator of torch.library: torch.compile takes it without a graph break, autograd differentiates it (once).
-They are off until `set_kernels('triton')` switches them on for the whole process; ask `usable` before calling, they
-raise ValueError for what they do not take. With TRITON_INTERPRET=1 in the environment, set before Python starts, Triton
-runs them on the CPU, slowly, to show their numbers.
+Each is an operator of torch.library: torch.compile captures it without a graph break, autograd differentiates it
+(once). They are off until `set_kernels('triton')` enables them for the whole process. Check `usable` before a call;
+they raise ValueError for unsupported inputs. With TRITON_INTERPRET=1 in the environment, set before Python starts,
+Triton runs them on the CPU, slowly, for tests.
 
 Shapes: B batch, C channels, H W height and width, F hidden channels of the feed-forward network.
 """
@@ -24,12 +24,12 @@ from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.vocabulary import KERNELS
 
 MAX_CHANNELS = 8192
-"""What one program of the normalisation holds."""
+"""Maximum number of channels of the normalisation: one program holds all of them."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def has_triton() -> bool:
-    """Whether Triton is installed and adds tuples up in a kernel: 3.3, of torch 2.7, or newer."""
+    """Return whether Triton 3.3 (torch 2.7) or newer is installed, which can sum tuples in a kernel."""
     try:
         import triton
     except ImportError:
@@ -38,7 +38,7 @@ def has_triton() -> bool:
 
 
 enabled = False
-"""Whether `usable` may say yes; see `set_kernels`."""
+"""Whether `usable` may return True; see `set_kernels`."""
 available = has_triton()
 interpreted = os.environ.get('TRITON_INTERPRET') == '1'
 
@@ -47,10 +47,10 @@ def set_kernels(kind: str | None) -> None:
     """Choose the kernels of all networks of this process.
 
     Args:
-        kind: 'triton' for those of this module, wherever `usable` says yes; None for torch's own operators.
+        kind: 'triton' for those of this module where `usable` returns True; None for torch's own operators.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the kind is neither.
     """
     global enabled
     if kind not in (None, *KERNELS):
@@ -60,7 +60,7 @@ def set_kernels(kind: str | None) -> None:
 
 @contextmanager
 def kernels_of(kind: str | None) -> Iterator[None]:
-    """With other kernels until the end of the block, as of `set_kernels`; None leaves them as they are."""
+    """Context manager that sets kernels as `set_kernels` does; None changes nothing."""
     before = 'triton' if enabled else None
     set_kernels(kind or before)
     try:
@@ -70,11 +70,11 @@ def kernels_of(kind: str | None) -> Iterator[None]:
 
 
 def kernel_problems(where: str | Keys, kind: str | None, device: torch.device) -> list[Problem]:
-    """Why a device cannot run the kernels that an option asks for.
+    """Return why a device cannot run the kernels of an option.
 
     Args:
         where: name of the option, for the message.
-        kind: its value; None asks for nothing.
+        kind: its value; None requires nothing.
     """
     found = _unfit(device) if kind else ''
     needs = 'the Triton kernels need Triton 3.3 (torch 2.7) and an NVIDIA GPU of compute capability 7 or newer'
@@ -82,9 +82,9 @@ def kernel_problems(where: str | Keys, kind: str | None, device: torch.device) -
 
 
 def _unfit(device: torch.device) -> str:
-    """What the kernels lack on a device, in words."""
+    """Return what the kernels lack on a device, in words."""
     if not available:
-        return 'no such Triton is installed'
+        return 'it is not installed'
     if interpreted:
         return '' if device.type == 'cpu' else "TRITON_INTERPRET=1 runs them on the CPU, which is not this run's device"
     if device.type != 'cuda':
@@ -95,7 +95,7 @@ def _unfit(device: torch.device) -> str:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels are switched on, run where x lies, and suit it.
+    """Return whether the kernels are enabled and support x and its device.
 
     They need Triton, an NVIDIA GPU of compute capability 7 (for bfloat16: 8) or above, and x: (B, C, H, W) contiguous
     in channels_last, with C up to MAX_CHANNELS, of one of DTYPES. In Triton's interpreter they need the CPU instead.
@@ -107,7 +107,7 @@ def _suits(x: Tensor) -> bool:
     if not available or x.ndim != 4 or x.dtype not in DTYPES:
         return False
     _, channels, _, width = x.shape
-    # The kernels count the elements of one row in 32 bits.
+    # The kernels index the elements of one row with 32 bits.
     if channels > MAX_CHANNELS or channels * width >= 2**31:
         return False
     if interpreted:
@@ -118,9 +118,9 @@ def _suits(x: Tensor) -> bool:
 
 
 def prepare_to_compile() -> None:
-    """Keep what is asked of the device out of the graph of torch.compile.
+    """Keep queries of the device out of the graph of torch.compile.
 
-    Not a decorator: it imports torch.compile's machinery, which takes longer than the rest of this package together.
+    Not a decorator, because it imports torch.compile, which is slower than importing the rest of this package.
     """
     torch.compiler.assume_constant_result(_capability)
 
@@ -131,15 +131,15 @@ def _capability(device: torch.device) -> int:
 
 @torch.library.custom_op('promptir_basicsr::normalize_channels', mutates_args=())
 def normalize_channels(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    """(x - mean) / sqrt(var + eps) over the channels of each pixel, with the biased variance, in float32 or wider.
+    """Compute (x - mean) / sqrt(var + eps) over the channels of each pixel, with biased variance, in at least float32.
 
     Args:
         x: (B, C, H, W).
-        subtract_mean: False leaves the mean in x, not in the variance ('BiasFree').
+        subtract_mean: False does not subtract the mean from x, only in the variance ('BiasFree').
         eps: added to the variance.
 
     Returns:
-        (B, C, H, W) in channels_last, of x's dtype. An affine part belongs to the convolution behind.
+        (B, C, H, W) in channels_last, of x's dtype. An affine part belongs to the following convolution.
     """
     _check('normalize_channels', x)
     return _triton().normalize(_packed(x), subtract_mean, eps)
@@ -147,7 +147,7 @@ def normalize_channels(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
 
 @torch.library.custom_op('promptir_basicsr::normalize_channels_backward', mutates_args=())
 def normalize_channels_backward(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    """The gradient of x, given that of what normalize_channels makes of it: (B, C, H, W), in channels_last."""
+    """Return the gradient of x, given that of the output of normalize_channels: (B, C, H, W), in channels_last."""
     _check('normalize_channels_backward', x)
     return _triton().normalize_backward(_packed(grad), _packed(x), subtract_mean, eps)
 
@@ -156,11 +156,11 @@ def normalize_channels_backward(grad: Tensor, x: Tensor, subtract_mean: bool, ep
     'promptir_basicsr::depthwise3x3', mutates_args=(), schema='(Tensor x, Tensor weight, Tensor? bias) -> Tensor'
 )
 def depthwise3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The depthwise 3x3 convolution of stride 1 with zero padding, summed in float32 or wider.
+    """Apply a depthwise 3x3 convolution of stride 1 with zero padding, summed in float32 or wider.
 
     Args:
         x: (B, C, H, W).
-        weight: (C, 1, 3, 3), of x's dtype or a wider one, which it is then read in.
+        weight: (C, 1, 3, 3), of x's dtype or a wider one.
         bias: (C,) or None.
 
     Returns:
@@ -176,9 +176,9 @@ def depthwise3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     schema='(Tensor x, Tensor weight, Tensor? bias, bool dual) -> Tensor',
 )
 def depthwise3x3_gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
-    """gelu(a) b, where a, b are the halves of depthwise3x3(x); dual: gelu(a) b + gelu(b) a. The GELU is the exact one.
+    """Compute gelu(a) b of the halves a, b of depthwise3x3(x), with `dual` plus gelu(b) a; the GELU is exact (erf).
 
-    The halves are never in memory; the backward pass keeps x and works them out again.
+    The halves are never stored; the backward pass recomputes them from x.
 
     Args:
         x: (B, 2F, H, W).
@@ -202,16 +202,15 @@ def depthwise3x3_gate(x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool
 def depthwise3x3_gate_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dual: bool, again: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What depthwise3x3_gate gives, worked out again, and its gradients, for an autograd function that embraces it.
+    """Recompute the output of depthwise3x3_gate and return it with its gradients, for a surrounding autograd function.
 
     Args:
-        grad: (B, F, H, W), that of the output.
-        x, weight, bias, dual: what depthwise3x3_gate was called with.
-        again: whether the output is wanted.
+        grad: (B, F, H, W), of the output.
+        x, weight, bias, dual: arguments of the forward call.
+        again: whether to return the output.
 
     Returns:
-        The output: (B, F, H, W), empty where it is not wanted, and the gradients of x, of weight, and of a bias (also
-        where there is none).
+        The output: (B, F, H, W), or empty, and the gradients of x, weight, and a bias (even if there is no bias).
     """
     _check('depthwise3x3_gate_backward', x, weight, bias, halves=True)
     x, taps = _packed(x), _taps(x, weight)
@@ -225,8 +224,8 @@ def _check(
 ) -> None:
     if not _suits(x):
         raise ValueError(
-            f'{name}: no Triton kernel takes x, which is {tuple(x.shape)} of {x.dtype} on {x.device}. Ask usable(x) '
-            'before the call, and compute with torch where it says no.'
+            f'{name}: no Triton kernel supports x, which is {tuple(x.shape)} of {x.dtype} on {x.device}. Check '
+            'usable(x) before the call, and use torch if it is False.'
         )
     channels = x.shape[1]
     if weight is not None and weight.shape != (channels, 1, 3, 3):
@@ -238,7 +237,7 @@ def _check(
 
 
 def _triton() -> Any:
-    """The module of the kernels, which imports Triton."""
+    """Return the module of the kernels, which imports Triton."""
     from promptir_basicsr.archs.fast import triton_kernels
 
     return triton_kernels
@@ -255,12 +254,12 @@ def _packed(x: Tensor) -> Tensor:
 
 
 def _taps(x: Tensor, weight: Tensor) -> Tensor:
-    """(C, 1, 3, 3) -> (9, C), in what sums over x are taken in."""
+    """Convert (C, 1, 3, 3) to (9, C), in the dtype of sums over x."""
     return weight.reshape(len(weight), 9).t().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
 def _parameter_gradients(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """From (10, C), those of weight: (C, 1, 3, 3) and bias: (C,), which own their memory."""
+    """Split (10, C) into the gradients of weight: (C, 1, 3, 3) and bias: (C,), which own their memory."""
     of_weight = sums[:9].t().to(weight.dtype, memory_format=torch.contiguous_format, copy=True)
     return of_weight.reshape(weight.shape), sums[9].to(weight.dtype, copy=True)
 

@@ -1,10 +1,10 @@
-"""The fast formulation without gradients on a CPU: a block in horizontal strips that stay in the processor's cache.
+"""The fast formulation without gradients on a CPU: blocks in horizontal strips that fit the CPU cache.
 
-Depthwise convolutions read one row above and below a strip; these rows are kept from the strip before. The C x C matrix
-of an attention and the norms of its channels are added up strip by strip; then it is applied to v, strip by strip, on
-the way into the feed-forward network. Beside its input a block holds its output and a few strips.
+Depthwise convolutions read one row above and below a strip; these rows are reused from the previous strip. The C x C
+matrix of an attention and the norms of its channels are summed strip by strip; then the matrix is applied to v, strip
+by strip, before the feed-forward network. Besides its input a block stores its output and a few strips.
 
-Shapes: B batch, H W height and width, C channels, F hidden channels, h heads, c = C / h channels a head.
+Shapes: B batch, H W height and width, C channels, F hidden channels, h heads, c = C / h channels per head.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,20 +16,20 @@ from torch import Tensor
 
 from promptir_basicsr.archs.layers.global_statistics import similarity_of
 
-LANES = 16  # hidden widths are filled up to multiples of it, for vector units and tensor cores
+LANES = 16  # hidden widths are padded to multiples of it, for vector units and tensor cores
 
 STRIP_BYTES = 2**21
-"""About the size of a strip of the widest features of a block: what two cores' second-level caches hold."""
+"""Approximate size of a strip of the widest features of a block: the L2 caches of two cores."""
 
 Fill = Callable[[int, int, Tensor], None]
-"""Called with (start, stop, out): writes the picture's rows from start to stop into out: (stop - start, W, C)."""
+"""Called with (start, stop, out): writes the image's rows from start to stop to out: (stop - start, W, C)."""
 
 
 def widen(ffn: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor]:
-    """The weights of a `GDFN` with zeros for hidden channels, up to a multiple of LANES.
+    """Pad the hidden channels of the weights of a `GDFN` with zeros, up to a multiple of LANES.
 
-    Weight (2F, C) and bias (2F,) of its first convolution, which are given, of its depthwise one, and the weight (C, F)
-    of its last one.
+    Returns weight (2F, C) and bias (2F,) of its first convolution, which are arguments, those of its depthwise
+    convolution, and the weight (C, F) of its last one.
     """
     conv, last = ffn.dwconv, ffn.project_out.weight.flatten(1)
     more = -last.shape[1] % LANES
@@ -46,7 +46,7 @@ def widen(ffn: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def fits(x: Tensor) -> bool:
-    """Whether blocks of x are worked through in strips."""
+    """Return whether blocks of x are computed in strips."""
     return (
         x.device.type == 'cpu'
         and x.dtype in (torch.float32, torch.float64)
@@ -57,14 +57,14 @@ def fits(x: Tensor) -> bool:
 
 
 def transformer_block(block: Any, x: Tensor) -> Tensor:
-    """A `TransformerBlock` of x: (B, C, H, W). Returns (B, C, H, W), channels last in memory."""
+    """Apply a `TransformerBlock` to x: (B, C, H, W). Returns (B, C, H, W), channels last in memory."""
     images = x.permute(0, 2, 3, 1).contiguous()
     out = torch.empty_like(images)
     attn, channels = block.attn, x.shape[1]
     bias = attn.project_out.bias
     feed_forward = FeedForward(block.norm2, block.ffn, images)
     for number, (image, result) in enumerate(zip(images, out, strict=True)):
-        # v waits in the memory of the result: the feed-forward network has read its rows when it writes them.
+        # v shares memory with the result: the feed-forward network reads rows of v before it overwrites them.
         matrix = attend(image, result, block.norm1, attn, number).t()
 
         def mixed(start: int, stop: int, rows: Tensor, image=image, v=result, matrix=matrix) -> None:  # type: ignore[no-untyped-def]
@@ -78,7 +78,7 @@ def transformer_block(block: Any, x: Tensor) -> Tensor:
 
 
 def feed_forward(rows: Tensor, norm: Any, ffn: Any) -> Tensor:
-    """rows + ffn(normalised rows): (B, H, W, C), for a `GDFN`."""
+    """Return rows + ffn(normalised rows): (B, H, W, C), for a `GDFN`."""
     run, out = FeedForward(norm, ffn, rows), torch.empty_like(rows)
     for image, result in zip(rows, out, strict=True):
         run(lambda start, stop, part, image=image: part.copy_(image[start:stop]), result)  # type: ignore[misc]
@@ -86,11 +86,11 @@ def feed_forward(rows: Tensor, norm: Any, ffn: Any) -> Tensor:
 
 
 def attend(image: Tensor, values: Tensor, norm: Any, attn: Any, number: int = 0) -> Tensor:
-    """The first half of an `MDTA` and of the normalisation in front: (C, C), what attention and `project_out` do to v.
+    """Compute normalisation and the first half of an `MDTA`: (C, C), the matrix of attention and `project_out` for v.
 
     Args:
         image: (H, W, C).
-        values: (H, W, C), where v is written.
+        values: (H, W, C), receives v.
         number: of the image in its batch.
     """
     channels, heads = image.shape[-1], len(attn.temperature)
@@ -123,7 +123,7 @@ def attend(image: Tensor, values: Tensor, norm: Any, attn: Any, number: int = 0)
 
 
 class FeedForward:
-    """rows + ffn(normalised rows), for a `GDFN` and picture after picture of the size of images: (B, H, W, C)."""
+    """rows + ffn(normalised rows), for a `GDFN` and one image at a time of images: (B, H, W, C)."""
 
     def __init__(self, norm: Any, ffn: Any, images: Tensor) -> None:
         weight = ffn.project_in.weight.flatten(1)
@@ -135,7 +135,7 @@ class FeedForward:
         self.rows = Window(images[0], self.channels, self.hidden.rows)
 
     def __call__(self, fill: Fill, out: Tensor) -> None:
-        """Write the result of the rows that `fill` gives to out: (H, W, C). It is asked for each row once, in order."""
+        """Write the result of the rows that `fill` returns to out: (H, W, C). Each row is read once, in order."""
         for start, stop in self.hidden.strips():
             rows = self.rows.slide(start, stop, fill)
             d = depthwise(self.hidden.slide(start, stop, self._project), self.conv_weight, self.conv_bias)
@@ -152,27 +152,27 @@ class FeedForward:
 
 
 class Window:
-    """A strip of a picture's features with one row above and one below, which slides down.
+    """A sliding strip of an image's features, with one more row above and below.
 
     Args:
         image: (H, W, any), for sizes and type.
         channels: C of the features.
-        rows: height of a strip. Default: what STRIP_BYTES allow.
+        rows: height of a strip. Default: as STRIP_BYTES allows.
     """
 
     def __init__(self, image: Tensor, channels: int, rows: int | None = None) -> None:
         self.height, width = image.shape[:2]
         most = max(1, STRIP_BYTES // (width * channels * image.element_size()))
-        self.rows = rows or -(-self.height // -(-self.height // most))  # as many strips as needed, all but equal
+        self.rows = rows or -(-self.height // -(-self.height // most))  # as many strips as needed, nearly equal
         self.memory = image.new_empty(1, self.rows + 2, width, channels)
         self.start = 0
 
     def strips(self) -> Iterator[tuple[int, int]]:
-        """Start and stop of each strip."""
+        """Yield start and stop of each strip."""
         return ((start, min(start + self.rows, self.height)) for start in range(0, self.height, self.rows))
 
     def slide(self, start: int, stop: int, fill: Fill) -> Tensor:
-        """(1, stop - start + 2, W, C): the rows from start - 1 to stop; beyond the picture they are 0."""
+        """Return (1, stop - start + 2, W, C): the rows from start - 1 to stop; 0 outside the image."""
         self.start = start
         if start:
             self.memory[0, :2] = self.memory[0, self.rows : self.rows + 2].clone()
@@ -186,25 +186,25 @@ class Window:
         return self.memory[:, : stop - start + 2]
 
     def between(self, first: int, last: int) -> Tensor:
-        """(last - first, W, C): rows of the picture that the window holds."""
+        """Return (last - first, W, C): rows of the image that the window holds."""
         return self.memory[0, first - self.start + 1 : last - self.start + 1]
 
 
 def gate(d: Tensor, dual: bool) -> Tensor:
-    """gelu(a) b of the halves a and b of d: (..., 2F), and gelu(b) a on top where `dual`. Returns (..., F)."""
+    """Return gelu(a) b, plus gelu(b) a if `dual`, for the halves a and b of d: (..., 2F). Returns (..., F)."""
     a, b = d.chunk(2, dim=-1)
     gated = F.gelu(a).mul_(b)
     return gated.add_(F.gelu(b).mul_(a)) if dual else gated
 
 
 def depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The 3x3 depthwise convolution of (1, n + 2, W, C), rows of 0 left and right. Returns (n, W, C)."""
+    """Apply a 3x3 depthwise convolution to (1, n + 2, W, C), zero-padded left and right. Returns (n, W, C)."""
     out = F.conv2d(rows.permute(0, 3, 1, 2), weight, bias, padding=(0, 1), groups=rows.shape[-1])
     return out.permute(0, 2, 3, 1)[0].contiguous()
 
 
 def normalize(rows: Tensor, body: Any) -> Tensor:
-    """A `LayerNorm2d` of (..., C)."""
+    """Apply a `LayerNorm2d` to (..., C)."""
     if hasattr(body, 'bias'):
         return F.layer_norm(rows, rows.shape[-1:], body.weight, body.bias, body.eps)
     variance = rows.var(dim=-1, correction=0, keepdim=True)

@@ -1,15 +1,14 @@
-# Triton gives annotations of a kernel's arguments a meaning of its own.
+# Triton interprets the annotations of a kernel's arguments.
 # mypy: disable-error-code="no-untyped-def,assignment"
-"""Triton kernels, forward and backward: the depthwise 3x3 convolution, alone and with the gate behind it, and the
+"""Triton kernels, forward and backward: the depthwise 3x3 convolution, alone and with the following gate, and the
 normalisation over the channels of each pixel.
 
-Importing this needs Triton; kernels.py is the way in.
+Importing this requires Triton; kernels.py is the entry point.
 
 Shapes: tensors are (B, C, H, W) packed in channels_last, that is (B, H, W, C) in memory. Taps are (9, C): the weights
-of a depthwise convolution with the nine places first, so that neighbouring channels lie together. A program works on a
-tile of ROWS x COLUMNS pixels and CHANNELS channels. Each place that a convolution looks at is a load of its own, which
-the first-level cache serves; rows of a tile share their loads. Nothing is added up across programs but by torch.sum, so
-that the same input gives the same bits.
+of a depthwise convolution with the nine places first, so that channels are contiguous. A program computes a tile
+of ROWS x COLUMNS pixels and CHANNELS channels. Each tap of a convolution is a separate load, served by the L1 cache;
+rows of a tile share their loads. Only torch.sum adds across programs, so the same input results in the same bits.
 
 Of the normalisation: P = B H W pixels, C channels, packed as (P, C).
 """
@@ -22,11 +21,11 @@ import triton.language as tl
 from torch import Tensor
 
 ELEMENTS = 2048
-"""Pixels times channels that one program holds in registers."""
+"""Pixels times channels that one program keeps in registers."""
 
 
 class Tile(NamedTuple):
-    """What one program works on at a time."""
+    """The size of one program's work."""
 
     rows: int
     columns: int
@@ -34,21 +33,21 @@ class Tile(NamedTuple):
     warps: int
 
 
-# Four channels a thread: a load is eight bytes in half precision, and the taps and sums of all rows stay in registers,
-# of which more rows in the gate or in the backward pass would leave too few for a second block on a multiprocessor.
+# Four channels per thread: a load is eight bytes in half precision, and the taps and sums of all rows stay in
+# registers. More rows in the gate or backward pass would leave too few for a second block on a multiprocessor.
 CONVOLVE = Tile(rows=4, columns=16, channels=32, warps=4)
 GATE = Tile(rows=2, columns=16, channels=32, warps=4)
 BACKWARD = Tile(rows=2, columns=16, channels=32, warps=4)
 PROGRAMS = 2048
-"""About how many programs share the gradient of the weights; a constant, so that every GPU adds in the same order."""
+"""Approximate number of programs per gradient of the weights; constant, so every GPU adds in the same order."""
 
 
 @triton.jit
 def _load(x, top, ROW: tl.constexpr, height, width, pitch, column, channel, within):
-    """Row top + ROW of a picture at x: (COLUMNS, CHANNELS), zero outside the picture."""
+    """Load row top + ROW of an image at x: (COLUMNS, CHANNELS), zero outside the image."""
     row = top + ROW
     inside = (column >= 0) & (column < tl.where((row >= 0) & (row < height), width, 0))
-    # An image may have more elements than 32 bits count, one row of it has not.
+    # An image may have more elements than 32 bits can index, a row may not.
     line = x + row.to(tl.int64) * width * pitch
     place = column[:, None] * pitch + channel[None, :]
     return tl.load(line + place, mask=inside[:, None] & within[None, :], other=0)
@@ -56,7 +55,7 @@ def _load(x, top, ROW: tl.constexpr, height, width, pitch, column, channel, with
 
 @triton.jit
 def _store(y, values, top, ROW: tl.constexpr, height, width, pitch, column, channel, within):
-    """Write (COLUMNS, CHANNELS) to row top + ROW of a picture at y; what lies outside the picture is dropped."""
+    """Store (COLUMNS, CHANNELS) to row top + ROW of an image at y; pixels outside the image are dropped."""
     row = top + ROW
     inside = column < tl.where(row < height, width, 0)
     line = y + row.to(tl.int64) * width * pitch
@@ -66,7 +65,7 @@ def _store(y, values, top, ROW: tl.constexpr, height, width, pitch, column, chan
 
 @triton.jit
 def _taps(taps, pitch, channel, within, WIDE: tl.constexpr):
-    """The nine taps of some channels: (1, CHANNELS) each."""
+    """Load the nine taps of some channels: (1, CHANNELS) each."""
     found = ()
     for k in tl.static_range(9):
         found = found + (tl.load(taps + k * pitch + channel, mask=within, other=0).to(WIDE)[None, :],)
@@ -75,7 +74,7 @@ def _taps(taps, pitch, channel, within, WIDE: tl.constexpr):
 
 @triton.jit
 def _convolve(x, taps, offset, top, ROW: tl.constexpr, height, width, pitch, column, channel, within):
-    """Row top + ROW of the convolution: (COLUMNS, CHANNELS). Loads that several rows ask for are made once."""
+    """Compute row top + ROW of the convolution: (COLUMNS, CHANNELS). Rows share their loads."""
     total = offset
     for k in tl.static_range(9):
         values = _load(x, top, ROW + k // 3 - 1, height, width, pitch, column + (k % 3 - 1), channel, within)
@@ -85,7 +84,7 @@ def _convolve(x, taps, offset, top, ROW: tl.constexpr, height, width, pitch, col
 
 @triton.jit
 def _offset(bias, channel, within, HAS_BIAS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    """What a convolution starts from: (COLUMNS, CHANNELS)."""
+    """Return the initial value of a convolution, bias or 0: (COLUMNS, CHANNELS)."""
     offset = tl.zeros((COLUMNS, channel.shape[0]), WIDE)
     if HAS_BIAS:
         offset += tl.load(bias + channel, mask=within, other=0).to(WIDE)[None, :]
@@ -94,14 +93,14 @@ def _offset(bias, channel, within, HAS_BIAS: tl.constexpr, COLUMNS: tl.constexpr
 
 @triton.jit
 def _gelu(x):
-    """The exact GELU and its derivative."""
+    """Return the exact GELU and its derivative."""
     below = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
     return x * below, below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
 
 
 @triton.jit
 def _place(index, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Image, first row and columns of a tile. Tiles run down an image first: their halo rows are still in the cache."""
+    """Return image, first row and columns of a tile. Tiles go down an image first, so halo rows are still cached."""
     row_tiles = tl.cdiv(height, ROWS)
     column_tiles = tl.cdiv(width, COLUMNS)
     image = index // (row_tiles * column_tiles)
@@ -133,7 +132,7 @@ def convolve_kernel(
     start = image * height * width * channels
     held = _taps(taps, channels, channel, within, WIDE)
     offset = _offset(bias, channel, within, HAS_BIAS, COLUMNS, WIDE)
-    # All loads before the first store: the compiler may not move a load across it.
+    # All loads precede the first store, because the compiler cannot move a load across it.
     found = ()
     for r in tl.static_range(ROWS):
         found = found + (_convolve(x + start, held, offset, top, r, height, width, channels, column, channel, within),)
@@ -158,10 +157,10 @@ def convolve_backward_kernel(
     CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """grad_x, and this program's share of the gradients of taps and bias, from one reading of grad and x.
+    """Compute grad_x and this program's part of the gradients of taps and bias, reading grad and x once.
 
-    sums: (programs, 10, C). grad_x at a place needs grad at its nine neighbours; these times x at the place are what
-    the gradients of the taps add up.
+    sums: (programs, 10, C). grad_x at a pixel needs grad at its nine neighbours; the gradients of the taps are sums of
+    these times x at the pixel.
     """
     blocks = tl.cdiv(channels, CHANNELS)
     program = tl.program_id(0) // blocks
@@ -252,7 +251,7 @@ def gate_backward_kernel(
     CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """grad_ab: (B, 2F, H, W), the gradients of the halves a and b, which are worked out again; AGAIN: y, too."""
+    """Compute grad_ab: (B, 2F, H, W), the gradients of the halves a and b, which are recomputed; with AGAIN also y."""
     blocks = tl.cdiv(hidden, CHANNELS)
     image, top, column = _place(tl.program_id(0) // blocks, height, width, ROWS, COLUMNS)
     channel = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
@@ -288,7 +287,7 @@ def gate_backward_kernel(
 
 
 def convolve(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
-    """The depthwise convolution of x: (B, C, H, W) with taps: (9, C). Returns (B, C, H, W)."""
+    """Apply the depthwise convolution of taps: (9, C) to x: (B, C, H, W). Returns (B, C, H, W)."""
     y = torch.empty_like(x, memory_format=torch.channels_last)
     _, channels, height, width = x.shape
     launch(
@@ -302,7 +301,7 @@ def convolve(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def convolve_backward(grad: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    """From grad: (B, C, H, W), that of the output.
+    """Compute the gradients of `convolve` from grad: (B, C, H, W) of the output.
 
     Returns:
         The gradient of x: (B, C, H, W), and those of the nine taps and of the bias: (10, C), in float32 or wider.
@@ -323,7 +322,7 @@ def convolve_backward(grad: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Te
 
 
 def gate(x: Tensor, taps: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
-    """The gated halves of the convolution of x: (B, 2F, H, W) with taps: (9, 2F). Returns (B, F, H, W)."""
+    """Return the gated halves of the convolution of x: (B, 2F, H, W) with taps: (9, 2F). Returns (B, F, H, W)."""
     batch, channels, height, width = x.shape
     hidden = channels // 2
     y = torch.empty(batch, hidden, height, width, device=x.device, dtype=x.dtype, memory_format=torch.channels_last)
@@ -341,11 +340,10 @@ def gate(x: Tensor, taps: Tensor, bias: Tensor | None, dual: bool) -> Tensor:
 def gate_backward(
     grad: Tensor, x: Tensor, taps: Tensor, bias: Tensor | None, dual: bool, again: bool
 ) -> tuple[Tensor, Tensor]:
-    """From grad: (B, F, H, W), that of the output.
+    """Compute the gradients of `gate` from grad: (B, F, H, W) of the output.
 
     Returns:
-        The gradient of the convolution of x: (B, 2F, H, W), and the output: (B, F, H, W), empty unless it is to be
-        worked out `again`.
+        The gradient of the convolution of x: (B, 2F, H, W), and the output: (B, F, H, W), empty unless `again`.
     """
     y = torch.empty_like(grad, memory_format=torch.channels_last) if again else grad.new_empty(0)
     grad_ab = torch.empty_like(x, memory_format=torch.channels_last)
@@ -370,7 +368,7 @@ def launch(kernel: triton.JITFunction, programs: int, *arguments: Any, **options
 
 
 def wide_type(x: Tensor) -> tl.dtype:
-    """What sums over x are taken in."""
+    """Return the dtype of sums over x."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
@@ -391,7 +389,7 @@ def options(x: Tensor, tile: Tile) -> dict[str, Any]:
 
 @triton.jit
 def _centre(x, within, channels, EPS: tl.constexpr):
-    """x: (PIXELS, CHANNELS), zero outside `within`. Returns x - mean over the channels, and 1 / sqrt(var + EPS)."""
+    """Centre x: (PIXELS, CHANNELS), zero outside `within`. Returns x - mean over channels, and 1 / sqrt(var + EPS)."""
     mean = tl.sum(x, axis=1) / channels
     centred = tl.where(within, x - mean[:, None], 0)
     return centred, tl.rsqrt(tl.sum(centred * centred, axis=1) / channels + EPS)
@@ -399,7 +397,7 @@ def _centre(x, within, channels, EPS: tl.constexpr):
 
 @triton.jit
 def _rows(pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Where the pixels of this program lie, and which of their places are within the image."""
+    """Return the offsets of this program's pixels, and which of them are inside the image."""
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     channel = tl.arange(0, CHANNELS)
     within = (pixel < pixels)[:, None] & (channel < channels)[None, :]
@@ -439,7 +437,7 @@ def normalize_backward_kernel(
     CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """The gradient of x. Mean and variance are taken again: x is read anyway, so this costs no memory traffic."""
+    """Compute the gradient of x. Recomputes mean and variance without more memory traffic: x is read anyway."""
     place, within = _rows(pixels, channels, PIXELS, CHANNELS)
     values = tl.load(x + place, mask=within, other=0).to(WIDE)
     upstream = tl.load(grad + place, mask=within, other=0).to(WIDE)
@@ -452,14 +450,14 @@ def normalize_backward_kernel(
 
 
 def normalize(x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    """x: (B, C, H, W), packed in channels_last. Returns the like."""
+    """Normalise x: (B, C, H, W), packed in channels_last. Returns the same layout."""
     y = torch.empty_like(x, memory_format=torch.channels_last)
     run(normalize_kernel, x, y, subtract_mean=subtract_mean, eps=eps)
     return y
 
 
 def normalize_backward(grad: Tensor, x: Tensor, subtract_mean: bool, eps: float) -> Tensor:
-    """grad and x: (B, C, H, W), packed in channels_last. Returns the gradient of x, the like."""
+    """Return the gradient of x for grad and x: (B, C, H, W), packed in channels_last, in the same layout."""
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     run(normalize_backward_kernel, grad, x, grad_x, subtract_mean=subtract_mean, eps=eps)
     return grad_x

@@ -1,1 +1,1 @@
-"""What networks are built from, in the plain formulation."""
+"""Layers of the networks, in the plain formulation."""

@@ -1,4 +1,4 @@
-"""Whether the arguments of a network make sense, and whether an image is one."""
+"""Checks of the arguments and input images of networks."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from promptir_basicsr.core.errors import OptionError, argument_error
 def check_backbone(
     network: str, dim: int, num_blocks: Sequence[int], heads: Sequence[int], ffn_expansion_factor: float
 ) -> None:
-    """Refuse a four-level backbone that cannot be built, or that would have parameters without a gradient.
+    """Reject arguments of a four-level backbone that cannot be built or would have parameters without a gradient.
 
     Raises:
         OptionError: names the network and the argument, what was found, what is allowed.
@@ -22,7 +22,7 @@ def check_backbone(
     check_whole_numbers(network, 'heads', heads, length=4)
     for level, count in enumerate(heads):
         width = dim * 2**level
-        # One channel a head leaves softmax a single entry: queries, keys and temperature would never learn.
+        # With one channel per head the softmax has one entry: queries, keys and temperature would never learn.
         allowed = [n for n in range(1, width) if width % n == 0]
         if count not in allowed:
             raise argument_error(
@@ -32,12 +32,12 @@ def check_backbone(
                 f'heads of two channels or more. It must be one of {allowed}.',
             )
     if not isinstance(ffn_expansion_factor, int | float) or not ffn_expansion_factor * dim >= 1:
-        what = f'a number of at least {1 / dim:.3g}, so that dim {dim} has a hidden channel. The paper has 2.66.'
+        what = f'a number of at least {1 / dim:.3g}, so that dim {dim} has a hidden channel. The paper uses 2.66.'
         raise must_be(network, 'ffn_expansion_factor', ffn_expansion_factor, what)
 
 
 def check_ends(network: str, inp_channels: int, out_channels: int, num_refinement_blocks: int) -> None:
-    """Refuse channels of the two images, or a refinement, that a backbone cannot be built with.
+    """Reject invalid image channels and numbers of refinement blocks of a backbone.
 
     Raises:
         OptionError: names the network and the argument, what was found, what is allowed.
@@ -51,16 +51,16 @@ def check_ends(network: str, inp_channels: int, out_channels: int, num_refinemen
             f'is added to the input. Set out_channels to {inp_channels}.',
             'inp_channels',
         )
-    check_whole(network, 'num_refinement_blocks', num_refinement_blocks, 0, '. The paper has 4.')
+    check_whole(network, 'num_refinement_blocks', num_refinement_blocks, 0, '. The paper uses 4.')
 
 
 def must_be(network: str, name: str, value: object, what: str) -> OptionError:
-    """The error of an argument with another value than it must have."""
+    """Return the error for an argument with an invalid value."""
     return argument_error(network, name, f'{name} is {value!r}; it must be {what}')
 
 
 def check_whole(network: str, name: str, value: object, least: int, hint: str = '.') -> None:
-    """Raise OptionError unless `value` is an integer of at least `least`; a hint ends the sentence."""
+    """Raise OptionError unless `value` is an integer of at least `least`; the message ends with a hint."""
     if not is_whole(value, least):
         raise must_be(network, name, value, f'an integer of at least {least}{hint}')
 
@@ -69,11 +69,11 @@ def check_whole_numbers(network: str, name: str, values: Sequence[int], length: 
     """Raise OptionError unless `values` is a list or tuple of `length` integers of at least 1."""
     found = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
     if found is None or len(found) != length or not all(is_whole(value, least=1) for value in found):
-        raise must_be(network, name, values, f'a list of {length} integers of at least 1, one a level.')
+        raise must_be(network, name, values, f'a list of {length} integers of at least 1, one per level.')
 
 
 def is_whole(value: object, least: int) -> bool:
-    """Whether `value` is an integer (no bool, which YAML makes of yes and no) of at least `least`."""
+    """Return whether `value` is an integer of at least `least`, not a bool (yes and no in YAML)."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 

@@ -1,9 +1,9 @@
-"""What a network is told of the degradations of its images, as weights of its prompts.
+"""Conditioning of networks on degradations, as weights of their prompts.
 
-PIP (arXiv 2312.05038) is steered by a person or by a sensor that looks at the image. The released program takes ids and
-halves of two ids; here every mixture can be said, and a sensor can stand in for the person.
+PIP (arXiv 2312.05038) is conditioned by a user's label or by a sensor that classifies the image. The released program
+accepts ids and halves of two ids; here any mixture is possible, and a sensor can replace the label.
 
-Shapes: B batch, H W height and width, T degradations that a network tells apart.
+Shapes: B batch, H W height and width, T degradations.
 """
 
 import inspect
@@ -27,16 +27,16 @@ from promptir_basicsr.core.registry import build, check_registered, find_registe
 from promptir_basicsr.core.vocabulary import DEGRADATION_TYPES
 
 SENSOR_PREFIX = 'sensor.'
-"""Of the names of a sensor's weights in a network that has one."""
+"""Prefix of the names of a sensor's weights in a network."""
 
 
 @dataclass(frozen=True)
 class PromptContext:
-    """What the prompts of all levels are told in one forward pass; worked out once.
+    """Conditioning of the prompts of all levels in one forward pass, computed once.
 
     Attributes:
-        weights: level -> (B, T), each row >= 0 and of sum 1.
-        strength: level -> how much of the degradation-aware prompt goes into the basic one; 1 as it was trained.
+        weights: level -> (B, T), rows are >= 0 and sum to 1.
+        strength: level -> strength of the degradation-aware prompt in the basic one; 1 as in training.
     """
 
     weights: Mapping[str, Tensor]
@@ -44,23 +44,23 @@ class PromptContext:
 
 
 class ConditionedNetwork(nn.Module):
-    """A network that is told the degradations of its images, or has a sensor find them.
+    """A network conditioned on the degradations of its images, passed as labels or predicted by a sensor.
 
-    Subclasses name their prompts in `levels`, in the order in which features meet them, and restore in `_restore`. A
-    level such as level1 has its prompts in `prompt1`, a `PromptInPrompt`, and a `PromptToFeature` in
-    `low_prompt_interaction_level1`, or the subclass has methods of its own for what needs them.
+    Subclasses name their prompts in `levels`, in the order of the forward pass, and restore in `_restore`. A level such
+    as level1 has its prompts in `prompt1`, a `PromptInPrompt`, and a `PromptToFeature` in
+    `low_prompt_interaction_level1`, unless the subclass overrides the methods that use them.
 
     Args:
         num_degradations: T.
-        degradations: T names, by id. Default: for five, those of the data sets; otherwise none are known.
+        degradations: T names, by id. Default: for T = 5 those of the datasets, otherwise unknown.
 
     Attributes:
-        sensor: asked where no degradation is given, through its `probabilities` if it has them, else called, with
-            x: (B, 3, H, W); returns (B, T) probabilities. None at first; see `attach_sensor`.
-        hard_sensor: take the likeliest degradation alone instead of the probabilities as they are.
+        sensor: used if no degradation is passed. Its method `probabilities` if it exists, else the sensor itself, is
+            called with x: (B, 3, H, W) and returns (B, T) probabilities. Initially None; see `attach_sensor`.
+        hard_sensor: use only the most likely degradation instead of the probabilities.
 
     Raises:
-        ValueError: an argument is not allowed; the message says what is.
+        ValueError: an argument is invalid; the message states the allowed values.
     """
 
     takes_degradation = True
@@ -76,17 +76,17 @@ class ConditionedNetwork(nn.Module):
         self.hard_sensor = False
 
     def attach_sensor(self, options: Mapping[str, Any] | None, hard: bool = False) -> None:
-        """Build a sensor as a part of this network: its weights are `sensor.*`, and they are never trained here.
+        """Build a sensor as part of this network; its weights are `sensor.*` and are never trained here.
 
-        The random numbers of everything else stay as they are without a sensor.
+        The random initialisation of everything else is the same as without a sensor.
 
         Args:
             options: `type` of a registered network with `probabilities`, such as DegradationSensor, and its arguments;
-                it is given this network's degradations and channels. None: no sensor.
+                degradations and channels default to this network's. None: no sensor.
             hard: `hard_sensor`.
 
         Raises:
-            OptionError: the options are not understood, or the sensor is of another number of degradations or channels.
+            OptionError: the options are invalid, or the sensor has other numbers of degradations or channels.
         """
         name = type(self).__name__
         problems = [each.said_by(name) for each in check_sensor('sensor', options)]
@@ -103,7 +103,7 @@ class ConditionedNetwork(nn.Module):
         problems = [
             problem(
                 'sensor',
-                f'{key} is {options[key]!r}, of the network {value!r}. Leave it out of the sensor, which then has the '
+                f'{key} is {options[key]!r}, of the network {value!r}. Omit it in the sensor, which then uses the '
                 'same.',
                 (key,),
             ).said_by(name)
@@ -127,33 +127,33 @@ class ConditionedNetwork(nn.Module):
         """Restore x.
 
         Args:
-            x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple, unless a `PromptedNetwork` holds a network
-                that pads.
-            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
-                these, (B,) ids or (B, T) floats. None asks the sensor, if the network has one. This and what follows
-                is ignored without prompts, and with PromptIR's, which are blind.
-            strength: how much of the degradation-aware prompts is used, 1 as trained and 0 for none; or
-                {'level2': 0.5}, with 1 for levels that are not named.
-            overrides: a degradation for one level alone, such as {'level3': 'derain'}.
+            x: (B, 3, H, W), RGB, [0, 1]; H and W divisible by size_multiple, unless this is a `PromptedNetwork` whose
+                network pads.
+            degradation: for all images an id, a name, {name or id: weight} or (T,) floats; for each image a list of
+                these, (B,) ids or (B, T) floats. None uses the sensor, if there is one. This argument and the next two
+                are ignored without prompts, and with PromptIR's prompts, which are blind.
+            strength: strength of the degradation-aware prompts, 1 as trained and 0 for none; or {'level2': 0.5}, with
+                1 for other levels.
+            overrides: degradations for single levels, such as {'level3': 'derain'}.
 
         Returns:
             (B, 3, H, W), RGB, not clamped.
 
         Raises:
-            ValueError: x has another shape, or what is said of the degradation is not understood.
+            ValueError: the shape of x is wrong, or the degradation is invalid.
         """
         return self._restore(x, self._context(x, degradation, strength, overrides))
 
     def prompt_weights(
         self, x: Tensor, degradation: Any = None, overrides: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """How much of each degradation's prompt x is given, level by level.
+        """Return the weights of the degradations' prompts for x by level.
 
         Args:
             x, degradation, overrides: as for `forward`.
 
         Returns:
-            (B, T) for each of `levels`, in this order; each row is >= 0 and of sum 1. Nothing without prompts.
+            (B, T) for each of `levels`, in this order; rows are >= 0 and sum to 1. Empty without prompts.
 
         Raises:
             ValueError: as for `forward`.
@@ -162,7 +162,7 @@ class ConditionedNetwork(nn.Module):
         return dict(context.weights) if context else {}
 
     def prompt_vectors(self) -> dict[str, Tensor]:
-        """The degradation-aware prompts themselves, level by level: what a loss of prompts acts on.
+        """Return the degradation-aware prompts of each level, the input of a loss of prompts.
 
         Returns:
             (T, prompt channels) for each of `levels`, in this order.
@@ -172,13 +172,13 @@ class ConditionedNetwork(nn.Module):
         """
         if not self.takes_degradation:
             raise ValueError(
-                f'{type(self).__name__}: built with prompts=False; a loss of prompts has nothing to act on.'
+                f'{type(self).__name__}: built with prompts=False, so a loss of prompts cannot be computed.'
             )
         prompts = {level: getattr(self, level.replace('level', 'prompt')) for level in self.levels}
         return {level: prompt.detask_prompt_param[0].flatten(1) for level, prompt in prompts.items()}
 
     def _context(self, x: Tensor, *told: Any, **also_told: Any) -> PromptContext | None:
-        """The `prompt_context` of an image that was found to be one; None without prompts that take a degradation."""
+        """Return the `prompt_context` of checked images; None without prompts that use a degradation."""
         self._check(x)
         return self.prompt_context(x, *told, **also_told) if self.takes_degradation else None
 
@@ -187,10 +187,10 @@ class ConditionedNetwork(nn.Module):
 
     @abstractmethod
     def _restore(self, x: Tensor, context: PromptContext | None) -> Tensor:
-        """The restored image of x: (B, C, H, W), already checked; of the same shape."""
+        """Restore x: (B, C, H, W), already checked. Returns the same shape."""
 
     def _modulate(self, level: int, skip: Tensor, context: PromptContext | None) -> Tensor:
-        """The skip of a level: (B, C, H, W), as its prompt modulates it for the decoder; itself without prompts."""
+        """Modulate the skip of a level: (B, C, H, W), by its prompt; unchanged without prompts."""
         if context is None:
             return skip
         name = f'level{level}'
@@ -198,32 +198,32 @@ class ConditionedNetwork(nn.Module):
         return getattr(self, f'low_prompt_interaction_{name}')(skip, prompt)
 
     def train(self, mode: bool = True) -> 'ConditionedNetwork':
-        """As of any network; a sensor that is not trained here stays in evaluation mode."""
+        """Set training or evaluation mode; the sensor stays in evaluation mode."""
         super().train(mode)
         if isinstance(self.sensor, nn.Module) and not any(p.requires_grad for p in self.sensor.parameters()):
             self.sensor.eval()
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Weights of the network alone leave its sensor as it is; PyTorch hands a copy of the caller's mapping down."""
+        """Load weights; without weights of a sensor, the sensor is unchanged. PyTorch passes a copy of the mapping."""
         mine = f'{prefix}{SENSOR_PREFIX}'
         if isinstance(self.sensor, nn.Module) and not any(name.startswith(mine) for name in state_dict):
             state_dict.update({mine + name: value for name, value in self.sensor.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def degradation_weights(self, x: Tensor, degradation: Any = None) -> Tensor:
-        """The weights of the T prompts for each image.
+        """Return the weights of the T prompts for each image.
 
         Args:
-            x: (B, 3, H, W); the sensor looks at it.
-            degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of
-                these, (B,) ids or (B, T) floats. None asks the sensor.
+            x: (B, 3, H, W), the input of the sensor.
+            degradation: for all images an id, a name, {name or id: weight} or (T,) floats; for each image a list of
+                these, (B,) ids or (B, T) floats. None uses the sensor.
 
         Returns:
-            (B, T), >= 0, each row of sum 1, of x's type and device.
+            (B, T), >= 0, with rows that sum to 1, of x's dtype and device.
 
         Raises:
-            ValueError: the degradation is not understood, or None and there is no sensor.
+            ValueError: the degradation is invalid, or None without a sensor.
         """
         return self._weights(x, degradation, f'{type(self).__name__}: degradation')
 
@@ -231,31 +231,31 @@ class ConditionedNetwork(nn.Module):
         if degradation is not None:
             return weights_of(degradation, x, self.num_degradations, self.degradations, where)
         sensed = self.sense(x)
-        where = f'{type(self).__name__}: what the sensor gave'
+        where = f'{type(self).__name__}: the output of the sensor'
         sensed = sensed.argmax(dim=1) if self.hard_sensor else sensed
         return weights_of(sensed, x, self.num_degradations, self.degradations, where)
 
     def sense(self, x: Tensor) -> Tensor:
-        """What the sensor says of x: (B, 3, H, W).
+        """Return the sensor's prediction for x: (B, 3, H, W).
 
         Returns:
-            (B, T) probabilities, whatever `hard_sensor` is.
+            (B, T) probabilities, regardless of `hard_sensor`.
 
         Raises:
-            ValueError: there is no sensor, or it gives something of another shape.
+            ValueError: there is no sensor, or its output has a wrong shape.
         """
         network = type(self).__name__
         if self.sensor is None:
             raise ValueError(
-                f'{network}: it is not told the degradation and has no sensor to find it. Give `degradation` '
+                f'{network}: no degradation is passed and there is no sensor to predict it. Pass `degradation` '
                 f'({_allowed_ids(self.num_degradations, self.degradations)}; a mixture as {{name: weight}}), or '
                 'attach a sensor: `net.sensor = ...`.'
             )
         sensed = getattr(self.sensor, 'probabilities', self.sensor)(x)
         if sensed.shape != (x.shape[0], self.num_degradations):
             raise ValueError(
-                f'{network}: the sensor gave {tuple(sensed.shape)}; it must give '
-                f'{(x.shape[0], self.num_degradations)}: for each image a probability of each degradation.'
+                f'{network}: the sensor returned {tuple(sensed.shape)}; it must return '
+                f'{(x.shape[0], self.num_degradations)}: the probabilities of the degradations of each image.'
             )
         return sensed
 
@@ -266,15 +266,15 @@ class ConditionedNetwork(nn.Module):
         strength: float | Mapping[str, float] = 1.0,
         overrides: Mapping[str, Any] | None = None,
     ) -> PromptContext:
-        """What the prompts are told of the images x: (B, 3, H, W).
+        """Return the conditioning of the prompts for the images x: (B, 3, H, W).
 
         Args:
             degradation: as for `degradation_weights`.
-            strength: of the degradation-aware prompts, or {level: strength} with 1 for levels that are not named.
-            overrides: level -> a degradation for this level alone.
+            strength: of the degradation-aware prompts, or {level: strength} with 1 for other levels.
+            overrides: level -> degradation for this level.
 
         Raises:
-            ValueError: what is given is not understood; all mistakes of level names and strengths are told at once.
+            ValueError: an argument is invalid; all mistakes in level names and strengths are reported together.
         """
         network, overrides = type(self).__name__, overrides or {}
         strengths = strength if isinstance(strength, Mapping) else dict.fromkeys(self.levels, strength)
@@ -306,24 +306,24 @@ def weights_of(
     names: Sequence[str] | None = None,
     where: str | Keys = 'degradation',
 ) -> Tensor:
-    """A degradation as weights of T prompts.
+    """Convert a degradation to weights of T prompts.
 
-    Values of tensors on an accelerator are not looked at, because that would wait for the device: an id out of range
-    becomes NaN there. Everywhere else a mistake is an error.
+    Values of tensors on an accelerator are not checked, because that would synchronise with the device: an id out of
+    range becomes NaN there. Everywhere else a mistake is an error.
 
     Args:
-        degradation: of all images an id, a name, {name or id: weight} or (T,) floats; of each image a list of these,
+        degradation: for all images an id, a name, {name or id: weight} or (T,) floats; for each image a list of these,
             (B,) ids or (B, T) floats.
-        x: (B, ...), whose batch, device and type the weights get.
+        x: (B, ...); its batch size, device and dtype are those of the result.
         num_degradations: T.
-        names: T names, by id; None if they are not known.
-        where: what messages call it.
+        names: T names, by id; None if unknown.
+        where: place in messages.
 
     Returns:
-        (B, T), each row divided by its sum.
+        (B, T), with rows divided by their sums.
 
     Raises:
-        OptionError: says what was found and what is allowed; of a list, all mistakes.
+        OptionError: reports what was found and what is allowed; for a list, all mistakes.
     """
     where = keys(where)
     if isinstance(degradation, Tensor):
@@ -335,7 +335,7 @@ def weights_of(
         found = [_row((*where, i), one, num_degradations, names) for i, one in enumerate(degradation)]
         rows, problems = [row for row, _ in found], [each for _, mine in found for each in mine]
         if len(rows) != len(x):
-            message = f'{len(rows)} are given for a batch of {len(x)}. Give one for each image.'
+            message = f'{len(rows)} are passed for a batch of {len(x)}. Pass one for each image.'
             problems.append(problem(where, message))
     else:
         problems = [_not_understood(where, degradation, num_degradations, names)]
@@ -344,12 +344,12 @@ def weights_of(
 
 
 def check_names(network: str, num_degradations: int, names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names of T degradations, by id; None if they are not known.
+    """Return the names of T degradations, by id; None if unknown.
 
     Raises:
-        OptionError: T is no whole number above 0, or the names are not T different ones.
+        OptionError: T is not a whole number above 0, or there are not T different names.
     """
-    check_whole(network, 'num_degradations', num_degradations, 1, '. The released program has 5.')
+    check_whole(network, 'num_degradations', num_degradations, 1, '. The released program uses 5.')
     if names is None:
         return DEGRADATION_TYPES if num_degradations == len(DEGRADATION_TYPES) else None
     found = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
@@ -361,11 +361,11 @@ def check_names(network: str, num_degradations: int, names: Sequence[str] | None
 
 
 def check_sensor(where: str | Keys, options: object) -> list[Problem]:
-    """What is wrong with the options of a sensor, found before it is built. None is no sensor."""
+    """Return problems with the options of a sensor before it is built. None means no sensor."""
     if options is None:
         return []
     if not isinstance(options, Mapping) or 'type' not in options:
-        return [problem(where, f'give options with a type, e.g. {{type: DegradationSensor}}, not {options!r}.')]
+        return [problem(where, f'must be options with a type, e.g. {{type: DegradationSensor}}, not {options!r}.')]
     type_key = (*keys(where), 'type')
     problems = check_registered(type_key, 'network', options['type'], ARCH_REGISTRY)
     if problems:
@@ -373,7 +373,7 @@ def check_sensor(where: str | Keys, options: object) -> list[Problem]:
     kind = find_registered(ARCH_REGISTRY, options['type'])
     if not traits_of(kind).is_sensor:
         sensors = ', '.join(names_of(lambda traits: traits.is_sensor))
-        message = f"'{options['type']}' is no sensor, it has no `probabilities`. Allowed: {sensors}."
+        message = f"'{options['type']}' is not a sensor: it has no `probabilities`. Allowed: {sensors}."
         return [problem(type_key, message)]
     return unknown_keys(where, options, ('type', *inspect.signature(kind).parameters))
 
@@ -381,7 +381,7 @@ def check_sensor(where: str | Keys, options: object) -> list[Problem]:
 def _from_tensor(
     where: Keys, degradation: Tensor, x: Tensor, num_degradations: int, names: Sequence[str] | None
 ) -> Tensor:
-    """Ids () or (B,), weights (T,) or (B, T), as weights (B, T)."""
+    """Convert ids () or (B,), or weights (T,) or (B, T), to weights (B, T)."""
     is_weights = degradation.is_floating_point()
     if not is_weights and (degradation.dtype == torch.bool or degradation.is_complex()):
         raise OptionError(_not_understood(where, degradation, num_degradations, names))
@@ -390,7 +390,7 @@ def _from_tensor(
     if shape not in (one, each):
         raise ValueError(
             f'{place(where)} is {"weights" if is_weights else "ids"} of shape {shape}; for a batch of {len(x)} and '
-            f'{num_degradations} degradations it must be {each}, or {one} for all images alike.'
+            f'{num_degradations} degradations it must be {each}, or {one} for all images.'
         )
     if degradation.device.type == 'cpu' and not torch.compiler.is_compiling():
         rows = degradation.reshape(-1, num_degradations) if is_weights else degradation.reshape(-1)
@@ -408,7 +408,7 @@ def _from_tensor(
 def _row(
     where: Keys, degradation: Any, num_degradations: int, names: Sequence[str] | None
 ) -> tuple[list[float], list[Problem]]:
-    """The weights of one image, and what is wrong with them."""
+    """Return the weights of one image, and their problems."""
     mixture = degradation if isinstance(degradation, Mapping) else {degradation: 1.0} if _is_word(degradation) else None
     if mixture is None:
         return [], [_not_understood(where, degradation, num_degradations, names)]
@@ -423,7 +423,7 @@ def _row(
         elif not wrong:
             row[number] += weight
     if not problems and not sum(row):
-        message = 'no weight is above 0. Give one that is; the weights are divided by their sum.'
+        message = 'no weight is above 0. At least one must be; the weights are divided by their sum.'
         problems.append(problem(where, message))
     return row, problems
 
@@ -433,15 +433,15 @@ def _is_word(value: object) -> bool:
 
 
 def _id_of(where: Keys, word: Any, num_degradations: int, names: Sequence[str] | None) -> tuple[int, list[Problem]]:
-    """The id of a name or an id, and what is wrong with it."""
+    """Return the id of a name or an id, and its problems."""
     if not _is_word(word):
         return 0, [_not_understood(where, word, num_degradations, names)]
     if not isinstance(word, str):
-        message = f'there is no id {word}. Allowed: {_allowed_ids(num_degradations, names)}.'
+        message = f'unknown id {word}. Allowed: {_allowed_ids(num_degradations, names)}.'
         return int(word), [] if 0 <= word < num_degradations else [problem(where, message, (str(word),))]
     if names is None:
         message = (
-            f"'{word}' is a name, and the network knows none. Give {_allowed_ids(num_degradations, names)}, "
+            f"'{word}' is a name, but the network has no names. Use {_allowed_ids(num_degradations, names)}, "
             f'or build the network with `degradations`, a list of {num_degradations} names.'
         )
         return 0, [problem(where, message, (word,))]
@@ -462,7 +462,7 @@ def _not_understood(where: Keys, found: object, num_degradations: int, names: Se
     kind = f'a tensor of {found.dtype}' if isinstance(found, Tensor) else repr(found)
     message = (
         f'{place(where)} is {kind}; it must be {_allowed_ids(num_degradations, names)}; a mixture '
-        f'{{name: weight}}; a list of these, one an image; or a tensor of ids (B,) or of float weights '
+        f'{{name: weight}}; a list of these, one per image; or a tensor of ids (B,) or of float weights '
         f'(B, {num_degradations}).'
     )
     return Problem(where, message, shown=())

@@ -1,4 +1,4 @@
-"""Momentum contrast of degradations: two crops of one image are alike, crops of earlier images are not.
+"""Momentum contrast of degradations: crops of one image are positives, crops of earlier images negatives.
 
 Sources: Li, Liu, Hu, Wu, Lv, Peng, "All-In-One Image Restoration for Unknown Corruption", CVPR 2022, for the encoder;
 He, Fan, Wu, Xie, Girshick, "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 logger = logging.getLogger('basicsr')
 
-SLOPE = 0.1  # of all leaky rectifiers
+SLOPE = 0.1  # of all leaky ReLUs
 
 
 class Encoding(NamedTuple):
-    """What an encoder finds in images.
+    """Outputs of an encoder.
 
     Attributes:
         feature: (B, D), the mean of the deepest features over all pixels.
-        embedding: (B, D), what is contrasted; not of unit length yet.
+        embedding: (B, D), input of the contrastive loss; not normalised yet.
         map: (B, C, H, W), the features of the first block.
     """
 
@@ -37,7 +37,7 @@ class Encoding(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """A batch of queries against its keys and the queue.
+    """Contrast of a batch of queries with its keys and the queue.
 
     Attributes:
         feature: (B, D) of the queries.
@@ -53,21 +53,21 @@ class Contrast(NamedTuple):
 
 
 class ContrastiveEncoder(nn.Module):
-    """An encoder of degradations that is trained without labels, its slow copy, and the queue of negatives.
+    """An encoder of degradations trained without labels, its momentum copy, and the queue of negatives.
 
-    In training the copy moves by `momentum` towards the encoder, encodes the keys, and these then replace the oldest
-    ones of the queue. The queue, its pointer and the copy change in the forward pass; `moving_state` lists them.
+    In training the copy moves towards the encoder by `momentum` and encodes the keys, which then replace the oldest
+    keys of the queue. The queue, its pointer and the copy change in the forward pass; `moving_state` lists them.
 
     Args:
         inp_channels: channels of the images.
         dim: C.
         queue_length: K.
-        momentum: how much of the copy a step keeps.
-        temperature: what cosines are divided by.
+        momentum: weight of the old copy in an update.
+        temperature: divisor of the cosines.
 
     Attributes:
-        shares_keys: whether processes (of torch.distributed) gather their keys, so that all hold the same queue of all
-            keys. ContrastiveModel sets it.
+        shares_keys: whether processes of torch.distributed gather their keys, so that all have the same queue. Set by
+            ContrastiveModel.
     """
 
     shares_keys = False
@@ -90,26 +90,26 @@ class ContrastiveEncoder(nn.Module):
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
 
     def forward(self, x: Tensor, key: Tensor) -> Contrast:
-        """Contrast queries and keys, and move the copy and the queue.
+        """Contrast queries with keys, and update the copy and the queue.
 
         Args:
             x: (B, 3, H, W), RGB, [0, 1].
-            key: as x: other crops of the same images. With those of all processes there are at most K of them.
+            key: other crops of the same images, like x; at most K over all processes.
         """
         found = self.encoder_q(x)
         query = _unit(found.embedding)
         with torch.no_grad():
             self._move_copy()
             keys = _unit(self.encoder_k(key).embedding)
-            queue = self.queue.clone()  # the backward pass reads it after it has changed
+            queue = self.queue.clone()  # the backward pass reads it after the update
             self._enqueue(_of_all_processes(keys) if self.shares_keys else keys)
-        with torch.autocast(x.device.type, enabled=False):  # a cosine is divided by a small temperature
+        with torch.autocast(x.device.type, enabled=False):  # cosines are divided by a small temperature
             alike = (query * keys).sum(dim=1, keepdim=True)
             logits = torch.cat([alike, query @ queue], dim=1) / self.temperature
         return Contrast(found.feature, logits, logits.new_zeros(len(logits), dtype=torch.long), found.map)
 
     def moving_state(self) -> list[Tensor]:
-        """What a forward pass changes in training, beside the running statistics of batch normalisation."""
+        """Tensors that a forward pass changes in training, except running statistics of batch normalisation."""
         return [self.queue, self.queue_ptr, *self.encoder_k.parameters()]
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class ContrastiveEncoder(nn.Module):
         torch._foreach_lerp_(slow, fast, 1 - self.momentum)
 
     def _enqueue(self, keys: Tensor) -> None:
-        """Write keys (N, D) behind the newest ones, without waiting for the device to say where."""
+        """Write keys (N, D) after the newest ones, without synchronising with the device."""
         number, length = len(keys), self.queue.shape[1]
         if number > length:
             message = f'the queue has room for {length:,} keys, and a training step has {number:,}.'
@@ -129,7 +129,7 @@ class ContrastiveEncoder(nn.Module):
         self.queue_ptr.add_(number).remainder_(length)
 
     def with_queue(self, weights: Mapping[str, Tensor], prefix: str = '') -> dict[str, Tensor]:
-        """Weights whose queue has this one's length; one of another length, or none, is replaced by a fresh queue.
+        """Return weights with a queue of this network's length; a missing or different queue is replaced by a new one.
 
         Args:
             weights: name -> tensor.
@@ -146,7 +146,7 @@ class ContrastiveEncoder(nn.Module):
         return completed
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load weights that were trained with another batch, too."""
+        """Load weights, also of trainings with another batch size."""
         before = state_dict.get(f'{prefix}queue')
         state_dict.update(self.with_queue(state_dict, prefix))
         if state_dict.get(f'{prefix}queue') is not before:
@@ -155,7 +155,7 @@ class ContrastiveEncoder(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """Three residual blocks, the mean over all pixels, and a small network that makes an embedding of it.
+    """Three residual blocks, the mean over all pixels, and a small network that computes the embedding.
 
     Args:
         inp_channels: channels of the images.
@@ -166,12 +166,12 @@ class ResidualEncoder(nn.Module):
         super().__init__()
         width = 4 * dim
         self.E_pre = ResidualBlock(inp_channels, dim)
-        # No nn.Sequential: activation checkpointing looks for blocks there, and these must not see a batch twice.
+        # Not nn.Sequential: activation checkpointing searches blocks there, and these must not process a batch twice.
         self.E = nn.ModuleDict({'0': ResidualBlock(dim, 2 * dim, 2), '1': ResidualBlock(2 * dim, width, 2)})
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(SLOPE), nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Encoding:
-        """x: (B, 3, H, W), RGB, [0, 1], of any size."""
+        """Encode x: (B, 3, H, W), RGB, [0, 1], of any size."""
         first = self.E_pre(x)
         deepest = first
         for block in self.E.values():
@@ -181,7 +181,7 @@ class ResidualEncoder(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a 1x1 convolution beside them, each with batch normalisation.
+    """Two 3x3 convolutions and a parallel 1x1 convolution, each with batch normalisation.
 
     Args:
         inp: channels of the input.
@@ -206,23 +206,23 @@ class ResidualBlock(nn.Module):
 
 
 def fresh_queue(before: Tensor | None, length: int) -> str:
-    """The line of the log that says why a queue starts afresh."""
+    """Return the log line about a queue that starts from scratch."""
     found = 'no queue of keys' if before is None else f'a queue of {before.shape[1]:,} keys'
-    return f'The weights hold {found}, the network has one of {length:,}: it starts afresh.'
+    return f'The weights have {found}, the network has one of {length:,}: it starts from scratch.'
 
 
 def _is_queue(found: Tensor, encoder: ContrastiveEncoder) -> bool:
-    """Whether a tensor is a queue of another length; of another width it is of another network."""
+    """Return whether a tensor is a queue, possibly of another length; another width means another network."""
     return found.ndim == 2 and found.shape[0] == encoder.queue.shape[0]
 
 
 def _unit(embedding: Tensor) -> Tensor:
-    """(B, D) of unit length, float32 also under autocast."""
+    """Normalise (B, D) to unit length, in float32 also under autocast."""
     return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
 
 
 def _of_all_processes(keys: Tensor) -> Tensor:
-    """The keys (B, D) of all processes, in the order of their ranks, in each of them."""
+    """Gather the keys (B, D) of all processes, in rank order, in each process."""
     gathered = [torch.empty_like(keys) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(gathered, keys.contiguous())
     return torch.cat(gathered)

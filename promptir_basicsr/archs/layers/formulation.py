@@ -1,7 +1,7 @@
-"""Which of two equal formulations a network computes with, and what it keeps for the backward pass.
+"""Choice of two equivalent formulations of a network, and of what it saves for the backward pass.
 
-The plain formulation reads like the papers' figures and is what tests hold the fast one to. The fast one gives the same
-outputs and gradients, up to rounding, from the same weights. Both live behind the same classes and parameter names.
+The plain formulation follows the papers' figures and is the reference in tests of the fast one. The fast one computes
+the same outputs and gradients, up to rounding, from the same weights. Both share classes and parameter names.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ class Formulated:
 
     Attributes:
         formulation: one of FORMULATIONS.
-        checkpointing: one of CHECKPOINTING, for training in the fast formulation. 'none' keeps all that the backward
-            pass reads; 'gate' keeps what convolutions give and works normalisations and gates out again, which costs
-            next to no time; 'block' keeps a block's input and works the whole block out again.
+        checkpointing: one of CHECKPOINTING, for training in the fast formulation. 'none' saves all activations; 'gate'
+            saves outputs of convolutions and recomputes normalisations and gates, at almost no cost; 'block' saves the
+            input of a block and recomputes the whole block.
         has_kernels: whether the fast formulation has Triton kernels.
     """
 
@@ -30,7 +30,7 @@ class Formulated:
 
     @property
     def fast(self) -> bool:
-        """Whether the fast formulation is to be used: it calls no module inside, so hooks in there would be silent."""
+        """Whether to use the fast formulation; it calls no inner modules, so it is off if these have hooks."""
         return self.formulation == 'fast' and not _hooked(self)
 
 
@@ -38,26 +38,26 @@ def set_formulation(net: nn.Module, formulation: str) -> int:
     """Choose the formulation of all blocks of a network.
 
     Returns:
-        How many blocks have the choice; 0 for a network that is none of ours.
+        The number of blocks with this choice; 0 for third-party networks.
 
     Raises:
-        OptionError: it is none of FORMULATIONS.
+        OptionError: it is not one of FORMULATIONS.
     """
     return _set(net, 'formulation', formulation, FORMULATIONS)
 
 
 def has_kernels(net: nn.Module) -> bool:
-    """Whether any block of a network has Triton kernels for its fast formulation."""
+    """Return whether any block of a network has Triton kernels in its fast formulation."""
     return any(module.has_kernels for module in net.modules() if isinstance(module, Formulated))
 
 
 def set_checkpointing(net: nn.Module, checkpointing: str) -> int:
-    """As `set_formulation`, of what all blocks of a network keep for the backward pass: one of CHECKPOINTING."""
+    """Choose what all blocks of a network save for the backward pass: one of CHECKPOINTING; see `set_formulation`."""
     return _set(net, 'checkpointing', checkpointing, CHECKPOINTING)
 
 
 def _hooked(module: Any) -> bool:
-    """Whether something listens to a module inside."""
+    """Return whether an inner module has hooks."""
     return any(
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
         for child in module.children()

@@ -1,13 +1,13 @@
-"""What modules know of an image of which they see one tile at a time.
+"""Whole-image statistics for modules that process an image in tiles.
 
-Some modules look at all pixels of an image: the attention over channels (products and norms of queries and keys), the
-weights of PromptIR's prompts (the mean feature), PIP's prompts (features at S x S points), global average pooling. Of a
-tile they would see another image. Here they add up what the tiles give, and take what the whole image has.
+Some modules use all pixels of an image: the attention over channels (products and norms of queries and keys), the
+weights of PromptIR's prompts (the mean feature), PIP's prompts (features at S x S points), global average pooling. For
+a tile their results would differ. Here they sum over the tiles and use the statistics of the whole image.
 
-Prompts that are resized to the size of the features are cut out of the prompt of the whole image, at the tile's place.
+Prompts that are resized to the size of the features are cropped from the prompt of the whole image at the tile's place.
 
-Shapes: B batch, C channels, H W height and width of a tile's features, h heads, c = C / h channels a head, D prompt
-channels, S prompt size.
+Shapes: B batch, C channels, H W height and width of a tile's features, h heads, c = C / h channels per head, D
+prompt channels, S prompt size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,10 @@ NORM_EPS = 1e-12  # of the norm of a channel of q or k over the pixels, as in to
 
 
 class SeesWhole:
-    """A module that looks at all pixels of an image.
+    """A module that uses all pixels of an image.
 
     Attributes:
-        whole: what it knows of the image whose tile it is given; None where it is given whole images.
+        whole: statistics of the image of the current tile; None for whole images.
     """
 
     whole: 'Quantity | None' = None
@@ -34,13 +34,13 @@ class SeesWhole:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tile lies in its image, in pixels.
+    """Position of a tile in its image, in pixels.
 
     Attributes:
         size: H, W of the image.
         start: row, column of the tile's first pixel.
         tile: H, W of the tile.
-        core: (top, bottom), (left, right) in the tile: what counts of it. The cores of all tiles are the image.
+        core: (top, bottom), (left, right) in the tile: its part of the image. The cores of all tiles are the image.
     """
 
     size: tuple[int, int]
@@ -50,31 +50,31 @@ class Place:
 
     @classmethod
     def of_all(cls, height: int, width: int) -> 'Place':
-        """An image that is its own and only tile."""
+        """Return the place of a tile that is the whole image."""
         return cls((height, width), (0, 0), (height, width), ((0, height), (0, width)))
 
 
 class WholeImage:
-    """The quantities of a batch of images that a network sees tile by tile.
+    """Statistics of a batch of images that a network processes tile by tile.
 
         whole = WholeImage(net, len(x))
         with whole.attached():
-            for place in places:  # while `recording`, sums are added up
+            for place in places:  # while `recording`, sums are updated
                 whole.at(place)
                 net(tile_at(place))
-            whole.settle()  # from here on the sums are what the modules take
+            whole.settle()  # from here on the modules use the sums
             whole.recording = False
             ...
 
-    While sums are first added up, a module takes those of the tiles so far; for the rest of the image, where something
-    is settled that is `rough`, such as the quantities of the reduced image, that counts in its place.
+    During the first pass, a module uses the sums of the tiles so far; for the rest of the image, settled sums that are
+    `rough`, such as those of the reduced image, are used if there are any.
 
     A network can be attached to one such object at a time, and by one thread.
 
     Attributes:
-        place: of the tile that the network is given.
-        recording: whether sums are added up.
-        rough: whether what is settled is a guess.
+        place: of the current tile.
+        recording: whether sums are updated.
+        rough: whether the settled sums are an estimate.
     """
 
     place: Place
@@ -88,18 +88,20 @@ class WholeImage:
         self._quantities = [Quantity(self) for _ in self._modules]
 
     def __len__(self) -> int:
-        """How many modules look at the whole image."""
+        """Return the number of modules that use the whole image."""
         return len(self._modules)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Have the modules of the network consult this object, and in the end always be as they were.
+        """Context manager in which the network's modules use this object; always restores them at the end.
 
         Raises:
-            RuntimeError: they consult another one already.
+            RuntimeError: they already use another one.
         """
         if any(getattr(module, 'whole', None) for module in self._modules):
-            raise RuntimeError('The network is restoring an image in tiles. Let threads that share it take turns.')
+            raise RuntimeError(
+                'The network is already restoring an image in tiles. Threads that share it must take turns.'
+            )
         hooks = []
         try:
             for module, quantity in zip(self._modules, self._quantities, strict=True):
@@ -116,32 +118,32 @@ class WholeImage:
                 hook.remove()
 
     def at(self, place: Place) -> None:
-        """The network is given a tile of this place next."""
+        """Set the place of the next tile."""
         self.place = place
         if self.recording:
             (top, bottom), (left, right) = place.core
             self._seen += (bottom - top) * (right - left)
 
     def settle(self, rough: bool = False) -> None:
-        """What was added up is complete: take it, and start new sums."""
+        """Use the completed sums from now on, and start new sums."""
         for quantity in self._quantities:
             quantity.settle()
         self.rough, self._settled_pixels, self._seen = rough, self._seen, 0
 
     @property
     def estimating(self) -> bool:
-        """Whether the sums so far are better than what is settled."""
+        """Whether the sums so far are better than the settled ones."""
         return self.recording and (self.rough or not self._settled_pixels)
 
     @property
     def unseen(self) -> float:
-        """The pixels that no tile has shown yet, over those of what is settled."""
+        """Ratio of the pixels that are not in any tile so far to those of the settled sums."""
         height, width = self.place.size
         return max(height * width - self._seen, 0) / self._settled_pixels
 
 
 class Quantity:
-    """What one module knows of the images: sums over their pixels."""
+    """Statistics of the images for one module: sums over their pixels."""
 
     def __init__(self, image: WholeImage) -> None:
         self._image = image
@@ -150,14 +152,14 @@ class Quantity:
 
     @property
     def known(self) -> bool:
-        """Whether the tile at hand has nothing to add."""
+        """Whether the current tile has nothing to add."""
         return self._settled is not None and not self._image.recording
 
     def settle(self) -> None:
         self._settled, self._sums = self._sums or self._settled, None
 
     def core(self, height: int, width: int) -> tuple[slice, slice]:
-        """The core of the tile in its features of H, W."""
+        """Return the core of the tile in its features of H, W."""
         place = self._image.place
         rows, columns = (
             slice(*(round(edge * side / tile) for edge in core))
@@ -166,14 +168,14 @@ class Quantity:
         return rows, columns
 
     def of_whole(self, *parts: Tensor, first: int = 0) -> tuple[Tensor, ...]:
-        """Sums over all pixels.
+        """Return sums over all pixels.
 
         Args:
             parts: sums over the core of the tile, each (b, ...) for b images of the batch.
-            first: the number of the first of them.
+            first: index of the first of them.
 
         Returns:
-            The same shapes, as `WholeImage` says which.
+            Sums of the same shapes; see `WholeImage` for which.
         """
         images = slice(first, first + len(parts[0]))
         self._add(parts, images)
@@ -193,13 +195,13 @@ class Quantity:
             total[images] += part
 
     def settled(self, first: int = 0, count: int | None = None) -> tuple[Tensor, ...]:
-        """The sums that are settled, of `count` images."""
+        """Return the settled sums of `count` images."""
         assert self._settled is not None
         count = self._image.batch - first if count is None else count
         return tuple(total[first : first + count] for total in self._settled)
 
     def similarity(self, q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
-        """As `restormer.channel_similarity` of the whole image.
+        """Return `restormer.channel_similarity` of the whole image.
 
         Args:
             q, k: (B, C, H, W) of a tile.
@@ -220,7 +222,7 @@ class Quantity:
             return similarity_of(self.of_whole(*sums), temperature)
 
     def mean(self, x: Tensor) -> Tensor:
-        """The mean of features x: (B, C, H, W) over the pixels of the whole image: (B, C)."""
+        """Return the mean of features x: (B, C, H, W) over the pixels of the whole image: (B, C)."""
         if self.known:
             total, count = self.settled()
         else:
@@ -231,7 +233,7 @@ class Quantity:
         return (total / count).to(x.dtype)
 
     def sample(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """The features of the whole image, resized to S x S points as `interpolate` does.
+        """Return the features of the whole image, resized to S x S points as by `interpolate`.
 
         Args:
             x: (B, C, H, W) of a tile.
@@ -262,7 +264,7 @@ class Quantity:
         return total.to(x.dtype)
 
     def resized(self, prompt: Tensor, size: Sequence[int], conv: nn.Module) -> Tensor:
-        """The tile's part of a prompt that is resized to the size of the whole image's features and convolved.
+        """Return the tile's part of a prompt resized to the whole image's features and convolved.
 
         Args:
             prompt: (B, D, S, S).
@@ -283,14 +285,14 @@ class Quantity:
         return F.conv2d(around, conv.get_parameter('weight'))
 
     def _in_features(self, axis: int, side: int) -> tuple[int, int]:
-        """Where the tile starts, and how long the image is, in features of which the tile has `side`."""
+        """Return the start of the tile and the length of the image, in features of which the tile has `side`."""
         place = self._image.place
         stride = place.tile[axis] / side
         return round(place.start[axis] / stride), round(place.size[axis] / stride)
 
 
 def similarity_of(sums: Sequence[Tensor], temperature: Tensor) -> Tensor:
-    """Cosines of channels times temperature.
+    """Return cosines of channels times temperature.
 
     Args:
         sums: over the pixels: the products q k^T of channels (B, h, c, c), and the squares of q's and of k's (B, h, c).
@@ -305,12 +307,12 @@ def similarity_of(sums: Sequence[Tensor], temperature: Tensor) -> Tensor:
 
 
 def bilinear_matrix(before: int, after: int, start: int = 0, stop: int | None = None) -> Tensor:
-    """Bilinear resizing of a line as a product, as `interpolate` with align_corners=False does it.
+    """Return the matrix of bilinear resizing of a line, as by `interpolate` with align_corners=False.
 
     Args:
-        before: points that there are.
-        after: points that they become.
-        start, stop: which of those; what lies outside becomes 0. Default: all.
+        before: number of input points.
+        after: number of output points.
+        start, stop: range of output points; points outside the line are 0. Default: all.
 
     Returns:
         (stop - start, before) in float64, on the CPU.
@@ -326,23 +328,23 @@ def bilinear_matrix(before: int, after: int, start: int = 0, stop: int | None = 
 
 
 def _with_quantities(net: nn.Module) -> Iterator[nn.Module]:
-    """The modules that look at all pixels, but for those with prompts alone as input, which all tiles share."""
+    """Yield the modules that use all pixels, except those with only prompts as input, which all tiles share."""
     if getattr(net, 'sees_prompts_alone', False):
         return
     pools = isinstance(net, nn.AdaptiveAvgPool2d) and net.output_size in (1, (1, 1))
     if pools or isinstance(net, SeesWhole):
         yield net
     for name, part in net.named_children():
-        if name != 'sensor':  # it is asked once, for the whole image
+        if name != 'sensor':  # called once, for the whole image
             yield from _with_quantities(part)
 
 
 def _pooled(quantity: Quantity, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """The forward hook of global average pooling."""
+    """Forward hook of global average pooling."""
     return quantity.mean(args[0])[..., None, None].to(output.dtype)
 
 
 def _wide_zeros(batch: int, part: Tensor) -> Tensor:
-    # The GPUs of Apple have no float64.
+    # Apple's GPUs do not support float64.
     dtype = torch.float32 if part.device.type == 'mps' else torch.float64
     return torch.zeros(batch, *part.shape[1:], dtype=dtype, device=part.device)

@@ -1,16 +1,16 @@
-"""The prompt modules of PromptIR and PIP, for any backbone.
+"""Prompt modules of PromptIR and PIP, for any backbone.
 
 Sources: of `PromptGenBlock` PromptIR (arXiv 2306.13090, section 3.1, figure 2); of everything else Li, Lei, Ma, Zhang,
-Shan, "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038), as the released program has it. An
-independent implementation; parameter names are the released ones. What stands here is the plain formulation; the fast
-one of whole blocks is in `blocks`.
+Shan, "Prompt-In-Prompt Learning for Universal Image Restoration" (arXiv 2312.05038), as in the released program. An
+independent implementation; parameter names are the released ones. This is the plain formulation; the fast one of whole
+blocks is in `blocks`.
 
 With PIP a level of a network is modulated in two steps, `prompt = PromptInPrompt(...)(x, weights)` and
-`x = PromptToFeature(...)(x, prompt)`. The weights say how much of each degradation an image has; they are the same for
-all levels and worked out once (see `conditioning`).
+`x = PromptToFeature(...)(x, prompt)`. The weights are the shares of the degradations of an image; they are the same for
+all levels and computed once (see `conditioning`).
 
 Shapes: B batch, C feature channels, H W feature size, N prompts in the bank, T degradations, D prompt channels,
-S prompt size, h heads, c = D / h channels a head.
+S prompt size, h heads, c = D / h channels per head.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,17 +27,17 @@ from promptir_basicsr.core.errors import argument_error
 from promptir_basicsr.core.messages import unknown_name
 
 INTERACTIONS = ('topm', 'cross', 'gate', 'promptir_gate')
-"""Of features and prompt; in the released program pip_cross_topm, pip_cross, convgate and promptir_gate."""
+"""Interactions; released names: pip_cross_topm, pip_cross, convgate and promptir_gate."""
 
 TOP_RATIOS = ((1, 2), (2, 3), (3, 4), (4, 5))
-"""The parts of a row of the attention that the selective interaction keeps, as fractions."""
+"""Fractions of a row of the attention that the selective interaction keeps."""
 
 
 class PromptBankModule(nn.Module):
-    """A module that holds a 5-D bank (1, N, D, S, S) and can be moved like any other.
+    """A module with a 5-D bank (1, N, D, S, S) that supports `Module.to` with a memory format.
 
-    `Module.to(memory_format=torch.channels_last)` refuses whatever has five dimensions. Here it is shown the bank
-    without the leading 1, and the bank stays contiguous: it is no image, so it gains nothing from another layout.
+    `Module.to(memory_format=torch.channels_last)` rejects tensors with five dimensions. Here it receives the bank
+    without the leading 1, and the bank stays contiguous: it is not an image, so another layout has no benefit.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -48,15 +48,15 @@ class PromptBankModule(nn.Module):
 
 
 class PromptGenBlock(Formulated, SeesWhole, PromptBankModule):
-    """A bank of N learned prompts, mixed by what the feature looks like (equation 2).
+    """A bank of N learned prompts, mixed with weights computed from the features (equation 2).
 
-    With a single prompt the softmax has nothing to choose, and `linear_layer` gets gradients of zero.
+    With a single prompt the softmax is constant, and `linear_layer` has zero gradients.
 
     Args:
         prompt_dim: D.
         num_prompts: N.
-        prompt_size: S, the height and width at which the prompts are kept.
-        feature_dim: C of the features that choose among the prompts.
+        prompt_size: S, height and width of the stored prompts.
+        feature_dim: C of the features that select among the prompts.
     """
 
     # A network with more prompts can start from the weights of one with fewer.
@@ -69,7 +69,7 @@ class PromptGenBlock(Formulated, SeesWhole, PromptBankModule):
         self.conv3x3 = nn.Conv2d(prompt_dim, prompt_dim, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The prompt for the features x: (B, C, H, W). Returns (B, D, H, W)."""
+        """Return the prompt for the features x: (B, C, H, W), as (B, D, H, W)."""
         weights, size = self.weights(x), x.shape[-2:]
         if self.whole is not None:
             prompt = torch.einsum('bn,ndhw->bdhw', weights, self.prompt_param[0])
@@ -82,30 +82,30 @@ class PromptGenBlock(Formulated, SeesWhole, PromptBankModule):
         return self.conv3x3(prompt)
 
     def weights(self, x: Tensor) -> Tensor:
-        """The share of each prompt for the features x: (B, C, H, W). Returns (B, N), >= 0, each row of sum 1."""
+        """Return the weights of the prompts for x: (B, C, H, W), as (B, N), >= 0, with rows that sum to 1."""
         mean = x.mean(dim=(-2, -1)) if self.whole is None else self.whole.mean(x)
         return self.linear_layer(mean).softmax(dim=-1)
 
 
 class PromptInPrompt(SeesWhole, PromptBankModule):
-    """The universal prompt of a level: what is known of the degradation, put into what restoration needs anyway.
+    """The universal prompt of a level: a degradation-aware prompt put into a basic restoration prompt.
 
-    Two prompts are learned: the degradation-aware prompt `detask_prompt_param`, a vector a degradation, and the basic
+    Two prompts are learned: the degradation-aware prompt `detask_prompt_param`, a vector per degradation, and the basic
     restoration prompt `low_prompt_param`, one for all images. The first is weighted, multiplied by the features so
     that it depends on the image, and put into the second by an attention (`LGM`, the prompt-to-prompt interaction).
 
-    With fewer feature channels than prompt channels the product has zeros behind the features' channels, and the
+    With fewer feature channels than prompt channels the product has zeros after the features' channels, and the
     degradation-aware prompt gets no gradient there. In the released configuration that is a quarter of it.
 
     Args:
         prompt_dim: D, a multiple of num_heads and at least twice as large.
         num_degradations: T.
-        prompt_size: S, at least 2: the height and width at which the prompts are kept.
+        prompt_size: S, at least 2: height and width of the stored prompts.
         num_heads: h of the attention between the prompts.
         ffn_expansion_factor, bias, layer_norm_type: of that attention's block, see `PromptToPrompt`.
     """
 
-    # A network that tells more degradations apart can start from the weights of one with fewer.
+    # A network for more degradations can start from the weights of one for fewer.
     growable_axes = {'degradations': {'detask_prompt_param': 1}}
 
     def __init__(
@@ -125,12 +125,12 @@ class PromptInPrompt(SeesWhole, PromptBankModule):
         self.outconv = nn.Conv2d(prompt_dim, prompt_dim, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor, weights: Tensor, strength: float | Tensor = 1.0) -> Tensor:
-        """The universal prompt for the features x.
+        """Return the universal prompt for the features x.
 
         Args:
             x: (B, C, H, W).
-            weights: (B, T), each row of sum 1.
-            strength: how much of the degradation-aware prompt goes into the basic one, as for `PromptToPrompt`.
+            weights: (B, T), with rows that sum to 1.
+            strength: strength of the degradation-aware prompt in the basic one, as for `PromptToPrompt`.
 
         Returns:
             (B, D, H, W).
@@ -141,7 +141,7 @@ class PromptInPrompt(SeesWhole, PromptBankModule):
         return self.outconv(F.interpolate(prompt, size=x.shape[-2:], mode='bilinear', align_corners=False))
 
     def degradation_prompt(self, x: Tensor, weights: Tensor) -> Tensor:
-        """The degradation-aware prompt, as the features x: (B, C, H, W) colour it; weights: (B, T).
+        """Return the degradation-aware prompt, multiplied by the features x: (B, C, H, W); weights: (B, T).
 
         Returns (B, D, S, S).
         """
@@ -151,7 +151,7 @@ class PromptInPrompt(SeesWhole, PromptBankModule):
         else:
             features = self.whole.sample(x, size)
         features = fit_channels(features, self.low_prompt_param.shape[1])
-        # A mean over all degradations, not a sum: with one of five the prompt is a fifth of its vector.
+        # A mean over all degradations, not a sum: one of five degradations results in a fifth of its vector.
         vector = (weights[:, :, None, None, None] * self.detask_prompt_param).mean(dim=1)
         return vector * features
 
@@ -162,7 +162,7 @@ class PromptToPrompt(Formulated, nn.Module):
     Args:
         dim: D, a multiple of num_heads and at least twice as large.
         num_heads: h.
-        ffn_expansion_factor: hidden width of the feed-forward network over D.
+        ffn_expansion_factor: ratio of the hidden width of the feed-forward network to D.
         bias: whether the convolutions have biases.
         layer_norm_type: 'WithBias' or 'BiasFree'.
     """
@@ -180,13 +180,13 @@ class PromptToPrompt(Formulated, nn.Module):
     def forward(self, basic: Tensor, degradation: Tensor, strength: float | Tensor = 1.0) -> Tensor:
         """Put a degradation-aware prompt into the basic prompt.
 
-        The strength multiplies what the attention adds. Multiplying the degradation-aware prompt itself would do next
-        to nothing, because the normalisation takes its scale away.
+        The strength multiplies the output of the attention. Multiplying the degradation-aware prompt itself would have
+        almost no effect, because the normalisation removes its scale.
 
         Args:
             basic: (1, D, S, S) for all images, or (B, D, S, S).
             degradation: (B, D, S, S).
-            strength: 1 as it was trained, 0 for the basic prompt alone; a tensor of them is (B, 1, 1, 1).
+            strength: 1 as trained, 0 for only the basic prompt; a tensor has shape (B, 1, 1, 1).
 
         Returns:
             (B, D, S, S).
@@ -198,25 +198,25 @@ class PromptToPrompt(Formulated, nn.Module):
 
 
 class PromptToFeature(nn.Module):
-    """Features as the prompt of their level modulates them.
+    """Modulation of features by the prompt of their level.
 
-    | interaction | what it does |
+    | interaction | effect |
     |:--|:--|
     | topm | the features attend to the prompt, each channel to its most similar ones: `PromptCrossBlock` |
     | cross | the same with an ordinary softmax |
     | gate | x * gate + shift, both convolutions of the prompt: `ConvGate` |
     | promptir_gate | the same, both from features and prompt mixed by a Transformer block: `TransformerGate` |
 
-    The cross blocks give the features in a normalised form and are no identity at the start. A backbone that was
-    trained before keeps its output with `residual`: x + alpha P2F(x, prompt), where alpha is learned and 0 at first.
+    The cross blocks output normalised features and are not initialised to the identity. To preserve the output of a
+    pretrained backbone use `residual`: x + alpha P2F(x, prompt), where alpha is learned and initially 0.
 
     Args:
         feature_dim: C. The Transformer gate needs a multiple of num_heads.
-        prompt_dim: D, below, equal to or above C; a multiple of num_heads. A head has at least two channels with an
+        prompt_dim: D, any relation to C; a multiple of num_heads. A head needs at least two channels with an
             attention, at least three with 'topm'.
         interaction: one of the above.
         num_heads: h of the attention.
-        ffn_expansion_factor: hidden over input width of the feed-forward network.
+        ffn_expansion_factor: ratio of hidden to input width of the feed-forward network.
         bias: whether the convolutions have biases.
         layer_norm_type: 'WithBias' or 'BiasFree'.
         residual: whether the modulated features are added to the features.
@@ -256,7 +256,7 @@ class PromptToFeature(nn.Module):
             )
 
     def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
-        """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        """Modulate x: (B, C, H, W) by prompt: (B, D, H, W). Returns (B, C, H, W)."""
         modulate = self.prompt_transformer_cross if self.interaction in ('topm', 'cross') else self.gate
         if self.alpha is None:
             return modulate(x, prompt)
@@ -264,13 +264,13 @@ class PromptToFeature(nn.Module):
 
 
 class PromptCrossBlock(Formulated, nn.Module):
-    """Features attend to a prompt: a = LN x + CA(LN x, LN prompt), then a + GDFN(LN a), whose halves gate each
+    """Attention of features to a prompt: a = LN x + CA(LN x, LN prompt), then a + GDFN(LN a), whose halves gate each
     other.
 
-    The attention runs at the width of the prompt. Narrower features are filled up with zeros and reduced afterwards;
-    of wider ones the channels behind the prompt's width go round the attention.
+    The attention has the width of the prompt. Narrower features are padded with zeros and reduced afterwards; the
+    channels of wider features beyond the prompt's width bypass the attention.
 
-    The features themselves are not carried on, only their normalised form: x and 10 x give the same.
+    Only the normalised form of the features is passed on: x and 10 x have the same result.
 
     Args:
         attention: called with (B, D, H, W) features and prompt; returns the same shape.
@@ -296,7 +296,7 @@ class PromptCrossBlock(Formulated, nn.Module):
         self.ffn = GDFN(feature_dim, ffn_expansion_factor, bias, dual=True)
 
     def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
-        """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        """Modulate x: (B, C, H, W) by prompt: (B, D, H, W). Returns (B, C, H, W)."""
         if self.fast:
             return blocks.prompt_cross_block(self, x, prompt)
         x, prompt = self.norm11(x), self.norm12(prompt)
@@ -328,17 +328,17 @@ class CrossAttention(TransposedAttention):
         self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        """x: (B, D, H, W) or (1, D, H, W) asks, other: (B, D, H, W) answers. Returns (B, D, H, W)."""
+        """Attend from x: (B, D, H, W) or (1, D, H, W) to other: (B, D, H, W). Returns (B, D, H, W)."""
         q = self.q_dwconv(self.q(x))
         k, v = self.kv_dwconv(self.kv(other)).chunk(2, dim=1)
         return self.project_out(self.mixed(q, k, v))
 
 
 class TopMCrossAttention(CrossAttention):
-    """Cross attention that attends to the most similar channels only, in four selections of different size.
+    """Cross attention to only the most similar channels, in four selections of different sizes.
 
     Each row of the similarity is cut down to its m largest entries before the softmax, for m of 1/2, 2/3, 3/4 and 4/5
-    of a head's channels (rounded down). The four are added with learned factors, `attn1` to `attn4`, 0.2 at first.
+    of a head's channels (rounded down). The four are added with learned factors, `attn1` to `attn4`, initially 0.2.
 
     Args:
         dim: D, a multiple of num_heads and at least three times as large, so that a selection has a choice.
@@ -347,19 +347,19 @@ class TopMCrossAttention(CrossAttention):
 
     def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
         super().__init__(dim, num_heads, bias)
-        assert dim // num_heads >= 3, f'{dim} channels in {num_heads} heads leave the top-m selection no choice'
+        assert dim // num_heads >= 3, f'{dim} channels in {num_heads} heads are too few for the top-m selection'
         self.attn1, self.attn2, self.attn3, self.attn4 = (nn.Parameter(torch.full((1,), 0.2)) for _ in TOP_RATIOS)
 
     def attention(self, similarity: Tensor) -> Tensor:
-        """(B, h, c, c) of similarity. Returns the same shape; a row has the sum of the four factors."""
+        """Return the attention (B, h, c, c) of similarity; rows sum to the sum of the four factors."""
         factors = (self.attn1, self.attn2, self.attn3, self.attn4)
         return top_m_attention(similarity, top_counts(similarity.shape[-1]), factors)
 
 
 def top_m_attention(similarity: Tensor, counts: Sequence[int], factors: Sequence[Tensor]) -> Tensor:
-    """The sum of factor * softmax over the m largest entries of each row, for each m of `counts` and its factor.
+    """Sum factor * softmax over the m largest entries of each row, for each m of `counts` and its factor.
 
-    similarity: (..., c). Returns (..., c); 0 where an entry is among none of the largest.
+    similarity: (..., c). Returns (..., c); 0 for entries that are never among the largest.
     """
     largest, places = similarity.topk(max(counts), dim=-1)
     chosen = [
@@ -371,7 +371,7 @@ def top_m_attention(similarity: Tensor, counts: Sequence[int], factors: Sequence
 
 
 def top_counts(channels: int) -> list[int]:
-    """How many of the channels of a head each of the four selections keeps."""
+    """Return how many channels of a head each of the four selections keeps."""
     return [channels * part // whole for part, whole in TOP_RATIOS]
 
 
@@ -385,7 +385,7 @@ class ConvGate(nn.Module):
         self.conv3 = nn.Conv2d(prompt_dim, feature_dim, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
-        """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        """Modulate x: (B, C, H, W) by prompt: (B, D, H, W). Returns (B, C, H, W)."""
         prompt = self.conv1(prompt)
         return x * self.conv2(prompt).sigmoid() + self.conv3(prompt)
 
@@ -409,13 +409,13 @@ class TransformerGate(nn.Module):
         self.shift = nn.Conv2d(width, feature_dim, 1, bias=bias)
 
     def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
-        """x: (B, C, H, W), prompt: (B, D, H, W). Returns (B, C, H, W)."""
+        """Modulate x: (B, C, H, W) by prompt: (B, D, H, W). Returns (B, C, H, W)."""
         mixed = self.block(torch.cat([x, prompt], dim=1))
         return x * self.gate(mixed).sigmoid() + self.shift(mixed)
 
 
 def fit_channels(x: Tensor, width: int) -> Tensor:
-    """x: (B, C, H, W) with `width` channels: the first of its own, then zeros."""
+    """Crop or zero-pad the channels of x: (B, C, H, W) to `width`."""
     if x.shape[1] >= width:
         return x[:, :width]
     return F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))

@@ -1,11 +1,11 @@
-"""The Restormer blocks that PromptIR and PIP are built from.
+"""The Restormer blocks of PromptIR and PIP.
 
-What stands here is the plain formulation; the fast one of a whole block is in `blocks`.
+This is the plain formulation; the fast one of whole blocks is in `blocks`.
 
 Source: Zamir et al., "Restormer: Efficient Transformer for High-Resolution Image Restoration", CVPR 2022
 (arXiv 2111.09881), section 3, as used by PromptIR (arXiv 2306.13090). Parameter names are those of released weights.
 
-Shapes: B batch, C channels, H W height and width, h heads, c = C / h channels a head, P = H W pixels.
+Shapes: B batch, C channels, H W height and width, h heads, c = C / h channels per head, P = H W pixels.
 """
 
 from abc import abstractmethod
@@ -30,7 +30,7 @@ class TransformerBlock(Formulated, nn.Module):
     Args:
         dim: C, divisible by num_heads.
         num_heads: h of the attention.
-        ffn_expansion_factor: hidden width of the feed-forward network over C.
+        ffn_expansion_factor: ratio of the hidden width of the feed-forward network to C.
         bias: whether its convolutions have biases.
         layer_norm_type: 'WithBias' or 'BiasFree'.
     """
@@ -51,7 +51,7 @@ class TransformerBlock(Formulated, nn.Module):
 
 
 class TransposedAttention(SeesWhole, nn.Module):
-    """What attentions over channels share; queries, keys and values are made in the subclasses."""
+    """Base class of attentions over channels; subclasses compute queries, keys and values."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ class TransposedAttention(SeesWhole, nn.Module):
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The channels of v, mixed as those of q and k are alike; all (B, C, H, W)."""
+        """Mix the channels of v by the similarity of those of q and k; all (B, C, H, W)."""
         attention = self.attention(channel_similarity(q, k, self.temperature, self.whole))
         return mix_channels(attention, v)
 
     def attention(self, similarity: Tensor) -> Tensor:
-        """How much of each channel of v goes into each channel: (B, h, c, c) of similarity. Returns the same shape."""
+        """Return the attention weights of the channels for similarity: (B, h, c, c), in the same shape."""
         return similarity.softmax(dim=-1)
 
 
@@ -87,12 +87,12 @@ class MDTA(TransposedAttention):
 
 
 def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor, whole: Quantity | None = None) -> Tensor:
-    """Cosine of each channel of q with each of k over the pixels, times temperature: (B, h, c, c), before softmax.
+    """Return cosines of channels of q and k over the pixels, times temperature: (B, h, c, c), before softmax.
 
     Args:
         q, k: (B, C, H, W).
         temperature: (h, 1, 1).
-        whole: what is known of the whole image, where q and k are those of a tile.
+        whole: statistics of the whole image if q and k are those of a tile.
     """
     if whole is not None:
         return whole.similarity(q, k, temperature)
@@ -103,13 +103,13 @@ def channel_similarity(q: Tensor, k: Tensor, temperature: Tensor, whole: Quantit
 
 
 def mix_channels(attention: Tensor, v: Tensor) -> Tensor:
-    """The channels of v: (B, C, H, W) as attention: (B, h, c, c) mixes them, head by head. Returns (B, C, H, W)."""
+    """Mix the channels of v: (B, C, H, W) by attention: (B, h, c, c), head by head. Returns (B, C, H, W)."""
     out = attention.to(v.dtype) @ split_heads(v, attention.shape[1])
     return rearrange(out, 'b head c (h w) -> b (head c) h w', h=v.shape[-2])
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, C, H, W) -> (B, h, c, P)."""
+    """Reshape (B, C, H, W) to (B, h, c, P)."""
     return rearrange(x, 'b (head c) h w -> b head c (h w)', head=heads)
 
 
@@ -139,7 +139,7 @@ class LayerNorm2d(nn.Module):
 
     Args:
         dim: C.
-        layer_norm_type: 'WithBias' (the usual one) or 'BiasFree' (the mean stays, no bias).
+        layer_norm_type: 'WithBias' (the usual one) or 'BiasFree' (the mean is not subtracted, no bias).
 
     Raises:
         OptionError: layer_norm_type is neither.
@@ -176,7 +176,7 @@ class WithBiasNorm(nn.Module):
 
 
 class BiasFreeNorm(nn.Module):
-    """x / sqrt(var + eps) * weight over dim 1. The variance is about the mean, but the mean is not taken from x."""
+    """x / sqrt(var + eps) * weight over dim 1. The variance is about the mean, but x is not centred."""
 
     eps = 1e-5
 
@@ -192,12 +192,12 @@ class BiasFreeNorm(nn.Module):
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """The statistics of half-precision features lose too many digits in half precision."""
+    """Convert to at least float32: half precision loses too many digits of the statistics."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class OverlapPatchEmbed(nn.Module):
-    """The image as features: one 3x3 convolution at full size."""
+    """Convert the image to features by one 3x3 convolution at full size."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class OverlapPatchEmbed(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, twice the channels."""
+    """Halve the size and double the channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, half the channels."""
+    """Double the size and halve the channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -233,9 +233,9 @@ class Upsample(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The encoder and the decoder that PromptIR and PIP share; what they put between the two is their own.
+    """The encoder and decoder that PromptIR and PIP share; subclasses add the parts between them.
 
-    Layers are added in the order of the released programs: it is the order of their random numbers and weights.
+    Layers are added in the order of the released programs, which determines random initialisation and weights.
     """
 
     scale = 1
@@ -266,7 +266,7 @@ class Backbone(nn.Module):
     ) -> None:
         """Add the layers after the prompts; `settings` are the last three of `TransformerBlock`."""
         self.out_channels, dim, (_, bias, _) = out_channels, self.dim, settings
-        # An upsampling leaves half the channels of what it is given, and the skip connection adds its own.
+        # Upsampling halves the channels, and the skip connection adds its own.
         self.up4_3 = Upsample(4 * dim)
         self.reduce_chan_level3 = nn.Conv2d(6 * dim, 4 * dim, 1, bias=bias)
         self.decoder_level3 = _stage(4 * dim, heads[2], num_blocks[2], settings)
@@ -279,7 +279,7 @@ class Backbone(nn.Module):
         self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The latent features of x: (B, C, H, W), and the skip connections of levels 1 to 3."""
+        """Return the latent features of x: (B, C, H, W), and the skip connections of levels 1 to 3."""
         skip1 = self.encoder_level1(self.patch_embed(x))  # (B, dim, H, W)
         skip2 = self.encoder_level2(self.down1_2(skip1))  # (B, 2 dim, H/2, W/2)
         skip3 = self.encoder_level3(self.down2_3(skip2))  # (B, 4 dim, H/4, W/4)
@@ -287,15 +287,15 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def unused_shapes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Names and shapes of the tensors of a released checkpoint that nothing uses."""
+        """Return names and shapes of the unused tensors of a released checkpoint."""
 
     def with_unused(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights and, as zeros, the tensors that nothing uses."""
+        """Return weights with the unused tensors as zeros."""
         zeros = self.output.weight.new_zeros
         return {**weights, **{name: zeros(shape) for name, shape in self.unused_shapes().items()}}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load released checkpoints, too: leave out the tensors that they hold and nothing uses, and no other."""
+        """Load weights, also of released checkpoints, whose unused tensors (only these) are skipped."""
         for name in self.unused_shapes():
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,4 +1,4 @@
-"""Taps: places in any network where a prompt modulates the features, and the modules that stand there.
+"""Taps: places in any network where a prompt modulates the features, and the modules that do it.
 
 Shapes: B batch, C feature channels, H W feature size, N = H W tokens, T degradations, D prompt channels, S prompt size.
 """
@@ -21,22 +21,22 @@ from promptir_basicsr.core.messages import did_you_mean, first_few, unknown
 from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 
 PROMPTS = ('pip', 'promptir')
-"""PIP's prompts are told the degradation, PromptIR's find it in the features."""
+"""PIP's prompts are selected by the degradation, PromptIR's by the features."""
 
 TAP_INTERACTIONS = (*INTERACTIONS, 'promptir')
-"""Those of `PromptToFeature`, and the block that PromptIR has."""
+"""Interactions of `PromptToFeature`, and the block of PromptIR."""
 
 HEADS = 4  # of the attention between features and prompt
-MOST_SHOWN = 16  # taps in a message
+MOST_SHOWN = 16  # maximum number of taps in a message
 
 
 @dataclass(frozen=True)
 class TapPoint:
-    """What a module of a network gives.
+    """Output of a module of a network.
 
     Attributes:
         channels: C.
-        stride: sides of the image over sides of the features.
+        stride: ratio of the sides of the image to those of the features.
         tokens: the features are (B, N, C), pixels row by row, instead of (B, C, H, W).
     """
 
@@ -48,10 +48,10 @@ class TapPoint:
         return f'{self.channels} channels, stride {self.stride}{", tokens" if self.tokens else ""}'
 
     def size(self, height: int, width: int, size_multiple: int, tokens: int) -> tuple[int, int]:
-        """Height and width of N tokens of an image that the network may have padded to multiples.
+        """Return height and width of N tokens of an image that the network may have padded to multiples.
 
         Raises:
-            ValueError: neither the image nor the padded image has so many.
+            ValueError: the number of tokens matches neither the image nor the padded image.
         """
         padded = [-(-side // size_multiple) * size_multiple for side in (height, width)]
         for image in ((height, width), padded):
@@ -59,17 +59,17 @@ class TapPoint:
             if rows * columns == tokens:
                 return rows, columns
         raise ValueError(
-            f'{tokens} tokens of an image of {height}x{width} (HxW): height and width of the features cannot be told. '
+            f'{tokens} tokens of an image of {height}x{width} (HxW): height and width of the features are unknown. '
             f'Pad the image to multiples of {size_multiple}, or tap a module whose features are (B, C, H, W).'
         )
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a forward pass of a network shows.
+    """Outputs of all modules in a forward pass of a network.
 
     Attributes:
-        taps: module -> what it gives, in the order in which the network calls them.
+        taps: module -> its output, in the order in which the network calls them.
         others: module -> why it cannot be tapped.
         stride: the least common multiple of the strides of all features.
     """
@@ -79,38 +79,38 @@ class Survey:
     stride: int
 
     def problem(self, module: object) -> str:
-        """Why a module cannot be tapped, and which can; nothing if it can."""
+        """Return why a module cannot be tapped, and which can; empty if it can."""
         name = str(module)
         if name in self.taps:
             return ''
         known = name in self.others
-        wrong = f"'{name}' {self.others[name]}." if known else f"no module '{name}' in the network."
+        wrong = f"'{name}' {self.others[name]}." if known else f"the network has no module '{name}'."
         hint = '' if known else did_you_mean(name, [*self.taps, *self.others])
-        # The parts of a network first, then the parts of its parts.
+        # Parts of the network first, then their parts.
         names = sorted(self.taps, key=lambda name: name.count('.'))
         shown = first_few((f'{name} ({self.taps[name]})' for name in names), most=MOST_SHOWN)
         return f'{wrong}{hint} Taps: {shown}.'
 
 
 def survey(network: nn.Module, channels: int, side: int) -> Survey:
-    """Run a copy of a network on an image without content and note what its modules give.
+    """Run a copy of a network on an empty image and record the outputs of its modules.
 
-    The run is on the meta device, and on the CPU where that fails. Tokens are told from other features of three
-    dimensions by a second image.
+    The run is on the meta device, or on the CPU if that fails. A second image distinguishes tokens from other
+    features with three dimensions.
 
     Args:
         network: maps (B, channels, H, W) to the same shape; not changed.
         side: H of the images; W is two and three times as large.
 
     Raises:
-        ValueError: the network cannot be run, or does not give the shape of its input.
+        ValueError: the network cannot be run, or does not preserve the shape of its input.
     """
     images = [(2, channels, side, width * side) for width in (2, 3)]
     run = _dry_run(network, images[0])
     other = _dry_run(network, images[1]) if any(len(shape) == 3 for calls in run.values() for shape in calls) else {}
     (output,) = run.pop('')
     if output != images[0]:
-        raise ValueError(f'makes {output} of an image {images[0]}; it must keep the shape. Set its scale to 1.')
+        raise ValueError(f'returns {output} for an image {images[0]}; it must preserve the shape. Set its scale to 1.')
     taps, strides = {}, [1]
     for name, calls in run.items():
         points = [_point(shape, images[0]) for shape in calls]
@@ -128,13 +128,13 @@ def survey(network: nn.Module, channels: int, side: int) -> Survey:
 
 
 def _dry_run(network: nn.Module, image: tuple[int, ...]) -> dict[str, list[tuple[int, ...]]]:
-    """The shapes that each module gives, call by call, in the order of their ends; '' is the network.
+    """Return the output shapes of each module, per call, in the order of completion; '' is the network.
 
-    What is no tensor has the shape ().
+    Outputs that are not tensors have the shape ().
     """
     try:
         return _shapes(network, image, 'meta')
-    except Exception:  # whatever a network does that meta tensors cannot; the run on the CPU has the last word
+    except Exception:  # meta tensors do not support everything; the run on the CPU decides
         try:
             return _shapes(network, image, 'cpu')
         except Exception as error:
@@ -156,7 +156,7 @@ def _shapes(network: nn.Module, image: tuple[int, ...], device: str) -> dict[str
 
 
 def _point(found: tuple[int, ...], image: tuple[int, ...]) -> TapPoint | None:
-    """A shape as features that follow the image, if it is one."""
+    """Return the tap point of shapes that scale with the image; None for other shapes."""
     batch, _, height, width = image
     if len(found) not in (3, 4) or found[0] != batch or 0 in found:
         return None
@@ -172,25 +172,25 @@ def _point(found: tuple[int, ...], image: tuple[int, ...]) -> TapPoint | None:
 
 def _why_not(found: Sequence[tuple[int, ...]], image: tuple[int, ...]) -> str:
     if not found:
-        return 'is not called itself, only its parts are, or nothing of it'
+        return 'is not called itself; at most its parts are'
     if len(found) > 1:
-        return f'is called {len(found)} times in a pass; a tap is a module that is called once'
+        return f'is called {len(found)} times in a pass; a tap must be called once'
     if not found[0]:
-        return 'gives something else than a tensor'
-    return f'gives {found[0]} for an image {image}; a tap gives (B, C, H, W), or tokens (B, H W, C)'
+        return 'does not return a tensor'
+    return f'returns {found[0]} for an image {image}; a tap must return (B, C, H, W), or tokens (B, H W, C)'
 
 
 class PromptTap(nn.Module):
-    """A prompt and how the features of one place take it up.
+    """A prompt and its interaction with the features of one place.
 
     Args:
         channels: C of the features.
-        prompts: 'pip' (told the degradation) or 'promptir' (blind).
+        prompts: 'pip' (selected by the degradation) or 'promptir' (blind).
         count: T degradations for 'pip', prompts in the bank for 'promptir'.
         prompt_dim: D.
         prompt_size: S.
         interaction: one of TAP_INTERACTIONS.
-        residual: x + alpha modulated(x), alpha learned and 0 at first, instead of modulated(x).
+        residual: x + alpha modulated(x), alpha learned and initially 0, instead of modulated(x).
     """
 
     def __init__(
@@ -219,22 +219,22 @@ class PromptTap(nn.Module):
 
         Args:
             x: (B, C, H, W).
-            told: of PIP's prompts weights (B, T) and a strength, as for `PromptInPrompt`; of PromptIR's nothing.
+            told: for PIP's prompts weights (B, T) and a strength, as for `PromptInPrompt`; for PromptIR's nothing.
 
         Returns:
-            (B, C, H, W), of the same type.
+            (B, C, H, W), of the same dtype.
         """
         y = self.interact(x, self.prompt(x, *told))
         return (y if self.alpha is None else x + self.alpha * y).to(x.dtype)
 
     def vectors(self) -> Tensor:
-        """The prompts that tell degradations apart, (T, D) for PIP's and (N, D S S) for PromptIR's N."""
+        """Return the degradation-specific prompts: (T, D) for PIP, (N, D S S) for the N prompts of PromptIR."""
         names = {PromptInPrompt: 'detask_prompt_param', PromptGenBlock: 'prompt_param'}
         return self.prompt.get_parameter(names[type(self.prompt)])[0].flatten(1)
 
 
 class MixBlock(nn.Module):
-    """Features and prompt mixed by a Transformer block and reduced to the features' channels, as PromptIR does."""
+    """Mix features and prompt by a Transformer block and reduce them to the features' channels, as PromptIR does."""
 
     def __init__(self, channels: int, prompt_dim: int) -> None:
         super().__init__()
@@ -248,17 +248,17 @@ class MixBlock(nn.Module):
 
 
 def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
-    """(B, N, C), row by row -> (B, C, H, W)."""
+    """Reshape (B, N, C), row by row, to (B, C, H, W)."""
     return rearrange(tokens, 'b (h w) c -> b c h w', h=height, w=width)
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, N, C), row by row."""
+    """Reshape (B, C, H, W) to (B, N, C), row by row."""
     return rearrange(x, 'b c h w -> b (h w) c')
 
 
 def check_kinds(prompts: object, interaction: object) -> list[Problem]:
-    """The problems of the kinds of prompts and interaction; an interaction of None is the prompts' own."""
+    """Return problems with the kinds of prompts and interaction; None selects the default interaction."""
     problems = [] if prompts in PROMPTS else [unknown('prompts', 'kind', prompts, PROMPTS)]
     if interaction is not None and interaction not in TAP_INTERACTIONS:
         problems.append(unknown('interaction', 'interaction', interaction, TAP_INTERACTIONS))
@@ -268,7 +268,7 @@ def check_kinds(prompts: object, interaction: object) -> list[Problem]:
 def check_prompt(
     where: str | Keys, channels: int, prompt_dim: object, prompt_size: object, interaction: str
 ) -> list[Problem]:
-    """The problems of the width and size of a prompt for features of C channels, of either kind."""
+    """Return problems with the width and size of a prompt of either kind for features of C channels."""
     problems: list[Problem] = []
     where = keys(where)
     if not is_whole(prompt_size, least=2):
@@ -277,8 +277,8 @@ def check_prompt(
     least, multiple, beside = _rule(channels, interaction)
     if beside % 2:
         message = (
-            f"'{interaction}' mixes features and prompt in {HEADS} heads; {channels} channels do not allow that, an "
-            "even number does. Take another interaction, such as 'topm'."
+            f"'{interaction}' mixes features and prompt in {HEADS} heads, which needs an even number of channels, not "
+            f"{channels}. Use another interaction, such as 'topm'."
         )
         problems.append(problem((*where, 'interaction'), message))
     elif not (isinstance(prompt_dim, int) and is_whole(prompt_dim, least) and (prompt_dim + beside) % multiple == 0):
@@ -295,7 +295,7 @@ def check_prompt(
 def check_prompts(
     network: str, channels: Sequence[int], prompt_dims: Sequence[int], prompt_sizes: Sequence[int], interaction: str
 ) -> None:
-    """Raise OptionError unless features of these channels, level by level, can have these prompts."""
+    """Raise OptionError unless features with these channels per level can have these prompts."""
     check_whole_numbers(network, 'prompt_dims', prompt_dims, len(channels))
     check_whole_numbers(network, 'prompt_sizes', prompt_sizes, len(channels))
     problems = []
@@ -311,15 +311,15 @@ def check_prompts(
 
 
 def default_width(channels: int, interaction: str) -> int:
-    """The smallest D of at least C that the interaction allows: no channel of a prompt is idle."""
+    """Return the smallest D of at least C that the interaction allows, so that no prompt channel is unused."""
     least, multiple, beside = _rule(channels, interaction)
     width = max(channels, least)
     return width + -(width + beside) % multiple
 
 
 def _rule(channels: int, interaction: str) -> tuple[int, int, int]:
-    """The smallest D, and the number that divides D + the third number."""
-    if interaction in ('topm', 'cross'):  # heads of three channels, so that a selection has a choice; else of two
+    """Return the smallest D, and the number that divides D + the third number."""
+    if interaction in ('topm', 'cross'):  # three channels per head, so that a selection is possible; else two
         return (3 if interaction == 'topm' else 2) * HEADS, HEADS, 0
     if interaction == 'gate':
         return 4, 2, 0

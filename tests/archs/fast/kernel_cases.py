@@ -331,7 +331,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match='depthwise3x3_gate: x has 3 channels; it must have an even number'):
         depthwise3x3_gate(x[:, :3], weight[:3], None, False)
     with pytest.raises(
-        ValueError, match=r'normalize_channels: no Triton kernel takes x, which is \(1, 4, 2, 3\) of torch'
+        ValueError, match=r'normalize_channels: no Triton kernel supports x, which is \(1, 4, 2, 3\) of torch'
     ):
         normalize_channels(x.long(), True, 1e-5)
 

@@ -83,7 +83,7 @@ def test_without_the_interpreter_the_cpu_is_for_torch() -> None:
         pytest.skip('TRITON_INTERPRET=1')
     x = torch.zeros(1, 4, 2, 2).contiguous(memory_format=torch.channels_last)
     assert not usable(x)
-    with pytest.raises(ValueError, match=r'no Triton kernel takes x, which is .* on cpu\. Ask usable\(x\)'):
+    with pytest.raises(ValueError, match=r'no Triton kernel supports x, which is .* on cpu\. Check usable\(x\)'):
         normalize_channels(x, True, 1e-5)
 
 
@@ -119,7 +119,7 @@ def test_what_the_kernels_lack_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
     assert kernel_problems('kernels', None, cpu) == []
     (problem,) = kernel_problems('kernels', 'triton', gpu)
     assert str(problem).startswith('kernels: the Triton kernels need Triton 3.3')
-    assert 'no such Triton is installed' in problem.message
+    assert 'it is not installed' in problem.message
     monkeypatch.setattr(kernels, 'available', True)
     monkeypatch.setattr(kernels, 'interpreted', False)
     (problem,) = kernel_problems('kernels', 'triton', cpu)

@@ -74,29 +74,29 @@ def test_gradients_reach_the_mixture() -> None:
     [
         ('derrain', r"^degradation: unknown degradation 'derrain'\. Did you mean 'derain'\? Allowed: deblur, dehaze"),
         ('', "unknown degradation ''"),
-        (5, r'^degradation: there is no id 5\. Allowed: an id or a name: 0 denoise, 1 derain, .*4 lowlight\.$'),
-        (-1, 'there is no id -1'),
-        ([0, 9], r'^degradation\[1\]: there is no id 9'),
+        (5, r'^degradation: unknown id 5\. Allowed: an id or a name: 0 denoise, 1 derain, .*4 lowlight\.$'),
+        (-1, 'unknown id -1'),
+        ([0, 9], r'^degradation\[1\]: unknown id 9'),
         ({'rain': 1}, "unknown degradation 'rain'. Did you mean 'derain'?"),
         ({'derain': -1, 'dehaze': 2}, r"the weight of 'derain' is -1; it must be a number of at least 0"),
         ({'derain': 'much'}, "the weight of 'derain' is 'much'; it must be a number"),
         ({'derain': float('nan')}, "the weight of 'derain' is nan"),
         ({'derain': float('inf')}, "the weight of 'derain' is inf"),
-        ({'derain': 0, 'dehaze': 0}, r'no weight is above 0\. Give one that is'),
+        ({'derain': 0, 'dehaze': 0}, r'no weight is above 0\. At least one must be'),
         ({}, 'no weight is above 0'),
-        ([1, 2, 3], r'^degradation: 3 are given for a batch of 2\. Give one for each image\.$'),
-        ([], '0 are given for a batch of 2'),
+        ([1, 2, 3], r'^degradation: 3 are passed for a batch of 2\. Pass one for each image\.$'),
+        ([], '0 are passed for a batch of 2'),
         (True, 'degradation is True; it must be an id or a name: 0 denoise'),
         (1.0, r'degradation is 1\.0; it must be .* or of float weights \(B, 5\)'),
         ([[1, 0], 3], r'degradation\[0\] is \[1, 0\]; it must be'),
         ({(0, 3): 1}, r'degradation is \(0, 3\); it must be'),
-        (torch.tensor([0, 5]), r'degradation\[1\]: there is no id 5'),
-        (torch.tensor(-1), '^degradation: there is no id -1'),
+        (torch.tensor([0, 5]), r'degradation\[1\]: unknown id 5'),
+        (torch.tensor(-1), '^degradation: unknown id -1'),
         (
             torch.tensor([0, 1, 2]),
             r'ids of shape \(3,\); for a batch of 2 and 5 degradations it must be \(2,\), or \(\)',
         ),
-        (torch.ones(2, 4), r'weights of shape \(2, 4\); .* it must be \(2, 5\), or \(5,\) for all images alike'),
+        (torch.ones(2, 4), r'weights of shape \(2, 4\); .* it must be \(2, 5\), or \(5,\) for all images'),
         (torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]), r'degradation\[1\]: no weight is above 0'),
         (torch.tensor([0.0, 0, -2, 3, 0]), r'^degradation: the weight of 2 is -2\.0'),
         (torch.tensor([float('nan')] * 5), 'the weight of 0 is nan'),
@@ -109,7 +109,7 @@ def test_what_is_refused(degradation: Any, message: str) -> None:
 
 
 def test_all_mistakes_of_a_list_are_told() -> None:
-    with pytest.raises(ValueError, match='no id 7') as error:
+    with pytest.raises(ValueError, match='unknown id 7') as error:
         weights([7, 'snow', {'derain': -1}])
     assert [line.split(':')[0] for line in str(error.value).splitlines()] == [
         *('degradation[0]', 'degradation[1]', 'degradation[2]', 'degradation')
@@ -118,7 +118,7 @@ def test_all_mistakes_of_a_list_are_told() -> None:
 
 def test_names_that_are_not_known() -> None:
     with pytest.raises(
-        ValueError, match=r"'derain' is a name, and the network knows none\. Give an id from 0 to 4, or"
+        ValueError, match=r"'derain' is a name, but the network has no names\. Use an id from 0 to 4, or"
     ):
         weights('derain', names=None)
 
@@ -156,7 +156,7 @@ def test_number_has_to_be_whole(count: Any) -> None:
 
 def test_nothing_given_and_no_sensor() -> None:
     with pytest.raises(
-        ValueError, match=r'not told the degradation and has no sensor .* Give `degradation` \(an id or'
+        ValueError, match=r'no degradation is passed and there is no sensor .* Pass `degradation` \(an id or'
     ):
         TwoLevels(5).degradation_weights(X)
     with pytest.raises(ValueError, match=r'an id from 0 to 2; a mixture .* or attach a sensor: `net\.sensor = \.\.\.`'):
@@ -187,10 +187,10 @@ def test_sensor_is_a_part_of_the_network_or_any_function() -> None:
 def test_sensor_of_another_size_or_without_probabilities_is_refused() -> None:
     net = TwoLevels(5)
     net.sensor = lambda x: torch.ones(len(x), 4)
-    with pytest.raises(ValueError, match=r'TwoLevels: the sensor gave \(2, 4\); it must give \(2, 5\)'):
+    with pytest.raises(ValueError, match=r'TwoLevels: the sensor returned \(2, 4\); it must return \(2, 5\)'):
         net.degradation_weights(X)
     net.sensor = lambda x: torch.full((len(x), 5), -1.0)
-    with pytest.raises(ValueError, match=r'what the sensor gave\[0\]: the weight of 0 is -1\.0'):
+    with pytest.raises(ValueError, match=r'the output of the sensor\[0\]: the weight of 0 is -1\.0'):
         net.degradation_weights(X)
 
 
@@ -228,5 +228,5 @@ def test_mistakes_of_levels_are_told_at_once() -> None:
     assert lines[2] == "TwoLevels: the strength of level2 is 'full'; it must be a finite number. As trained: 1."
     with pytest.raises(ValueError, match='the strength of level2 is inf'):
         TwoLevels(5).prompt_context(X, 0, strength=float('inf'))
-    with pytest.raises(ValueError, match=r'^TwoLevels: overrides\.level1: there is no id 8'):
+    with pytest.raises(ValueError, match=r'^TwoLevels: overrides\.level1: unknown id 8'):
         TwoLevels(5).prompt_context(X, 0, overrides={'level1': 8})

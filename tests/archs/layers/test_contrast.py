@@ -132,7 +132,7 @@ def test_weights_with_a_queue_of_any_length(
         assert net.queue.shape == (8, 6)
         torch.testing.assert_close(net.queue.norm(dim=0), torch.ones(6))
         assert net.queue_ptr.item() == 0
-        assert 'it starts afresh' in host_log.text
+        assert 'it starts from scratch' in host_log.text
 
 
 def test_a_queue_of_another_width_is_of_another_network() -> None:
