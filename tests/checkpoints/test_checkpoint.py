@@ -184,7 +184,7 @@ def test_an_airnet_of_another_queue_is_read_and_its_queue_starts_afresh(tmp_path
 
 
 @pytest.mark.parametrize(
-    ('name', 'message'), [('NAFNet', 'PIPNAFNet was never released'), ('PIP of gates', "interaction='gate', whose")]
+    ('name', 'message'), [('NAFNet', 'PIPNAFNet was never released'), ('PIP of gates', "interaction='gate', which")]
 )
 def test_what_was_never_released_has_no_official_layout(
     tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
