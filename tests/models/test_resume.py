@@ -158,7 +158,7 @@ def test_killed_at_20_random_moments_training_ends_with_the_same_weights(
     for folder in (alone, over):
         options(folder, network, train__total_iter=40)
     killed(alone, processes)
-    assert killed(over, processes, 20, 0.1, alone) == ['step', 'save', 'validation', 'any'] * 5
+    assert killed(over, processes, 20, 0.06, alone) == ['step', 'save', 'validation', 'any'] * 5
     assert_same_end(alone, over, 40)
 
 
