@@ -1,8 +1,8 @@
 """All-in-one image restoration for BasicSR.
 
 Importing this package prepares BasicSR for the installed torch and registers the networks, the dataset, the losses, the
-metrics and the model with BasicSR's registries. It prints nothing, creates no logger and draws no random number. In the
-package's own commands it does so once a verb needs it: `basicsr --help` does not wait for torch.
+metrics and the models with BasicSR's registries. It prints nothing, creates no logger and draws no random number. The
+package's own commands do this only when a verb needs it: `basicsr --help` does not wait for torch.
 """
 
 import importlib
@@ -15,10 +15,10 @@ __all__ = ['__version__', 'activate']
 
 
 def activate() -> None:
-    """Prepare BasicSR and register what this package adds to it. Harmless when called again.
+    """Prepare BasicSR and register this package's classes with it. Calling it again has no effect.
 
     Raises:
-        HostError: BasicSR cannot be imported; the message says what to type.
+        HostError: BasicSR cannot be imported; the message names the command that installs it.
     """
     importlib.import_module('promptir_basicsr.core.compat').import_host()
     for room in ('archs', 'data', 'losses', 'metrics', 'models'):
@@ -30,7 +30,7 @@ _COMMANDS = {'promptir_basicsr', 'promptir_basicsr.cli', 'promptir_basicsr.insta
 
 
 def _is_command(words: list[str]) -> bool:
-    """Whether an interpreter that was started with these words runs `basicsr`, `python -m promptir_basicsr` or such."""
+    """Whether an interpreter started with these words runs a command of this package, such as `basicsr`."""
     words = words[1:]
     while words:
         word = words.pop(0)

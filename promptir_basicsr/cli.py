@@ -27,19 +27,19 @@ USAGE = """usage: basicsr VERB ...
 
   train -opt FILE    train; writes to experiments/NAME below the current folder
   test  -opt FILE    measure a trained network; writes to results/NAME
-  check -opt FILE    tell whether training would be right: counts, images, leaks, epochs; writes nothing
-  options [--copy NAME]    the option files that come with this package
-  prepare -opt FILE --out DIR    store the images in LMDBs and options that read them in DIR
-  restore IMAGE... -o DIR --weights FILE    restore pictures: files, folders, patterns
-  compare RUN...    put results of runs side by side: a table for a paper, with published rows
-  measure RESTORED --target CLEAN    measure restored images, whoever has made them
-  convert IN OUT --to basicsr|official|safetensors    bring weights into another layout
-  export  WEIGHTS OUT    write the network as ONNX or torch.export, checked against it
-  publish RUN -o DIR    write weights as a folder that others can load, with a model card
+  check -opt FILE    check options and data before training: counts, images, leaks, epochs; writes nothing
+  options [--copy NAME]    list or copy the option files of this package
+  prepare -opt FILE --out DIR    write the images as LMDBs, and an option file that reads them, to DIR
+  restore IMAGE... -o DIR --weights FILE    restore images: files, folders, patterns
+  compare RUN...    compare the results of runs: a table for a paper, with published rows
+  measure RESTORED --target CLEAN    measure restored images of any program
+  convert IN OUT --to basicsr|official|safetensors    convert weights to another layout
+  export  WEIGHTS OUT    export the network as ONNX or torch.export, and verify the export
+  publish RUN -o DIR    write weights and a model card as a folder that others can load
   explain -opt FILE --weights FILE    show what the prompts have learned: figures, tables, one HTML page
-  demo    --weights FILE    a page in the browser to try a network
+  demo    --weights FILE    try a network in the browser
 
-basicsr VERB --help tells the arguments of a verb; basicsr --version the versions of what is installed.
+basicsr VERB --help shows the arguments of a verb; basicsr --version shows the installed versions.
 """
 
 
@@ -47,16 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Args:
-        arguments: the verb and its arguments. Default: the command line's.
+        arguments: the verb and its arguments. Default: those of the command line.
 
     Returns:
-        Exit status: the verb's (0 where it has none), 1 where an image turned out to be damaged, 2 for a mistake of
-        the user, 3 where a signal has stopped a training, 4 where a file could not be saved, 5 where too many steps of
-        a training were not finite, 6 where a worker of the data loader was killed, 7 where there was not enough
-        memory, 8 where another error has ended a run, 9 where another process of a training has ended; all are told in
-        plain words on standard error.
+        Exit status: the verb's (default 0), 1 for a damaged image, 2 for a user error, 3 for a training stopped by a
+        signal, 4 for a file that could not be saved, 5 for too many non-finite steps, 6 for a killed data loader
+        worker, 7 for too little memory, 8 for another error that ended a run, 9 for another training process that
+        ended. Each of them writes a message to standard error.
     """
-    for stream in (sys.stdout, sys.stderr):  # names of files may be anything
+    for stream in (sys.stdout, sys.stderr):  # file names may contain any bytes
         getattr(stream, 'reconfigure', lambda **_: None)(errors='backslashreplace')
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else '--help'
@@ -89,7 +88,7 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
     except ImageError as error:
         return _stop(f'{error} `basicsr check -opt FILE` finds all such images before a run.')
     except SaveError as error:
-        return _stop(f'{error} Make room; a training goes on with --auto_resume.', NOT_SAVED)
+        return _stop(f'{error} Free some disk space; --auto_resume continues a training.', NOT_SAVED)
     except RunError as error:
         return _stop(str(error), error.status)
     except Stopped:
@@ -98,15 +97,14 @@ def _run(verb: str, parsed: argparse.Namespace) -> int:
 
 
 def load_plugins() -> None:
-    """Import what registers itself in the entry-point group `basicsr.plugins`.
+    """Import the plugins of the entry-point group `basicsr.plugins`.
 
-    A plugin that cannot be imported is reported on standard error; what it would have registered is missing, and an
-    option file that names it is refused.
+    A plugin that cannot be imported is reported on standard error. An option file that uses it is then refused.
     """
     for plugin in entry_points(group=PLUGIN_GROUP):
         try:
             plugin.load()
-        except Exception as error:  # whatever a third party's module raises
+        except Exception as error:  # third-party modules may raise anything
             sys.stderr.write(
                 f"basicsr: the plugin '{plugin.name}' ({plugin.value}) was skipped, because it cannot be imported: "
                 f'{type(error).__name__}: {printable(error)}\n'
@@ -125,13 +123,13 @@ def versions() -> str:
 
 
 def train(_: argparse.Namespace) -> None:
-    """BasicSR's own trainer, which parses the command line anew, with experiments below the current folder."""
+    """Run BasicSR's trainer, which parses the command line again. Experiments go below the current folder."""
     importlib.import_module('basicsr.train').train_pipeline(os.getcwd())
     _end_processes()
 
 
 def test(_: argparse.Namespace) -> None:
-    """BasicSR's own test pipeline, which parses the command line anew, with results below the current folder."""
+    """Run BasicSR's test pipeline, which parses the command line again. Results go below the current folder."""
     importlib.import_module('basicsr.test').test_pipeline(os.getcwd())
     _end_processes()
 
@@ -141,7 +139,7 @@ def _end_processes() -> None:
 
 
 def _verb(name: str) -> Callable[[argparse.Namespace], int | None]:
-    """The `main` of a module, which is imported when the verb is used."""
+    """The `main` of a command module, imported on first use."""
     return lambda parsed: importlib.import_module(f'promptir_basicsr.commands.{name}').main(parsed)
 
 
@@ -174,7 +172,7 @@ def _fail(*lines: str) -> int:
 
 
 def _stop(message: str, status: int = 1) -> int:
-    """A run that cannot go on says so in its log as well."""
+    """Report a fatal error, in the run's log if there is one."""
     logger = logging.getLogger('basicsr')
     if logger.handlers:
         logger.error(message)

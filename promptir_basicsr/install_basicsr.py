@@ -1,8 +1,8 @@
 """Install BasicSR 1.4.2 from its source distribution, without running its setup.py.
 
 That setup.py fails on Python 3.13 and later, builds only in an environment with torch, and requires packages that
-BasicSR does not import. A wheel needs none of it: BasicSR is pure Python, so the wheel is the folder `basicsr` and its
-metadata. pip (or uv, where pip is missing) finds, downloads and verifies the source distribution with the user's own
+BasicSR does not import. A wheel needs none of this: BasicSR is pure Python, so the wheel is the folder `basicsr` and
+its metadata. pip (or uv, if pip is missing) finds, downloads and verifies the source distribution with the user's own
 index and proxy settings, and calls the functions below instead of setuptools'.
 
     python -m promptir_basicsr.install_basicsr             # from the package index

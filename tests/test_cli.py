@@ -221,7 +221,7 @@ def test_a_damaged_image_ends_a_training_with_one_sentence(workers: int, folder:
     process = run(MODULE, 'train', '-opt', 'tiny.yml')
     assert process.returncode == 1
     said = (
-        "task 'derain': photographs/3.png: not a readable image (700 bytes). Replace the file or take it out of the "
+        "task 'derain': photographs/3.png: not a readable image (700 bytes). Replace the file, or remove it from the "
         'list. `basicsr check -opt FILE` finds all such images before a run.'
     )
     assert process.stderr.count(said) == 1

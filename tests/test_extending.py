@@ -219,7 +219,7 @@ def test_more_prompts_from_a_checkpoint(folder: Path, capsys: pytest.CaptureFixt
     assert train(first) == 0
     assert train(options) == 0
     log = log_of('demo_and_snow')
-    assert log.count(': 5 prompts kept, the others are new') == 2 * 9  # of the network and its average
+    assert log.count(': 5 prompts loaded, the others are new') == 2 * 9  # of the network and its average
     labels = {name: label for name, (label, _, _) in tasks_in(log).items()}
     assert labels == {'desnow': 5, 'denoise': 0, 'derain': 1, 'dehaze': 2, 'deblur': 3, 'lowlight': 4}
     assert rows_of('demo_and_snow')[-1] == 'average 6'

@@ -1,4 +1,4 @@
-"""Files of weights: their layouts, and which network they are of."""
+"""Checkpoints and pretrained weights: file layouts, and recognition of networks."""
 
 from promptir_basicsr.checkpoints.checkpoint import Checkpoint, build, read_checkpoint, write_checkpoint
 

@@ -1,6 +1,6 @@
-"""Weights of a network: read from files of any layout, told what network they are of, built, and written.
+"""Checkpoints: read weights of any layout, recognise and build their network, and write them.
 
-`docs/weights.md` says which files there are, and what is in them.
+`docs/weights.md` describes the files and their content.
 """
 
 import hashlib
@@ -38,26 +38,25 @@ from promptir_basicsr.core.version import __version__
 from promptir_basicsr.options.file import read_options
 
 LIGHTNING = '2.0.0'
-"""The version of Lightning whose layout official checkpoints of PromptIR have; Lightning asks for one."""
+"""Lightning version of PromptIR's official checkpoints; Lightning requires one."""
 
 _LARGEST_ARGUMENT = 65_536
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a network, and which network that is.
+    """Weights and their network.
 
     Attributes:
         path: the file.
-        weights: by the names of the network's parameters, in their order, as the file has them, on the CPU.
+        weights: by the names and in the order of the network's parameters, unchanged, on the CPU.
         network: `type` and arguments, as the option `network_g`.
-        metadata: what the training has told about them; see `docs/weights.md`. Empty in files of others, except for
-            `epoch` and `iteration`.
-        notes: what was found in the file, in words.
+        metadata: metadata of the training, see `docs/weights.md`. Third-party files only have `epoch` and `iteration`.
+        notes: messages about the file.
         layout: one of `checkpoints.reading.LAYOUTS`.
-        key: what the weights stand under in the file; '' where they have no name.
-        dropped: names of the file that nothing in the network uses, as released checkpoints have them.
-        outside: names of the file that are not the network's.
+        key: key of the weights in the file; '' without a key.
+        dropped: names in the file that the network does not use, as in released checkpoints.
+        outside: names in the file that are not the network's.
         others: further weights of the network in the file, by their key.
     """
 
@@ -78,16 +77,16 @@ def read_checkpoint(
     network: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     key: str | None = None,
 ) -> Checkpoint:
-    """The weights in a file, and the network they are of. Nothing in the file is run.
+    """Read weights and their network from a file. No code in the file is run.
 
     Args:
         path: a file of this package, BasicSR, the released programs (Lightning), a bare state dict or safetensors.
-        network: `type` and arguments, as the option `network_g`, or an option file that has it. Default: what the file
-            tells, else what names and shapes of the weights tell.
-        key: which weights of the file. Default: `params_ema`, else `params`, else the only ones.
+        network: `type` and arguments, as the option `network_g`, or an option file that has it. Default: from the
+            file's metadata, else recognised from names and shapes of the weights.
+        key: key of the weights in the file. Default: `params_ema`, else `params`, else the only ones.
 
     Raises:
-        OptionError: the file cannot be read, the network cannot be told, or the weights are not the network's.
+        OptionError: the file cannot be read, its network is unknown, or the weights do not fit the network.
     """
     file = read_weight_file(path)
     key = file.choose(key)
@@ -101,7 +100,7 @@ def read_checkpoint(
         if other != key and len(file.sets[other]) >= len(found.weights):
             try:
                 others[other] = fit(file.sets[other], found.network).weights
-            except OptionError:  # of another network, such as a discriminator
+            except OptionError:  # weights of another network, such as a discriminator
                 continue
     metadata = dict(file.metadata)
     for name, value in (('epoch', file.epoch), ('iteration', file.iteration)):
@@ -114,25 +113,28 @@ def read_checkpoint(
 
 
 def build(checkpoint: Checkpoint, device: torch.device | str = 'cpu') -> nn.Module:
-    """The network of a checkpoint with its weights, in evaluation mode and float32. Random numbers stay as they are."""
+    """Build the network of a checkpoint with its weights, in evaluation mode and float32.
+
+    The random state does not change.
+    """
     net = new_network(checkpoint.network)
     net.load_state_dict(checkpoint.weights)
     return net.eval().to(device)
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str], layout: str) -> Checkpoint:
-    """Write weights and metadata in another layout, whole or not at all; a file that is there is replaced.
+    """Write weights and metadata in another layout, atomically; replaces an existing file.
 
     Args:
-        layout: 'basicsr' (`params`, and `params_ema` where the checkpoint has both), 'official' (what the released
-            program of PromptIR, PIP or AirNet reads, without a sensor) or 'safetensors'.
+        layout: 'basicsr' (`params`, and `params_ema` if the checkpoint has both), 'official' (for the released program
+            of PromptIR, PIP or AirNet, without a sensor) or 'safetensors'.
 
     Returns:
-        What is read back. Its `dropped` are names that the official layout has and the network has not, zeros.
+        The checkpoint read back. Its `dropped` are names of the official layout that the network lacks, with zeros.
 
     Raises:
         OptionError: the network has no official layout.
-        SaveError: the file could not be written, or is not read back as it was.
+        SaveError: the file could not be written, or reading it back gives other weights.
     """
     path = os.path.expanduser(os.fspath(path))
     released = _released(checkpoint) if layout == 'official' else {}
@@ -148,17 +150,17 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str], layou
         atomic_write(safetensors.torch.save(weights, header), path)
     else:
         content = _official(checkpoint, {**released, **weights}) if released else _sets(checkpoint, weights)
-        # The released AirNet program reads weights alone, and refuses any other name.
+        # The released AirNet program reads only weights and refuses other names.
         bare = bool(released) and checkpoint.network['type'] == 'AirNet'
         atomic_save(content if bare else {**content, METADATA: metadata}, path)
     written = read_checkpoint(path, checkpoint.network, checkpoint.key if checkpoint.key in content else None)
     if digest(written.weights) != digest(weights):
-        raise SaveError(f"'{path}' was written, but is not read back as it was.")
+        raise SaveError(f"'{path}' was written, but reading it back gives other weights. Check the disk.")
     return written
 
 
 def _sets(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """As BasicSR saves them: the weights as `params`, or beside the others what they are."""
+    """Weights in BasicSR's layout: as `params`, or as `params` and `params_ema`."""
     pair = ('params', 'params_ema')
     other = next((key for key in pair if key in checkpoint.others and checkpoint.key in pair), None)
     if other is None:
@@ -168,14 +170,14 @@ def _sets(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict[str, dict[
 
 
 def _without_sensor(checkpoint: Checkpoint) -> Checkpoint:
-    """The network alone, as it was released."""
+    """The checkpoint without a sensor, as released."""
     network = {name: value for name, value in checkpoint.network.items() if name not in ('sensor', 'hard_sensor')}
     own = {name: value for name, value in checkpoint.weights.items() if not name.startswith(SENSOR_PREFIX)}
     return replace(checkpoint, network=network, weights=own)
 
 
 def _released(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Zeros, by the names of the authors' checkpoints.
+    """Zeros with the names of the authors' checkpoints.
 
     Raises:
         OptionError: the network has no released layout.
@@ -183,18 +185,18 @@ def _released(checkpoint: Checkpoint) -> dict[str, Tensor]:
     net: Any = new_network(checkpoint.network, 'meta')
     if not traits_of(net).released:
         kind = checkpoint.network['type']
-        raise OptionError(f"{kind} was never released, it has no official layout. Take 'basicsr' or 'safetensors'.")
+        raise OptionError(f"{kind} was never released and has no official layout. Use 'basicsr' or 'safetensors'.")
     try:
         shapes = shapes_of(net.released_state_dict())
     except ValueError as error:
-        raise OptionError(f"{error} Take 'basicsr' or 'safetensors'.") from error
+        raise OptionError(f"{error} Use 'basicsr' or 'safetensors'.") from error
     like = next(value for value in checkpoint.weights.values() if value.is_floating_point())
     return {name: like.new_zeros(shape) for name, shape in shapes.items()}
 
 
 def _official(checkpoint: Checkpoint, released: dict[str, Tensor]) -> dict[str, Any]:
-    """Weights as the released programs have them: PIP's as `params`, PromptIR's by Lightning as those of `net`, and
-    AirNet's as they are."""
+    """Weights in the layout of the released programs: PIP's as `params`, PromptIR's as Lightning's `net`, AirNet's as
+    a bare state dict."""
     known = {
         name: checkpoint.metadata[told]
         for name, told in (('epoch', 'epoch'), ('global_step', 'iteration'))
@@ -209,7 +211,7 @@ def _official(checkpoint: Checkpoint, released: dict[str, Tensor]) -> dict[str, 
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bits of weights, whatever their order and the file they are in."""
+    """SHA-256 of names, dtypes, shapes and bits of weights, independent of their order and file."""
     told = hashlib.sha256()
     for name in sorted(weights):
         value = weights[name].detach().cpu()
@@ -219,15 +221,15 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def read_network(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`network_g` of an option file.
+    """Read `network_g` of an option file.
 
     Raises:
-        OptionError: the file cannot be read, or has none.
+        OptionError: the file cannot be read, or has no `network_g`.
     """
     options = read_options(os.path.expanduser(os.fspath(path)))
     network = options.get('network_g') if isinstance(options, Mapping) else None
     if not isinstance(network, Mapping):
-        raise OptionError(f"'{os.fspath(path)}': network_g is missing, the network that the weights are of.")
+        raise OptionError(f"'{os.fspath(path)}': network_g, the network of the weights, is missing.")
     return dict(network)
 
 
@@ -235,14 +237,14 @@ def halved(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with weights in float16.
 
     Raises:
-        OptionError: a weight is too large for that.
+        OptionError: a weight is too large for float16.
     """
 
     def half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         small = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
         lost = [name for name, value in small.items() if not value.isfinite().all() and weights[name].isfinite().all()]
         if lost:
-            raise OptionError(f'--half: float16 has no room for the values of {first_few(lost)}. Leave --half out.')
+            raise OptionError(f'--half: values of {first_few(lost)} are too large for float16. Omit --half.')
         return small
 
     others = {key: half(weights) for key, weights in checkpoint.others.items()}
@@ -250,10 +252,10 @@ def halved(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _fitted(file: WeightFile, key: str, options: Mapping[str, Any]) -> Fit:
-    """The weights as those of a network.
+    """Fit the weights to a network.
 
     Raises:
-        OptionError: there is no such network, or the weights are of another one.
+        OptionError: the network is unknown, or the weights do not fit it.
     """
     raise_problems(network_problems(options))
     try:
@@ -263,10 +265,10 @@ def _fitted(file: WeightFile, key: str, options: Mapping[str, Any]) -> Fit:
 
 
 def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
-    """The weights as those of the network that the file names, or that they look like; and how it was told.
+    """Fit the weights to the network in the file's metadata, or to a recognised one; also return how it was found.
 
     Raises:
-        OptionError: it cannot be told.
+        OptionError: the network is unknown.
     """
     problems: list[Problem] = []
     weights = file.sets[key]
@@ -280,34 +282,33 @@ def _told(file: WeightFile, key: str) -> tuple[Fit, str]:
                 return fit(weights, options, tensors), how
             except OptionError as error:
                 problems += error.problems
-    reason = f'they look like none of {_ours("and")}.'
+    reason = f'they do not match {_ours("or")}.'
     if problems:
         reason = f'{problems[0]}'
     elif any('taps.' in name for name in file.sets[key]):
-        reason = 'they seem to be of a PromptedNetwork, and nothing tells the backbone in it.'
+        reason = 'they seem to be of a PromptedNetwork, whose backbone is unknown.'
     raise OptionError(
-        f"'{file.path}': the network cannot be told from its weights: {reason} "
-        'Give `-opt FILE` with the network_g that they are of.'
+        f"'{file.path}': cannot recognise the network from its weights: {reason} Pass `-opt FILE` with its network_g."
     )
 
 
 def _check_told(options: Mapping[str, Any]) -> None:
-    """Of what a file alone says, only networks of this package are built, and none of absurd sizes.
+    """Check that the options in a file only name networks of this package, with reasonable sizes.
 
     Raises:
-        OptionError: a network in the options, or inside that network, is another one, or a number is too large.
+        OptionError: a network in the options, or inside that network, is a third-party one, or a number is too large.
     """
     parts: list[Any] = [options]
     while parts:
         part = parts.pop()
         if isinstance(part, Mapping):
             if part.get('type', RECOGNIZED[0]) not in RECOGNIZED:
-                raise OptionError(f'the file names {part["type"]}; a file alone has only {_ours("and")} built.')
+                raise OptionError(f'the file names {part["type"]}; without options only {_ours("and")} are built.')
             parts += part.values()
         elif isinstance(part, list):
             parts += part
         elif isinstance(part, int | float) and not -_LARGEST_ARGUMENT <= part <= _LARGEST_ARGUMENT:
-            raise OptionError(f'the file gives its network the number {shown(part)}, which is too large.')
+            raise OptionError(f'the file has the network argument {shown(part)}, which is too large.')
 
 
 def _ours(last: str) -> str:
@@ -315,20 +316,20 @@ def _ours(last: str) -> str:
 
 
 def _notes(file: WeightFile, key: str, found: Fit, how: str, others: Mapping[str, Any]) -> list[str]:
-    """What was found in a file, in words."""
+    """Messages about a file."""
     place = f', weights under {key}' if key else ''
     besides = f', others under {", ".join(others)}' if others else ''
     notes = [f'Layout: {LAYOUTS[file.layout]}{place}{besides}.', f'Network: {found.network["type"]}, {how}.']
     if found.prefix:
-        notes.append(f"The names begin with '{found.prefix}', which is left out.")
+        notes.append(f"The names start with '{found.prefix}', which is removed.")
     if found.dropped:
-        notes.append(f'Left out, since nothing uses them: {", ".join(found.dropped)}.')
+        notes.append(f'Skipped because they are unused: {", ".join(found.dropped)}.')
     if found.fresh:
-        notes.append(f'Started afresh, since the file has none of this length: {", ".join(found.fresh)}.')
+        notes.append(f'Newly initialised because the file has none of this length: {", ".join(found.fresh)}.')
     if found.outside:
-        notes.append(f'Left out, since they are not of the network: {first_few(found.outside)}.')
+        notes.append(f'Skipped because they are not part of the network: {first_few(found.outside)}.')
     if file.foreign:
-        notes.append(f'Objects of other programs were not loaded: {first_few(file.foreign)}.')
+        notes.append(f'Third-party objects were not loaded: {first_few(file.foreign)}.')
     types = {str(value.dtype).removeprefix('torch.') for value in found.weights.values() if value.is_floating_point()}
     if types != {'float32'}:
         notes.append(f'Stored as {", ".join(sorted(types))}; the network computes in float32.')

@@ -1,4 +1,4 @@
-"""The files of a run: written, found to be whole or not, and the older ones removed."""
+"""Checkpoint files of a run: write them, detect damage, and remove older ones."""
 
 import os
 import zipfile
@@ -17,16 +17,16 @@ from promptir_basicsr.core.messages import first_line
 
 
 def atomic_save(content: Any, path: str | os.PathLike[str]) -> None:
-    """`torch.save` of a checkpoint or a training state: complete or not at all.
+    """Write a checkpoint or a training state by `torch.save`, atomically.
 
     Raises:
-        SaveError: the file could not be written; what was at `path` is unchanged.
+        SaveError: the file could not be written; an existing file at `path` is unchanged.
     """
     atomic_write(lambda file: torch.save(content, file), path, bytes_of(content))
 
 
 def bytes_of(content: Any) -> int:
-    """About the size of a file with the tensors of a checkpoint or training state."""
+    """Approximate file size of the tensors of a checkpoint or training state."""
     if isinstance(content, Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Mapping):
@@ -35,9 +35,9 @@ def bytes_of(content: Any) -> int:
 
 
 def damage(path: str) -> str:
-    """What is wrong with a file of `torch.save`, down to a single bit; '' where it is whole.
+    """Damage of a file of `torch.save`, down to a single bit; '' if it is intact.
 
-    torch itself notices where a file was cut off, but not where it has changed.
+    torch itself detects a cut-off file, but not a changed one.
     """
     try:
         with open_archive(path) as file:
@@ -50,7 +50,7 @@ def damage(path: str) -> str:
 
 
 def remove_unfinished(folders: Iterable[str]) -> list[str]:
-    """Remove files that this package was writing when it was killed, and no others; their paths."""
+    """Remove unfinished files of killed runs of this package, and no others; return their paths."""
     found = []
     for folder in filter(os.path.isdir, folders):
         with os.scandir(folder) as entries:
@@ -63,7 +63,7 @@ def remove_unfinished(folders: Iterable[str]) -> list[str]:
 
 
 def saved_iterations(folder: str, before: str, after: str) -> list[int]:
-    """The iterations N of the files `before` N `after` in a folder, the newest first."""
+    """The iterations N of the files `before` N `after` in a folder, newest first."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     middles = [
         name[len(before) : len(name) - len(after)] for name in names if name.startswith(before) and name.endswith(after)
@@ -72,16 +72,16 @@ def saved_iterations(folder: str, before: str, after: str) -> list[int]:
 
 
 def remove_older(models: str, states: str, newest: int, keep: int) -> list[int]:
-    """Of the checkpoints up to an iteration, remove all but the newest few. A state goes before its weights.
+    """Remove all but the newest checkpoints up to an iteration. A state is removed before its weights.
 
     Args:
         models: folder of `net_g_ITER.pth`.
         states: folder of `ITER.state`.
-        newest: the iteration that was just saved; nothing is removed unless both of its files are whole.
-        keep: how many are kept; what was saved at later iterations, before a resume, stays as well.
+        newest: the iteration that was just saved; nothing is removed unless both of its files are intact.
+        keep: number of checkpoints to keep; those of later iterations, saved before a resume, are kept as well.
 
     Returns:
-        The iterations that were removed.
+        The removed iterations.
 
     Raises:
         SaveError: the newest files are damaged.
@@ -93,7 +93,7 @@ def remove_older(models: str, states: str, newest: int, keep: int) -> list[int]:
     for path in (os.path.join(models, f'net_g_{newest}.pth'), os.path.join(states, f'{newest}.state')):
         wrong = damage(path)
         if wrong:
-            raise SaveError(f"'{path}' was written, but cannot be read back: {wrong}. Older files are all kept.")
+            raise SaveError(f"'{path}' was written, but cannot be read back: {wrong}. All older files are kept.")
     for iteration in older:
         for path in (os.path.join(states, f'{iteration}.state'), os.path.join(models, f'net_g_{iteration}.pth')):
             with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Where weights are: a file, a folder in the form of the Hugging Face Hub, or a repository there."""
+"""Location of weights: a file, a folder in Hugging Face Hub format, or a Hub repository."""
 
 import json
 import logging
@@ -20,14 +20,14 @@ _LARGEST_CONFIG = 1_000_000
 
 
 def find_weights(path: str) -> str:
-    """The file of weights that a path means.
+    """Resolve a path to a weights file.
 
     Args:
-        path: a file; a folder that has `model.safetensors`; or, where nothing of that name is here, `OWNER/NAME` or
-            `OWNER/NAME@REVISION`, a repository of the Hub, which is then downloaded into its cache.
+        path: a file; a folder with `model.safetensors`; or, if no such path exists, a Hub repository `OWNER/NAME` or
+            `OWNER/NAME@REVISION`, which is downloaded to the Hub's cache.
 
     Raises:
-        OptionError: the repository, or the library that reads it, cannot be had.
+        OptionError: the repository, or the library that reads it, is not available.
     """
     if os.path.isdir(path) and os.path.isfile(os.path.join(path, WEIGHTS)):
         return os.path.join(path, WEIGHTS)
@@ -38,25 +38,25 @@ def find_weights(path: str) -> str:
 
 
 def _downloaded(repository: str, revision: str | None) -> str:
-    nothing = f"'{repository}' is no file or folder here"
+    nothing = f"'{repository}' does not exist as a file or folder"
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        advice = "A repository of the Hugging Face Hub needs huggingface_hub: pip install 'promptir_basicsr[hub]'"
+        advice = "To download it from the Hugging Face Hub, run pip install 'promptir_basicsr[hub]'"
         raise OptionError(f'{nothing}. {advice}') from error
-    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it tells of every attempt
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it logs every attempt
     try:
         hf_hub_download(repository, CONFIG, revision=revision)
         return str(hf_hub_download(repository, WEIGHTS, revision=revision))
-    except Exception as error:  # the library's, those of what it talks through, and of the file system
+    except Exception as error:  # of the library, the network or the file system
         raise OptionError(
-            f'{nothing}, and no repository of that name can be had from the Hugging Face Hub: '
+            f'{nothing}, and a repository of this name is not available on the Hugging Face Hub: '
             f'{type(error).__name__}: {first_line(error)}'
         ) from error
 
 
 def network_beside(path: str) -> dict[str, Any] | None:
-    """`network_g` of the `config.json` beside a `model.safetensors`; None where there is none."""
+    """`network_g` of the `config.json` next to a `model.safetensors`; None if there is none."""
     file = Path(path).with_name(CONFIG)
     if os.path.basename(path) != WEIGHTS or not file.is_file() or file.stat().st_size > _LARGEST_CONFIG:
         return None

@@ -1,4 +1,4 @@
-"""Whether weights are those of a network: names, shapes, what wrappers have put before the names."""
+"""Matching of weights and networks by names and shapes, with or without prefixes of wrappers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,20 +19,20 @@ from promptir_basicsr.core.problems import Problem
 from promptir_basicsr.core.registry import arguments_of, build, check_call, find_registered
 
 _MOST_SHOWN = 4  # names in a message
-_MOST_PARAMETERS = 10_000  # of a network that only a file tells; the largest here have 1,000
+_MOST_PARAMETERS = 10_000  # of a network that only a file describes; the largest here have 1,000
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights of a file as those of a network.
+    """Weights of a file, fitted to a network.
 
     Attributes:
         network: `type` and arguments.
-        weights: by the names of the network's parameters, in their order.
-        prefix: what stood before the names.
-        dropped: names of a released checkpoint that nothing in the network uses.
-        outside: names without the prefix: of losses and other things that were saved beside the network.
-        fresh: names of a queue of keys that the file has not, or not of the network's length.
+        weights: by the names and in the order of the network's parameters.
+        prefix: prefix of the names in the file.
+        dropped: names of a released checkpoint that the network does not use.
+        outside: names without the prefix, of losses and other objects that were saved with the network.
+        fresh: names of a queue of keys that the file lacks, or has with another length.
     """
 
     network: dict[str, Any]
@@ -44,9 +44,9 @@ class Fit:
 
 
 def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any], most: int | None = None) -> Fit:
-    """The weights by the names of a network, all of its own and no others.
+    """Fit weights to a network: all of its parameters and no others.
 
-    Of what is in a released checkpoint and takes no part in the computation, exactly that is dropped.
+    Unused tensors of released checkpoints are dropped, but no other tensors.
 
     Args:
         weights: as they are in a file.
@@ -54,7 +54,7 @@ def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any], most: int | N
         most: see `new_network`.
 
     Raises:
-        OptionError: the network cannot be built, or the weights are those of another one; says how they differ.
+        OptionError: the network cannot be built, or the weights do not fit it; the message lists the differences.
     """
     net = new_network(options, 'meta', most)
     wanted = shapes_of(net.state_dict())
@@ -71,45 +71,45 @@ def fit(weights: Mapping[str, Tensor], options: Mapping[str, Any], most: int | N
             return Fit(dict(options), {name: named[name] for name in wanted}, prefix, dropped, outside, fresh)
         misfits.append(own)
     nearest = max(misfits, key=lambda own: len(own.keys() & wanted.keys()))
-    raise OptionError(f'the weights are not those of {shown_network(options)}: {_difference(nearest, wanted)}.')
+    raise OptionError(f'the weights do not fit {shown_network(options)}: {_difference(nearest, wanted)}.')
 
 
 def with_queue(weights: Mapping[str, Tensor], net: Any) -> dict[str, Tensor]:
-    """Weights of a file as those of `net`; a network that is trained by contrast starts a queue of its own length."""
+    """Weights of a file for `net`; a contrastive network starts a new queue if the file's has another length."""
     return net.with_queue(weights) if traits_of(net).contrastive else dict(weights)
 
 
 def _check_kinds(weights: Mapping[str, Tensor], net: nn.Module, options: Mapping[str, Any]) -> None:
-    """Whole numbers, truth values or complex numbers are no weights; of a byte a network would make four."""
+    """Check the kinds of dtypes: integers, booleans or complex numbers are not weights."""
     for name, value in net.state_dict().items():
         if value.is_floating_point() != weights[name].is_floating_point():
             found = str(weights[name].dtype).removeprefix('torch.')
-            raise OptionError(f'the weights are not those of {shown_network(options)}: {name} is of type {found}.')
+            raise OptionError(f'the weights do not fit {shown_network(options)}: {name} is of type {found}.')
 
 
 def new_network(options: Mapping[str, Any], device: str = 'cpu', most: int | None = None) -> nn.Module:
-    """A network of `type` and arguments, on `meta` without memory if its constructor can do that.
+    """Build a network from `type` and arguments; on the `meta` device if its constructor supports it.
 
     Args:
-        most: how many parameters it may have: its constructor ends soon after. Default: any number.
+        most: approximate limit of the number of parameters. Default: no limit.
 
     Raises:
-        OptionError: there is no such network, or an argument is not allowed.
+        OptionError: the network is unknown, or an argument is not allowed.
     """
     raise_problems(network_problems(options))
     try:
         with torch.random.fork_rng(devices=[]), _at_most(most):
             return build(ARCH_REGISTRY, options, device)
-    except Exception as error:  # whatever it is, the network of these options does not exist
+    except Exception as error:  # constructors may raise anything
         declared = traits_of(find_registered(ARCH_REGISTRY, options['type'])).declared
-        if device == 'meta' and isinstance(error, RuntimeError) and not declared:  # or it needs memory
+        if device == 'meta' and isinstance(error, RuntimeError) and not declared:  # it may not support meta
             return new_network(options)
         raise OptionError(problems_of('network_g', error)) from error
 
 
 @contextmanager
 def _at_most(parameters: int | None) -> Iterator[None]:
-    """Raise OptionError out of the constructor of a network that makes more parameters, at most each of them twice."""
+    """Let the constructor of a network raise OptionError if it creates more than twice as many parameters."""
     if parameters is None:
         yield
         return
@@ -119,7 +119,7 @@ def _at_most(parameters: int | None) -> Iterator[None]:
         nonlocal left
         left -= get_ident() == thread
         if left < 0:
-            raise OptionError(f'is of a network with many more parameters than the {parameters:,} tensors of the file.')
+            raise OptionError(f'the network has many more parameters than the {parameters:,} tensors of the file.')
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -129,17 +129,17 @@ def _at_most(parameters: int | None) -> Iterator[None]:
 
 
 def network_problems(options: Mapping[str, Any]) -> list[Problem]:
-    """Why there is no such network: its type, or the names of its arguments."""
+    """Problems of a network's type and the names of its arguments."""
     return check_call('network_g', 'network', options, ARCH_REGISTRY)
 
 
 def unused_shapes(net: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what a released checkpoint of the network holds and nothing uses."""
+    """Names and shapes of unused tensors in released checkpoints of the network."""
     if not traits_of(net).released:
         return {}
     try:
         released = net.released_state_dict()
-    except ValueError:  # there is no released layout of these options
+    except ValueError:  # these options have no released layout
         return {}
     own = net.state_dict()
     return {name: shape for name, shape in shapes_of(released).items() if name not in own}
@@ -150,7 +150,7 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def shown_network(options: Mapping[str, Any]) -> str:
-    """`PromptIR(dim=8, ...)`."""
+    """A network for messages: `PromptIR(dim=8, ...)`."""
     arguments = ', '.join(f'{name}={value!r}' for name, value in arguments_of(options).items())
     return f'{options["type"]}({arguments})'
 

@@ -1,7 +1,7 @@
-"""Weights as the start of a training, also of a network with more prompts or labels, and of the sensor inside one.
+"""Pretrained weights for fine-tuning, also for a network with more prompts or labels, and for its sensor.
 
-A module declares which axes of its parameters count something by a class attribute `growable_axes`:
-what is counted -> {parameter: axis}, e.g. `{'prompts': {'prompt_param': 1, 'linear_layer.weight': 0}}`.
+A module declares the growable axes of its parameters by a class attribute `growable_axes`:
+counted thing -> {parameter: axis}, e.g. `{'prompts': {'prompt_param': 1, 'linear_layer.weight': 0}}`.
 """
 
 import logging
@@ -23,24 +23,24 @@ from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.problems import Keys, Problem, problem
 from promptir_basicsr.core.registry import build, find_registered
 
-# States of an optimizer that have the size of their parameter, one for each family.
+# Optimizer states with the size of their parameter, one for each family.
 _MOMENTS = ('exp_avg', 'momentum_buffer', 'square_avg', 'sum')
 
 logger = logging.getLogger('basicsr')
 
 WEIGHTS: Keys = ('path', 'pretrain_network_g')
 SENSOR_WEIGHTS: Keys = ('path', 'pretrain_network_sensor')
-NO_SENSOR = 'network_g has no sensor. Give it one, `sensor: {type: DegradationSensor, ...}`'
+NO_SENSOR = 'network_g has no sensor. Set `sensor: {type: DegradationSensor, ...}`'
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that has another number of something in a file than in a network.
+    """A tensor with different sizes along a growable axis in a file and in a network.
 
     Attributes:
         name: of the parameter.
-        counted: what its axis counts, e.g. 'prompts'.
-        axis: along which the two differ; everywhere else they agree.
+        counted: what the axis counts, e.g. 'prompts'.
+        axis: the only axis in which the shapes differ.
         found: shape in the file.
         wanted: shape in the network.
     """
@@ -66,14 +66,14 @@ class Difference:
 def check_fit(
     weights: Mapping[str, Tensor], net: nn.Module, path: str, paths: Mapping[str, Any], resuming: bool = False
 ) -> list[Difference]:
-    """What has to grow so that the weights of a file fit a network.
+    """Check that weights fit a network; return the tensors that have to grow.
 
     Args:
         weights: name -> tensor.
         net: the network; not changed.
         path: the file, for messages.
-        paths: the `path` options; of interest are `strict_load_g` and `grow_g`.
-        resuming: the file belongs to a run that is to be continued; nothing grows then.
+        paths: the `path` options, of which `strict_load_g` and `grow_g` are used.
+        resuming: the file belongs to a resumed run; then nothing may grow.
 
     Raises:
         OptionError: the file has more than the network, or fewer without `grow_g`, or does not fit otherwise and
@@ -89,17 +89,17 @@ def check_fit(
 
 
 def with_prompts(weights: Mapping[str, Tensor], net: Any) -> dict[str, Tensor]:
-    """Weights of a file as those of `net`; to weights of the network that it puts prompts into, it adds its prompts."""
+    """Weights of a file for `net`; a network that adds prompts to a backbone adds them to the backbone's weights."""
     return net.with_prompts(weights) if traits_of(net).adds_prompts else dict(weights)
 
 
 def grow(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], found: Sequence[Difference]) -> dict[str, Tensor]:
-    """The weights of a file with more rows: its own are kept bit by bit, behind them stand those of `fresh`.
+    """Grow the weights of a file: its rows are kept bit by bit, followed by rows of `fresh`.
 
     Args:
         weights: name -> tensor; not changed.
-        fresh: the state of a network of the wanted size, newly initialised.
-        found: what is to grow, from `check_fit`.
+        fresh: the state of a newly initialised network of the wanted size.
+        found: the tensors to grow, from `check_fit`.
     """
     grown = dict(weights)
     for difference in found:
@@ -110,29 +110,29 @@ def grow(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], found: Sequ
 
 
 def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Problem]:
-    """Why `path.pretrain_network_g` cannot be the start of `network_g`, found before anything is created.
+    """Check before the run that `network_g` can load `path.pretrain_network_g`.
 
-    A file that is not there is told elsewhere. Of networks of others, which BasicSR may load with a reader of its own,
-    and of those that cannot be built without memory, only the file is read: whether it fits is found when it is loaded.
+    A missing file is reported elsewhere. For third-party networks, which BasicSR may load with another reader, and for
+    those that do not support the meta device, only the file is read; the fit is checked when it is loaded.
 
     Args:
-        options: the options of a run; `network_g` was found to be right.
-        is_train: for a training; a test takes the network as it was trained.
+        options: the options of a run, with a valid `network_g`.
+        is_train: for a training; a test uses the network as it was trained.
     """
     network, paths = options['network_g'], options['path']
     if paths.get('grow_g') and not is_train:
-        message = 'belongs to a training; rows that are new have learned nothing yet. Leave it out.'
+        message = 'only for training; new rows are untrained. Remove it.'
         return [problem(('path', 'grow_g'), message)]
     file, key = paths.get('pretrain_network_g'), paths.get('param_key_g', 'params')
     path = os.path.expanduser(file) if isinstance(file, str) else ''
-    # A training state brings weights of its own.
+    # A training state has its own weights.
     if not os.path.isfile(path) or paths.get('resume_state') or not isinstance(key, str | None):
         return []
     run = os.path.join(os.path.expanduser(str(paths.get('experiments_root') or 'experiments')), str(options['name']))
     if is_train and os.path.realpath(path).startswith(os.path.join(os.path.realpath(run), '')):
         message = (
-            f"'{path}' lies in the folder of this very run, '{run}', which BasicSR renames before it starts anew. "
-            'Give the new run another `name`, or continue the old one with `resume_state`.'
+            f"'{path}' is in the folder of this run, '{run}', which BasicSR renames before it starts. "
+            'Set another `name` for the new run, or resume the old one by `resume_state`.'
         )
         return [problem(WEIGHTS, message)]
     try:
@@ -144,8 +144,8 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Pr
         complete = with_prompts(weights, net)
         if not is_train and complete.keys() != weights.keys():
             message = (
-                f"'{path}' holds a network without prompts. A training can start from it; a test needs weights that "
-                f'{network["type"]} was trained to.'
+                f"'{path}' contains a network without prompts. A training can start from it, but a test needs weights "
+                f'of a trained {network["type"]}.'
             )
             return [problem(WEIGHTS, message)]
         check_fit(with_queue(complete, net), net, path, paths)
@@ -155,7 +155,7 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Pr
 
 
 def _without_memory(network: Mapping[str, Any]) -> nn.Module | None:
-    """The network of options on the meta device; None where its constructor is not of this kind."""
+    """Build a network on the meta device; None if its constructor does not support it."""
     if not traits_of(find_registered(ARCH_REGISTRY, network['type'])).declared:
         return None
     try:
@@ -165,10 +165,10 @@ def _without_memory(network: Mapping[str, Any]) -> nn.Module | None:
 
 
 def state_problems(states: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer], net: nn.Module) -> list[Problem]:
-    """Why saved states of optimizers belong to a network of other sizes."""
+    """Check that saved optimizer states belong to a network of the same sizes."""
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     differ = []
-    for state, optimizer in zip(states, optimizers, strict=False):  # BasicSR counts them
+    for state, optimizer in zip(states, optimizers, strict=False):  # BasicSR checks their number
         saved = [number for group in state['param_groups'] for number in group['params']]
         parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
         if len(saved) != len(parameters):
@@ -183,19 +183,19 @@ def state_problems(states: Sequence[Any], optimizers: Sequence[torch.optim.Optim
         return []
     message = (
         f'the optimizer was saved for a network of other sizes: {first_few(differ, most=9)}. '
-        f'A resumed run goes on with the same network. {_NEW_RUN}'
+        f'A resumed run needs the same network. {_NEW_RUN}'
     )
     return [problem(('path', 'resume_state'), message)]
 
 
 _NEW_RUN = (
-    'To give it more prompts or labels, start a run under another name from its weights: '
+    'To add prompts or labels, start a new run from its weights under another name: '
     '`path: {pretrain_network_g: FILE, grow_g: true}`.'
 )
 
 
 def _differences(weights: Mapping[str, Tensor], net: nn.Module) -> list[Difference]:
-    """The tensors of a file that differ from the network's in what they count, and in nothing else."""
+    """Tensors of a file that differ from the network's only along growable axes."""
     axes, state = growable_axes(net), net.state_dict()
     found = []
     for name, value in weights.items():
@@ -211,7 +211,7 @@ def _differences(weights: Mapping[str, Tensor], net: nn.Module) -> list[Differen
 def _growth_problems(
     where: Keys, found: Sequence[Difference], path: str, allowed: bool, resuming: bool
 ) -> list[Problem]:
-    """A problem for each thing that is counted and cannot grow."""
+    """One problem for each counted thing that cannot grow."""
     problems = []
     for counted in dict.fromkeys(difference.counted for difference in found):
         members = [difference for difference in found if difference.counted == counted]
@@ -220,15 +220,15 @@ def _growth_problems(
             continue
         before = ' or '.join(map(str, sorted({each.before for each in members})))
         after = ' or '.join(map(str, sorted({each.after for each in members})))
-        message = f"the network has {after} {counted}, the file '{path}' {before}. These tensors differ: "
+        message = f"the network has {after} {counted}, but the file '{path}' has {before}. These tensors differ: "
         message += f'{first_few(map(str, members), most=9)}. '
         if resuming:
-            message += f'A resumed run goes on with the same network. {_NEW_RUN}'
+            message += f'A resumed run needs the same network. {_NEW_RUN}'
         elif shrinks:
             most = max(each.before for each in members)
-            message += f'The number of {counted} can grow, not shrink: give the network at least {most}.'
+            message += f'The number of {counted} can grow, not shrink: set at least {most} for the network.'
         else:
-            message += f'`path: {{grow_g: true}}` keeps the {before} of the file and starts the new ones afresh.'
+            message += f'Set `path: {{grow_g: true}}` to load the {before} of the file and initialise the new ones.'
         problems.append(problem(where, message))
     return problems
 
@@ -236,14 +236,14 @@ def _growth_problems(
 def _misfits(
     where: Keys, weights: Mapping[str, Tensor], net: nn.Module, counted: Sequence[Difference], path: str
 ) -> list[Problem]:
-    """What else differs: other sizes, names that only one of the two has."""
+    """Other differences: sizes, and names that only one of the two has."""
     told, state = {difference.name for difference in counted}, net.state_dict()
     sizes = [
         f'{name} {tuple(value.shape)} -> {tuple(state[name].shape)}'
         for name, value in weights.items()
         if name in state and name not in told and value.shape != state[name].shape
     ]
-    # Asked through the network's own loader, which knows names that it may leave out; it is given its own values.
+    # Use the network's own loader, which knows optional names, with the network's own values.
     names = net.load_state_dict({name: state.get(name, value) for name, value in weights.items()}, strict=False)
     parts = [
         f'{what}: {first_few(listed)}'
@@ -257,8 +257,8 @@ def _misfits(
     if not parts:
         return []
     message = (
-        f"the weights in '{path}' are those of another {type(net).__name__}; "
-        f'{"; ".join(parts)}. Give network_g the options that the file was trained with, or take another file.'
+        f"the weights in '{path}' are of another {type(net).__name__}; "
+        f'{"; ".join(parts)}. Set network_g to the options of its training, or use another file.'
     )
     return [problem(where, message)]
 
@@ -270,48 +270,48 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 def read_weights(
     path: str, keys: Sequence[str | None], net: nn.Module, where: Keys = WEIGHTS
 ) -> tuple[dict[str, Tensor], str]:
-    """The weights in a file as those of a network, by its names; the file may have any layout.
+    """Read weights for a network, by its names, from a file of any layout.
 
     Args:
         path: the file.
-        keys: which weights of it, such as `params_ema`: the first of them that is there, then `params`. Weights without
-            a key, and those of Lightning, are taken whatever the keys.
+        keys: keys to try in order, such as `params_ema`, then `params`. Weights without a key, and those of Lightning,
+            are used with any keys.
         net: the network; not changed.
         where: the option that names the file, for messages.
 
     Returns:
-        The weights on the CPU, and the key they were found under; empty where they have none.
+        The weights on the CPU, and their key; '' without a key.
 
     Raises:
-        OptionError: the file cannot be read, or holds no such weights.
+        OptionError: the file cannot be read, or has no such weights.
     """
     weights, key = _chosen(path, keys, where)
-    # Those of the network inside a PromptedNetwork, and of the sensor inside a network, may have a file of their own.
+    # The backbone of a PromptedNetwork and the sensor of a network may have separate files.
     known = {name.removeprefix('network.') for name in net.state_dict()} | net.state_dict().keys()
     return named_as(weights, known | {f'{SENSOR_PREFIX}{name}' for name in known}), key
 
 
 def _chosen(path: str, keys: Sequence[str | None], where: Keys) -> tuple[dict[str, Tensor], str]:
-    """The weights in a file by the names that they have there, and their key."""
+    """The weights of a file by their original names, and their key."""
     file = read_weight_file(path, where)
     usual = (*keys, 'params', '', *(['state_dict'] if file.layout == 'official' else []))
     key = next((key for key in usual if key in file.sets), None)
     if key is None:
         option = ('path', 'param_key_g') if where == WEIGHTS else where
-        found = f"'{file.path}' holds no weights under '{keys[0]}'. Take `param_key_g: {next(iter(file.sets))}`."
+        found = f"'{file.path}' has no weights under '{keys[0]}'. Set `param_key_g: {next(iter(file.sets))}`."
         raise OptionError(problem(option, found))
     return file.sets[key], key
 
 
 def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
-    """Read the weights of the sensors inside networks, where they have not come with those of the networks.
+    """Load the weights of the sensors inside networks, unless the networks' own weights contain them.
 
     Args:
         nets: the network and its averaged copy; each gets the same weights.
-        paths: the `path` options. Of a run that is continued, the sensor is the one that its checkpoint holds.
+        paths: the `path` options. A resumed run uses the sensor of its checkpoint.
 
     Raises:
-        OptionError: the weights are nowhere, or do not fit.
+        OptionError: the weights are missing, or do not fit.
     """
     found = [unwrapped(net).sensor for net in nets if traits_of(net).holds_sensor]
     sensors = [sensor for sensor in found if isinstance(sensor, nn.Module)]
@@ -320,7 +320,7 @@ def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
     path, came_along = _source(paths)
     if not path:
         raise OptionError(_nowhere(paths))
-    logger.info(f'Sensor: {type(sensors[0]).__name__}, weights of {path}; they are not trained here.')
+    logger.info(f'Sensor: {type(sensors[0]).__name__}, weights of {path}; not trained here.')
     if came_along:
         return
     weights = _read(path, sensors[0])
@@ -330,16 +330,16 @@ def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
 
 
 def sensor_problems(options: Mapping[str, Any]) -> list[Problem]:
-    """Why the sensor of `network_g` cannot work, found before anything is created.
+    """Check before the run that the sensor of `network_g` has weights that fit.
 
     Args:
-        options: the options of a run; `network_g` was found to be right. Files that are not there are told elsewhere.
+        options: the options of a run, with a valid `network_g`. Missing files are reported elsewhere.
     """
     network, paths, val = options['network_g'], options['path'], options.get('val') or {}
     if not network.get('sensor'):
         problems = [problem(SENSOR_WEIGHTS, f'{NO_SENSOR}.')] if paths.get('pretrain_network_sensor') else []
         sensed = val.get('labels') == 'sensor'
-        return problems + [problem(('val', 'labels'), f'{NO_SENSOR}, or take true ones.')] * sensed
+        return problems + [problem(('val', 'labels'), f'{NO_SENSOR}, or use true labels.')] * sensed
     files = [paths.get(key) for key in ('pretrain_network_sensor', 'pretrain_network_g', 'resume_state')]
     if not all(isinstance(file, str) and os.path.isfile(os.path.expanduser(file)) for file in files if file):
         return []
@@ -355,12 +355,12 @@ def sensor_problems(options: Mapping[str, Any]) -> list[Problem]:
         return _sensor_misfits(_read(path, net.sensor), net.sensor, path)
     except OptionError as error:
         return error.problems
-    except RuntimeError:  # not every constructor can do without memory
+    except RuntimeError:  # not every constructor supports the meta device
         return []
 
 
 def _source(paths: Mapping[str, Any]) -> tuple[str, bool]:
-    """The file of the sensor's weights, '' for none; and whether it is that of the whole network."""
+    """The file of the sensor's weights or '', and whether it is the file of the whole network."""
     own, whole = paths.get('pretrain_network_sensor'), paths.get('pretrain_network_g')
     if whole and (paths.get('resume_state') or not own):
         weights, _ = _chosen(whole, (paths.get('param_key_g', 'params'),), WEIGHTS)
@@ -370,7 +370,7 @@ def _source(paths: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _read(path: str, sensor: nn.Module) -> dict[str, Tensor]:
-    """The weights of a sensor from a checkpoint of SensorModel, averaged ones first, or of a network that has one."""
+    """Read a sensor's weights from a checkpoint of SensorModel, averaged ones first, or of a network with a sensor."""
     weights, _ = read_weights(path, ('params_ema', 'params'), sensor, SENSOR_WEIGHTS)
     inside = {
         name.removeprefix(SENSOR_PREFIX): part for name, part in weights.items() if name.startswith(SENSOR_PREFIX)
@@ -388,17 +388,17 @@ def _sensor_misfits(weights: Mapping[str, Tensor], sensor: nn.Module, path: str)
     if not differ:
         return []
     message = (
-        f"the weights in '{path}' are those of another {type(sensor).__name__}; they differ in {first_few(differ)}. "
-        'Give network_g.sensor the options that the file was trained with, or take another file.'
+        f"the weights in '{path}' are of another {type(sensor).__name__}; they differ in {first_few(differ)}. "
+        'Set network_g.sensor to the options of its training, or use another file.'
     )
     return [problem(SENSOR_WEIGHTS, message)]
 
 
 def _nowhere(paths: Mapping[str, Any]) -> Problem:
     whole = paths.get('pretrain_network_g')
-    found = f" '{whole}' holds none." if whole else ''
+    found = f" '{whole}' has none." if whole else ''
     message = (
-        f'is missing, and network_g has a sensor that needs weights.{found} Name a checkpoint that SensorModel has '
-        'written (options/sensor.yml trains one), or leave `sensor` out of network_g.'
+        f'is missing, but the sensor of network_g needs weights.{found} Set a checkpoint of SensorModel '
+        '(options/sensor.yml trains one), or remove `sensor` from network_g.'
     )
     return problem(SENSOR_WEIGHTS, message)

@@ -1,7 +1,7 @@
-"""What a file of weights or a training state holds, whoever wrote it; nothing that is in it is run.
+"""Reading weights files and training states of any program, without running code in them.
 
-Every verb reads through this module: it says what a file is that holds neither, and which of the things in a file are
-the weights of a network. `unpickling` reads the files of PyTorch, the safetensors library its own.
+Every verb reads through this module. It finds the weights in a file, and explains what other files are. `unpickling`
+reads files of PyTorch, the safetensors library reads its own.
 """
 
 import json
@@ -29,56 +29,56 @@ LAYOUTS = {
     'bare': 'a bare state dict',
     'module': 'a whole network, pickled',
 }
-"""Name -> what it is, in words."""
+"""Name -> description."""
 
 HEADER_KEY = 'promptir_basicsr'
-"""Of the metadata, as JSON, in the header of safetensors."""
+"""Key of the metadata, as JSON, in the header of safetensors."""
 
 USUAL_KEYS = ('params_ema', 'params', 'state_dict', 'model_state_dict')
-"""Where weights are looked for in a file, in this order."""
+"""Keys of weights in a file, in the order of preference."""
 
 PREFIXES = ('module.', 'net.', 'model.', 'net_g.', '_orig_mod.')
-"""What wrappers put before the names of a network's parameters, in any combination."""
+"""Prefixes that wrappers add to parameter names, in any combination."""
 
 _WRONG_FILES = (
-    (b'version https://git-lfs', 'is a pointer of git LFS, not the file itself. Run `git lfs pull` where it is from.'),
-    (b'\x89PNG', 'is a picture (PNG).'),
-    (b'\xff\xd8\xff', 'is a picture (JPEG).'),
-    (b'GIF8', 'is a picture (GIF).'),
-    (b'II*\x00', 'is a picture (TIFF).'),
-    (b'MM\x00*', 'is a picture (TIFF).'),
-    (b'BM', 'is a picture (BMP).'),
-    (b'RIFF', 'is a picture or sound (RIFF).'),
+    (b'version https://git-lfs', 'is a git LFS pointer, not the file itself. Run `git lfs pull` in its repository.'),
+    (b'\x89PNG', 'is an image (PNG).'),
+    (b'\xff\xd8\xff', 'is an image (JPEG).'),
+    (b'GIF8', 'is an image (GIF).'),
+    (b'II*\x00', 'is an image (TIFF).'),
+    (b'MM\x00*', 'is an image (TIFF).'),
+    (b'BM', 'is an image (BMP).'),
+    (b'RIFF', 'is an image or sound (RIFF).'),
     (b'\x89HDF', 'is an HDF5 file, as Keras writes them.'),
-    (b'\x1f\x8b', 'is packed with gzip. Unpack it first.'),
+    (b'\x1f\x8b', 'is compressed with gzip. Decompress it first.'),
     (b'%PDF', 'is a PDF document.'),
 )
 _HEAD = 1024
 _MOST_WRAPPERS, _MOST_READINGS = 8, 32  # names in a file may be anything, in any number
 _LONGEST_HEADER = 100_000_000  # of safetensors
 _MOST_SETS = 100
-_MOST_LETTERS = 10_000_000  # of all names in a network that was pickled whole
+_MOST_LETTERS = 10_000_000  # characters of all names in a pickled network
 _LARGEST_METADATA = 1_000_000
-_DEEPEST_METADATA = 100  # levels; Pythons differ in how deep they read JSON
+_DEEPEST_METADATA = 100  # levels; Python versions differ in the depth of JSON that they read
 
 METADATA = 'metadata'
-"""The key under which it stands beside `params`."""
+"""Key of the metadata, next to `params`."""
 
 FORMAT = 1
-"""Of the metadata; another number where the meaning of a key changes."""
+"""Format of the metadata; increased if the meaning of a key changes."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file holds.
+    """Content of a weights file.
 
     Attributes:
         path: the file.
         layout: one of LAYOUTS.
-        sets: key -> weights by name, as they are in the file, on the CPU; the key of bare ones is ''.
-        metadata: what this package has told about them; empty in files of others.
-        foreign: classes of other programs whose objects were not loaded.
-        epoch, iteration: of the training, where the file tells.
+        sets: key -> weights by name, as they are in the file, on the CPU; the key of a bare state dict is ''.
+        metadata: metadata written by this package; empty in third-party files.
+        foreign: third-party classes whose objects were not loaded.
+        epoch, iteration: of the training, if the file contains them.
     """
 
     path: str
@@ -90,35 +90,35 @@ class WeightFile:
     iteration: int | None = None
 
     def choose(self, key: str | None = None) -> str:
-        """The key of the weights: the given one, else the first of USUAL_KEYS, else the only one.
+        """Choose the key of the weights: the given one, else the first of USUAL_KEYS, else the only one.
 
         Raises:
-            OptionError: there are none of that name, or several without a usual one.
+            OptionError: the given key is missing, or there are several keys but no usual one.
         """
         if key is not None:
             if key in self.sets:
                 return key
-            raise OptionError(f"'{self.path}': no weights under '{key}'. There are: {self._keys()}.")
+            raise OptionError(f"'{self.path}': no weights under '{key}'. Available: {self._keys()}.")
         for usual in ('', *USUAL_KEYS):
             if usual in self.sets:
                 return usual
         if len(self.sets) == 1:
             return next(iter(self.sets))
-        raise OptionError(f"'{self.path}' holds several sets of weights: {self._keys()}. Name one: `--key NAME`.")
+        raise OptionError(f"'{self.path}' contains several sets of weights: {self._keys()}. Set one: `--key NAME`.")
 
     def _keys(self) -> str:
         return ', '.join(key or 'no name (a bare state dict)' for key in self.sets)
 
 
 def read_weight_file(path: str | os.PathLike[str], where: str | Keys = '') -> WeightFile:
-    """Read a file of weights of any layout; nothing in it is run.
+    """Read a weights file of any layout, without running code in it.
 
     Args:
-        path: of the file, or what else `find_weights` knows.
+        path: path of the file, or anything that `find_weights` accepts.
         where: the option that names the file, for messages.
 
     Raises:
-        OptionError: the file does not exist, holds no weights, is cut off or damaged; says which.
+        OptionError: the file does not exist, contains no weights, is cut off or damaged.
     """
     try:
         return _read(find_weights(os.path.expanduser(os.fspath(path))))
@@ -127,10 +127,9 @@ def read_weight_file(path: str | os.PathLike[str], where: str | Keys = '') -> We
 
 
 def readings(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor], list[str]]]:
-    """Ways to read the names of weights: a prefix of wrappers, the weights that have it by their names without it, and
-    the names that do not have it.
+    """Possible prefixes of weights: the prefix, the weights that have it by names without it, and other names.
 
-    First the longest prefix that all names have, then shorter ones, last none; then prefixes that some names have.
+    First the longest prefix that all names have, then shorter ones, then none; then prefixes of some names.
     """
     counts: dict[str, int] = {}
     for name in weights:
@@ -142,7 +141,7 @@ def readings(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Ten
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """No prefix, `module.` and `module.net.` of `module.net.output.weight`."""
+    """Prefixes of a name: '', `module.` and `module.net.` of `module.net.output.weight`."""
     prefix = ''
     for _ in range(_MOST_WRAPPERS):
         yield prefix
@@ -153,9 +152,9 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def named_as(weights: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
-    """Weights by the names of a network, without the prefix of wrappers: the reading with most of the known names.
+    """Weights without the prefix of wrappers, chosen to match most of the known names.
 
-    Names that do not have that prefix are of losses and other things saved beside the network, and are left out.
+    Names without this prefix, of losses and other objects saved with the network, are skipped.
     """
     return max((named for _, named, _ in readings(weights)), key=lambda named: sum(name in known for name in named))
 
@@ -168,18 +167,18 @@ def _read(path: str) -> WeightFile:
 
 
 def read_state(path: str) -> dict[str, Any]:
-    """A training state, as BasicSR or this package saves them; nothing in it is run.
+    """Read a training state of BasicSR or this package, without running code in it.
 
     Raises:
-        OptionError: the file does not exist, is not a training state, is cut off or damaged; says which.
+        OptionError: the file does not exist, is not a training state, is cut off or damaged.
     """
     path = os.path.expanduser(path)
     state, foreign = _load(path, _head(path), 'training state')
     if foreign:
-        raise OptionError(f"'{path}' is not a training state of BasicSR: it holds {first_few(foreign)}.")
+        raise OptionError(f"'{path}' is not a training state of BasicSR: it contains {first_few(foreign)}.")
     is_state = isinstance(state, dict) and all(_whole(state.get(key)) is not None for key in ('epoch', 'iter'))
     if not is_state or not all(isinstance(state.get(key), list) for key in ('optimizers', 'schedulers')):
-        raise OptionError(f"'{path}' is no training state. Take one of `training_states`.")
+        raise OptionError(f"'{path}' is not a training state. Use a file of `training_states`.")
     return state
 
 
@@ -193,7 +192,7 @@ def _head(path: str) -> bytes:
 
 
 def _load(path: str, head: bytes, kind: str) -> tuple[Any, tuple[str, ...]]:
-    """The content of a file of PyTorch, and the classes of others in it; `kind` is what it should hold."""
+    """Load a file of PyTorch; return its content and third-party classes. `kind` is the expected content."""
     size = os.path.getsize(path)
     _check_head(path, head, kind)
     if head.startswith(b'PK'):
@@ -204,13 +203,15 @@ def _load(path: str, head: bytes, kind: str) -> tuple[Any, tuple[str, ...]]:
         raise OptionError(f"'{path}' is damaged: {error}. Copy or download it again.") from error
     except pickle.UnpicklingError as error:
         reason = str(error)
-    except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
+    except Exception as error:  # a damaged pickle may raise anything
         reason = type(error).__name__
-    raise OptionError(f"'{path}' ({megabytes(size)}) cannot be read: cut off, damaged or no file of {kind} ({reason}).")
+    raise OptionError(
+        f"'{path}' ({megabytes(size)}) cannot be read: cut off, damaged or not a file of {kind} ({reason})."
+    )
 
 
 def are_weights(value: object) -> bool:
-    """Whether it is a state dict: names and tensors, nothing else."""
+    """Whether a value is a state dict, with only names and tensors."""
     return (
         isinstance(value, Mapping)
         and bool(value)
@@ -225,27 +226,27 @@ def _check_there(path: str) -> None:
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     there = [name for name in names if name.endswith(('.pth', '.pt', '.ckpt', '.safetensors'))]
     if os.path.isdir(path):
-        hint = f'Give a file in it: {first_few(there)}.' if there else 'No weights are in it.'
+        hint = f'Pass a file in it: {first_few(there)}.' if there else 'It contains no weights.'
         raise OptionError(f"'{path}' is a folder. {hint}")
     raise OptionError(f"'{path}' does not exist.{did_you_mean(os.path.basename(path), there)}")
 
 
 def _check_head(path: str, head: bytes, kind: str) -> None:
-    """What is certainly no file of PyTorch, by its first bytes."""
+    """Refuse files that are not of PyTorch by their first bytes."""
     if not head:
         raise OptionError(f"'{path}' is empty. Copy or download it again.")
     for start, what in _WRONG_FILES:
         if head.startswith(start):
-            raise OptionError(f"'{path}' holds no {kind}: it {what}")
+            raise OptionError(f"'{path}' contains no {kind}: it {what}")
     if head.lstrip()[:9].lower().startswith((b'<!doctype', b'<html', b'<?xml')):
         raise OptionError(
-            f"'{path}' holds no {kind}: it is a web page, as servers send where a file needs a click or a login. "
+            f"'{path}' contains no {kind}: it is a web page, as servers send if a download needs a click or a login. "
             'Download it with a browser.'
         )
     if not head.startswith((b'PK', b'\x80')):
         formats = ' (.pth, .pt, .ckpt) or safetensors' if kind == 'weights' else ''
-        text = 'text, and ' * _is_text(head)
-        raise OptionError(f"'{path}' holds no {kind}: it is {text}no file of PyTorch{formats}.")
+        text = 'text, ' * _is_text(head)
+        raise OptionError(f"'{path}' contains no {kind}: it is {text}not a file of PyTorch{formats}.")
 
 
 def _is_text(head: bytes) -> bool:
@@ -253,7 +254,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _check_archive(path: str, size: int, kind: str) -> None:
-    """A file of PyTorch since 1.6 is a zip archive with its index at the end."""
+    """Check the zip archive of a file of PyTorch 1.6 or later, whose index is at the end."""
     try:
         names = []
         if zipfile.is_zipfile(path):
@@ -265,28 +266,28 @@ def _check_archive(path: str, size: int, kind: str) -> None:
         raise OptionError(f"'{path}' is cut off: {megabytes(size)} without the end. Copy or download it again.")
     inside = {name.partition('/')[2] or name for name in names}
     if 'data.pkl' not in inside:
-        raise OptionError(f"'{path}' holds no {kind}: it is a zip archive with {first_few(names)}.")
+        raise OptionError(f"'{path}' contains no {kind}: it is a zip archive with {first_few(names)}.")
     if 'constants.pkl' in inside:
         raise OptionError(
-            f"'{path}' is a TorchScript program, which would have to be run. Take the file it was made from."
+            f"'{path}' is a TorchScript program, which would have to be run. Use the file that it was made from."
         )
 
 
 def _understood(path: str, content: Any, foreign: tuple[str, ...]) -> WeightFile:
-    """The sets of weights in the content of a file of PyTorch."""
+    """Find the sets of weights in the content of a file of PyTorch."""
     if isinstance(content, Foreign):
         weights = module_weights(content)
         if not weights:
             kind = content.full_name()
-            raise OptionError(f"'{path}' holds no weights but an object of another program, {kind}.")
+            raise OptionError(f"'{path}' contains no weights, but an object of another program, {kind}.")
         return WeightFile(path, 'module', {'': weights}, foreign=foreign)
     if not isinstance(content, Mapping):
-        raise OptionError(f"'{path}' holds no weights by name but a {type(content).__name__}.")
+        raise OptionError(f"'{path}' contains no weights by name, but a {type(content).__name__}.")
     if are_weights(content):
         return WeightFile(path, 'bare', {'': dict(content)}, foreign=foreign)
     if {'optimizers', 'schedulers', 'iter'} <= content.keys():
         raise OptionError(
-            f"'{path}' is a training state, without the weights. They stand in "
+            f"'{path}' is a training state without weights. Use "
             f'models/net_g_{_whole(content["iter"])}.pth of the same run.'
         )
     found = [(str(key), value) for key, value in content.items() if isinstance(value, Mapping | Foreign)][:_MOST_SETS]
@@ -296,12 +297,12 @@ def _understood(path: str, content: Any, foreign: tuple[str, ...]) -> WeightFile
     strange = [name for name in foreign if name.startswith('torch._utils._rebuild')]
     if not sets and strange:
         raise OptionError(
-            f"'{path}' holds no plain tensors of a network: sparse, quantised and meta ones are not read here "
-            f'({first_few(strange)}). Save them as dense tensors of floats.'
+            f"'{path}' contains no plain tensors of a network: sparse, quantised and meta tensors are not supported "
+            f'({first_few(strange)}). Save them as dense float tensors.'
         )
     if not sets:
         keys = first_few(map(str, content), most=8)
-        raise OptionError(f"'{path}' holds no weights of a network. It has: {keys or 'nothing'}.")
+        raise OptionError(f"'{path}' contains no weights of a network. It has: {keys or 'nothing'}.")
     lightning = 'state_dict' in sets and not {'params', 'params_ema'} & sets.keys()
     metadata = _plain_metadata(content.get(METADATA))
     return WeightFile(
@@ -316,7 +317,7 @@ def _understood(path: str, content: Any, foreign: tuple[str, ...]) -> WeightFile
 
 
 def _plain_metadata(value: Any) -> dict[str, Any]:
-    """Metadata as mappings, lists, numbers and texts; empty where it is anything else, contains itself or is huge."""
+    """Metadata as mappings, lists, numbers and strings; empty if it is something else, recursive or huge."""
     text, room = [], _LARGEST_METADATA
     try:
         for part in json.JSONEncoder().iterencode(value):
@@ -342,8 +343,7 @@ def _parsed_metadata(text: str) -> dict[str, Any]:
 
 
 def module_weights(module: Foreign) -> dict[str, Tensor]:
-    """Parameters and buffers of a network that was pickled whole, by name; none where it is no network, or its modules
-    contain themselves."""
+    """Parameters and buffers of a pickled network by name; empty if it is not a network, or is recursive."""
     weights: dict[str, Tensor] = {}
     parts, room = [('', module)], _MOST_LETTERS
     while parts:
@@ -364,7 +364,7 @@ def module_weights(module: Foreign) -> dict[str, Tensor]:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """What is a mapping with names as keys; else an empty one."""
+    """The value if it is a mapping with names as keys, else an empty mapping."""
     return value if isinstance(value, Mapping) and all(isinstance(key, str) for key in value) else {}
 
 
@@ -373,21 +373,21 @@ def _whole(value: object) -> int | None:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """Eight bytes of the length of a JSON object, then the object."""
+    """Whether a file starts like safetensors: eight bytes with the length of a JSON object, then the object."""
     return len(head) > 8 and head[8:9] == b'{' and 2 <= int.from_bytes(head[:8], 'little') <= _LONGEST_HEADER
 
 
 def _read_safetensors(path: str, size: int) -> WeightFile:
     try:
         with safe_open(path, framework='pt', device='cpu') as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
             header = file.metadata() or {}
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise OptionError(
             f"'{path}' ({megabytes(size)}) is cut off or damaged ({error}). Copy or download it again."
         ) from error
     if not weights:
-        raise OptionError(f"'{path}' holds no weights: it is safetensors without any tensor.")
+        raise OptionError(f"'{path}' contains no weights: it is safetensors without tensors.")
     metadata = _parsed_metadata(header.get(HEADER_KEY, '{}'))
     if 'network_g' not in metadata and (network := network_beside(path)):
         metadata['network_g'] = network
@@ -395,5 +395,5 @@ def _read_safetensors(path: str, size: int) -> WeightFile:
 
 
 def plain(value: Any) -> Any:
-    """Options as mappings, lists, numbers and texts; equal ones are saved as equal bytes."""
+    """Options as mappings, lists, numbers and strings; equal options are saved as equal bytes."""
     return json.loads(json.dumps(value, default=str))

@@ -1,7 +1,7 @@
-"""Which network weights belong to, told from their names and shapes.
+"""Recognition of a network from the names and shapes of its weights.
 
-What a network was built with shows in its tensors: widths, counts of blocks, heads, prompts, biases. Each reader below
-takes the arguments of one network from there; whether they are right is found by building that network.
+Tensors show the arguments of their network: widths, numbers of blocks, heads, prompts, biases. Each reader below
+determines the arguments of one network; building the network verifies them.
 """
 
 import math
@@ -16,44 +16,44 @@ USUAL_EXPANSION = 2.66
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
-    """The options of the network whose parameters have these names and shapes, as `network_g` has them.
+    """Determine the options `network_g` of the network with these parameter names and shapes.
 
-    What leaves no trace in the weights is left out and so has its default: names of degradations, `hard_sensor`, and
-    the prompts of a network that has none.
+    Arguments without a trace in the weights are omitted and have their defaults: names of degradations, `hard_sensor`,
+    and the prompts of a network that has none.
 
     Returns:
-        `type` and arguments, or None where the names are those of no network of this package. The arguments are those
-        that the names and shapes speak of; a network of them may still differ in others.
+        `type` and arguments, or None for an unknown network. The arguments are those that names and shapes show; the
+        network may still differ in others.
     """
     for name, mark, read in _NETWORKS:
         if mark(shapes):
             try:
                 return {'type': name, **read(shapes)}
-            except (LookupError, ValueError, ArithmeticError):  # some of the names, or tensors of other kinds
+            except (LookupError, ValueError, ArithmeticError):  # missing names, or tensors of other kinds
                 return None
     return None
 
 
 def expansion_factor(widths: Iterable[tuple[int, int]]) -> float | None:
-    """A factor f with hidden = int(f * width) for all pairs; 2.66 where that is one.
+    """A factor f with hidden = int(f * width) for all pairs; 2.66 if it fits.
 
     Args:
         widths: (width, hidden width) of feed-forward networks.
 
     Returns:
-        f, or None where there is none.
+        f, or None if there is none.
     """
     pairs = set(widths)
     if not pairs:
         return None
     least = max(hidden / width for width, hidden in pairs)
-    # Products are rounded: where the quotient is not it, its neighbour is.
+    # Products are rounded, so the factor is the quotient or its neighbour.
     candidates = (USUAL_EXPANSION, least, math.nextafter(least, math.inf), math.nextafter(least, 0))
     return next((f for f in candidates if all(int(f * width) == hidden for width, hidden in pairs)), None)
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many modules a sequence has."""
+    """Number of modules in a sequence."""
     return len({name.removeprefix(prefix).partition('.')[0] for name in shapes if name.startswith(prefix)})
 
 
@@ -126,7 +126,7 @@ def _pip_prompts(shapes: Shapes, levels: int) -> dict[str, Any]:
 
 
 def _interaction(shapes: Shapes) -> str:
-    """One of those of `PromptToFeature`, by the modules that only it has."""
+    """The interaction of `PromptToFeature`, by modules that only it has."""
     marks = {
         'topm': 'prompt_transformer_cross.attn.attn1',
         'cross': 'prompt_transformer_cross.attn.q.weight',
@@ -144,7 +144,7 @@ def _without_sensor(shapes: Shapes) -> Shapes:
 
 
 def _sensor_inside(shapes: Shapes) -> dict[str, Any]:
-    """The option `sensor`, where there is one; it has as many degradations as the network."""
+    """The option `sensor`, if there is one; it has as many degradations as the network."""
     inside = {
         name.removeprefix(SENSOR_PREFIX): shape for name, shape in shapes.items() if name.startswith(SENSOR_PREFIX)
     }
@@ -155,7 +155,7 @@ def _sensor_inside(shapes: Shapes) -> dict[str, Any]:
 
 
 def _sensor(shapes: Shapes) -> dict[str, Any]:
-    before = {'0', '1', '2'}  # convolution, normalisation and activation of a stage stand before its blocks
+    before = {'0', '1', '2'}  # convolution, normalisation and activation of a stage are before its blocks
     stage = {name.split('.')[2] for name in shapes if name.startswith('stages.0.')}
     dim, doubled = shapes['stem.0.weight'][:2]
     return {
@@ -190,4 +190,4 @@ _NETWORKS: tuple[tuple[str, Callable[[Shapes], bool], Callable[[Shapes], dict[st
 )
 
 RECOGNIZED = tuple(name for name, _, _ in _NETWORKS)
-"""The networks that are told from their weights."""
+"""Networks that are recognised from their weights."""

@@ -1,9 +1,9 @@
-"""The content of a file of `torch.save`; nothing that is in it is run.
+"""Loading files of `torch.save` without running code in them.
 
-A pickle is a program: it names functions to be called and attributes to be set. The unpickler here knows a handful of
-names, those that tensors and plain containers are made of, and has its own functions for them; every other name becomes
-a `Foreign` class, which takes whatever it is given and does nothing. No module is imported or looked up, and no
-attribute is set on anything. What a file may cost is bounded by its size: tensors are views of bytes that are there.
+A pickle is a program that names functions to call and attributes to set. This unpickler knows only the few names that
+tensors and plain containers need, and has its own functions for them; every other name becomes a `Foreign` class, which
+accepts any arguments and does nothing. It imports no module and sets no attribute. Memory use is bounded by the file
+size, because tensors are views of existing bytes.
 """
 
 import io
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 LARGEST_PICKLE = 8_000_000
-"""Bytes; a network of 1,000 tensors has 0.2 MB beside its values, and a byte can become an object of a hundred."""
+"""Bytes; a network of 1,000 tensors has 0.2 MB besides its values, and a byte may become an object of 100 bytes."""
 
-_LEAST_CLAIM = 10**9  # bytes of tensors in any file; a larger one may have twice its size, since tensors can be shared
+_LEAST_CLAIM = 10**9  # bytes of tensors in any file; larger files may have twice their size, as tensors can be shared
 _MOST_CLASSES = 1_000
 _MOST_ARGUMENTS = 64  # of a call, and axes of a tensor
-_OBJECT = 1_000  # bytes that a tensor takes beside its values
+_OBJECT = 1_000  # bytes of a tensor in addition to its values
 _AT_ONCE = 2**24
-_LEGACY = 0x1950A86A20F9469CFC6C  # what a file of PyTorch before 1.6 begins with, as a pickle
+_LEGACY = 0x1950A86A20F9469CFC6C  # start of a file of PyTorch before 1.6, as a pickle
 
-# Codes that torch.save does not write and that reach beyond the pickle, or make memory out of a number.
+# Opcodes that torch.save does not write and that reach outside the pickle, or allocate memory by a number.
 _REFUSED = (
     pickle.EXT1,
     pickle.EXT2,
@@ -59,10 +59,10 @@ _STORAGES = {
 
 
 class Foreign:
-    """An object of a class that is not known here: takes everything a pickle can do to it, and does nothing.
+    """An object of an unknown class, which ignores all operations of a pickle.
 
     Attributes:
-        state: what the pickle set its attributes to, if it did.
+        state: attributes that the pickle sets, if any.
     """
 
     state: Any = None
@@ -74,7 +74,7 @@ class Foreign:
         pass
 
     def append(self, value: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     extend = append
 
@@ -92,7 +92,7 @@ class _Storage(NamedTuple):
 
 
 def load_inert(path: str) -> tuple[Any, tuple[str, ...]]:
-    """The content of a file of `torch.save`, of today's archives or older; tensors are on the CPU.
+    """Load a file of `torch.save`, in the zip or the legacy format; tensors are on the CPU.
 
     Sets are read as lists; objects of unknown classes are `Foreign`.
 
@@ -100,7 +100,7 @@ def load_inert(path: str) -> tuple[Any, tuple[str, ...]]:
         The content, and the full names of unknown classes and functions, sorted.
 
     Raises:
-        Exception: whatever the bytes of a damaged file lead to; UnpicklingError and BadZipFile have a reason for users.
+        Exception: any error that damaged bytes cause; UnpicklingError and BadZipFile have a message for users.
     """
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
@@ -111,15 +111,15 @@ def load_inert(path: str) -> tuple[Any, tuple[str, ...]]:
     with open_archive(path) as archive:
         names = {name.partition('/')[2]: name for name in archive.namelist()}
         if 'byteorder' in names and archive.read(names['byteorder']) != b'little':
-            raise pickle.UnpicklingError('it is from a machine with the other order of bytes')
+            raise pickle.UnpicklingError('it is from a big-endian machine')
         if archive.getinfo(names['data.pkl']).file_size > LARGEST_PICKLE:
-            raise pickle.UnpicklingError(f'it has more than {LARGEST_PICKLE:,} bytes beside the values of tensors')
+            raise pickle.UnpicklingError(f'it has more than {LARGEST_PICKLE:,} bytes besides the values of tensors')
 
         def values(key: str, _: int) -> Tensor:
             entry = archive.getinfo(names[f'data/{key}'])
             raw = torch.empty(entry.file_size, dtype=torch.uint8)
             try:
-                with archive.open(entry) as record:  # which compares its checksum at the end
+                with archive.open(entry) as record:  # compares its checksum at the end
                     for start in range(0, len(raw), _AT_ONCE):
                         raw.numpy().data[start : start + _AT_ONCE] = record.read(_AT_ONCE)
             except (zipfile.BadZipFile, ValueError) as error:
@@ -131,17 +131,17 @@ def load_inert(path: str) -> tuple[Any, tuple[str, ...]]:
 
 
 def open_archive(path: str) -> zipfile.ZipFile:
-    """The zip archive that `torch.save` writes: its entries are as they are, and together no larger than the file.
+    """Open a zip archive of `torch.save`: entries are not compressed, and together not larger than the file.
 
     Raises:
-        BadZipFile: it is none; says why.
+        BadZipFile: the file is not such an archive; the message says why.
     """
     archive = zipfile.ZipFile(path)
     entries = archive.infolist()
     packed = next((entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED), None)
-    wrong = packed and f'{packed} in it is compressed, and PyTorch compresses nothing'
+    wrong = packed and f'{packed} in it is compressed, but PyTorch does not compress'
     if not wrong and sum(entry.file_size for entry in entries) > os.path.getsize(path):
-        wrong = 'what is in it claims to be larger than the file'
+        wrong = 'its content claims to be larger than the file'
     if wrong:
         archive.close()
         raise zipfile.BadZipFile(wrong)
@@ -149,7 +149,7 @@ def open_archive(path: str) -> zipfile.ZipFile:
 
 
 def _load_legacy(file: BinaryIO, size: int) -> tuple[Any, tuple[str, ...]]:
-    """Five pickles and the values: a number, the version, the system, the content, the keys of the values."""
+    """Load the legacy format: pickles of a number, version, system, content and keys, then the values."""
     pickles, storages, left = io.BytesIO(file.read(LARGEST_PICKLE)), dict[str, Tensor](), size
 
     def values(key: str, length: int) -> Tensor:
@@ -169,7 +169,7 @@ def _load_legacy(file: BinaryIO, size: int) -> tuple[Any, tuple[str, ...]]:
     content, keys = unpickler.load(), load()
     file.seek(pickles.tell())
     if not isinstance(keys, list) or set(map(str, keys)) != storages.keys():
-        raise pickle.UnpicklingError('its tensors are not those that it lists')
+        raise pickle.UnpicklingError('its tensors differ from its list of tensors')
     for key in keys:
         count, raw = int.from_bytes(file.read(8), 'little'), storages[str(key)]
         whole = file.readinto(raw.numpy().data) == len(raw)  # type: ignore[attr-defined]
@@ -179,25 +179,25 @@ def _load_legacy(file: BinaryIO, size: int) -> tuple[Any, tuple[str, ...]]:
 
 
 def _flat(key: Any) -> Any:
-    """A key of a mapping. To hash nested tuples, Python uses the stack without a limit."""
+    """Check a key of a mapping. Hashing nested tuples may overflow Python's stack."""
     if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
         raise pickle.UnpicklingError('it has nested tuples as keys')
     return key
 
 
 def _data(data: Any = None, *_: Any) -> Any:
-    """The first argument: of a parameter its tensor, of a set the list."""
+    """Return the first argument: the tensor of a parameter, the list of a set."""
     return data
 
 
 def _of_type(function: Callable[..., Any], _: Any, arguments: Sequence[Any], *__: Any) -> Any:
-    """Of a tensor with attributes, the tensor."""
+    """Return the tensor of a tensor with attributes."""
     return function(*arguments)
 
 
 class _Makers:
-    """What is made of bytes, and how much of it a file may have made. It knows no unpickler: as long as a circle of
-    references is not collected, all tensors in it are kept.
+    """Functions that create tensors and containers, and limit their total size. It has no reference to the unpickler:
+    a reference cycle would keep all tensors until it is collected.
 
     Args:
         size: of the file.
@@ -207,12 +207,12 @@ class _Makers:
         self._left = max(_LEAST_CLAIM, 2 * size)
 
     def tensor(self, storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
-        """What `_rebuild_tensor` and `_rebuild_tensor_v2` make: whether it has a gradient, hooks, conjugation."""
+        """Create the tensor of `_rebuild_tensor` or `_rebuild_tensor_v2`; `rest`: gradient, hooks, conjugation."""
         if not isinstance(storage, _Storage) or any(rest[2:]):
-            raise pickle.UnpicklingError('a tensor in it is of a kind that is not read here')
+            raise pickle.UnpicklingError('it has an unsupported kind of tensor')
         numbers = (offset, *size, *stride) if len(size) == len(stride) <= _MOST_ARGUMENTS else ()
         if not numbers or not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-            raise pickle.UnpicklingError('a tensor in it has no possible shape')
+            raise pickle.UnpicklingError('it has a tensor with an impossible shape')
         count, there = math.prod(size), len(storage.raw) // storage.dtype.itemsize
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         if count and (last >= there or count > there):
@@ -226,7 +226,7 @@ class _Makers:
         return self.tensor(_Storage(storage.raw, dtype), offset, size, stride, None, None, *rest_of_it)
 
     def charge(self, size: int) -> None:
-        """Count bytes that the file makes of its own."""
+        """Count bytes that the file allocates."""
         self._left -= size
         if self._left < 0:
             raise pickle.UnpicklingError('its tensors claim more values than the file has')
@@ -245,10 +245,10 @@ class _Makers:
 
 
 class _Unpickler(_Standard):
-    """The standard library's in Python. That in C makes a table as long as the largest index in the file says.
+    """The standard library's unpickler in Python. The one in C allocates a table by the largest index in the file.
 
     Args:
-        values: (key, bytes that a tensor says they are) -> values of a storage.
+        values: (key, claimed number of bytes) -> values of a storage.
         size: of the file.
 
     Attributes:
@@ -295,27 +295,27 @@ class _Unpickler(_Standard):
         return self.found[full]
 
     def persistent_load(self, pid: Any) -> Any:
-        """A storage; older files have classes of modules here, too."""
+        """Load a storage; older files also have classes of modules here."""
         kind, *parts = pid
         if kind == 'module':
             return parts[0]
         dtype, key, _, count, *view = parts
         wrong = kind != 'storage' or not isinstance(dtype, torch.dtype) or not isinstance(key, str | int) or any(view)
         if wrong or not 0 <= count < 2**48:
-            raise pickle.UnpicklingError('a storage in it is of a kind that is not read here')
+            raise pickle.UnpicklingError('it has an unsupported kind of storage')
         if key not in self._storages:
             self._storages[key] = self._values(str(key), count * dtype.itemsize)
         return _Storage(self._storages[key], dtype)
 
     def load_reduce(self) -> None:
-        """A call, of functions and classes of `find_class` alone: nothing else that a pickle makes can be called."""
+        """Call a function or class of `find_class`; other objects of a pickle are not callable."""
         arguments = self.stack.pop()
         if len(arguments) > _MOST_ARGUMENTS:
             raise pickle.UnpicklingError('it calls with too many arguments')
         self.stack[-1] = self.stack[-1](*arguments)
 
     def load_newobj_ex(self) -> None:
-        """As `load_reduce`, without the named arguments."""
+        """Like `load_reduce`, without the keyword arguments."""
         self.stack.pop()
         self.load_reduce()
 
@@ -325,7 +325,7 @@ class _Unpickler(_Standard):
         self._set(items)
 
     def load_build(self) -> None:
-        """State of an object: kept where it is foreign, of no interest otherwise."""
+        """Set the state of a Foreign object; ignored for others."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], Foreign):
             self.stack[-1].state = state
@@ -341,7 +341,7 @@ class _Unpickler(_Standard):
         if isinstance(self.stack[-1], dict):
             self.stack[-1].update(zip(map(_flat, items[::2]), items[1::2], strict=True))
         elif not isinstance(self.stack[-1], Foreign):
-            raise pickle.UnpicklingError('it sets items of what has none')
+            raise pickle.UnpicklingError('it sets items of an object without items')
 
     dispatch |= {
         pickle.REDUCE[0]: load_reduce,
@@ -351,7 +351,7 @@ class _Unpickler(_Standard):
         pickle.BUILD[0]: load_build,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
-        # Sets hash what is in them, and an empty one takes 200 bytes.
+        # Sets hash their items, and an empty one takes 200 bytes.
         pickle.EMPTY_SET[0]: _Standard.load_empty_list,
         pickle.ADDITEMS[0]: _Standard.load_appends,
         pickle.FROZENSET[0]: _Standard.load_list,

@@ -1,4 +1,4 @@
-"""Whether a run is right, before anything is created."""
+"""Checks of a run before anything is created."""
 
 from promptir_basicsr.checks.check import check_file
 from promptir_basicsr.checks.report import Finding, Report

@@ -1,4 +1,4 @@
-"""Tell whether a training, or a test, would be right before it starts; `docs/check.md` says what is looked at."""
+"""Check a training, or a test, before it starts. `docs/check.md` lists what is checked."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,19 +36,19 @@ def check_file(
     allow_counts: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Check an option file and the data it names. It is one of a training where it has the section `train`.
+    """Check an option file and its data. A file with the section `train` is checked as a training.
 
     Args:
-        force_yml: replacements, as of `basicsr train --force_yml`.
-        decode: decode every image once; otherwise only the beginnings of the files are read, and no duplicates found.
-        workers: processes that read images; 0 or 1 for this one.
-        processes: how many will train together.
-        allow_counts: another number of images than `expected_images` is a note and no error.
-        progress: show a bar on standard error where that is a terminal.
+        force_yml: overrides, as in `basicsr train --force_yml`.
+        decode: decode every image once; otherwise read only the file headers, and do not search for duplicates.
+        workers: processes that read images; 0 or 1 for the current process.
+        processes: number of processes of the training.
+        allow_counts: report a number of images other than `expected_images` as a note, not as an error.
+        progress: show a progress bar on standard error if that is a terminal.
 
     Raises:
         OptionError: the file cannot be read as options.
-        ImageError: a worker process died, or an image has changed meanwhile.
+        ImageError: a worker process died, or an image changed during the check.
     """
     options, places = read_option_file(path, force_yml)
     sets = options['datasets'] if isinstance(options.get('datasets'), Mapping) else {}
@@ -95,7 +95,7 @@ def check_file(
 
 
 def _told(problem: Problem, ours: Sequence[CheckedDataset], places: Places) -> Finding:
-    """A problem as `basicsr train` says it, of the task or the data set that it belongs to."""
+    """A problem as `basicsr train` reports it, with the task or dataset that it belongs to."""
     if problem.kind == 'machine':
         return Finding(NOTE, problem.kind, '', f'This machine: {problem}')
     if problem.kind == 'short' and places.is_replaced(('train', 'total_iter')):
@@ -106,17 +106,17 @@ def _told(problem: Problem, ours: Sequence[CheckedDataset], places: Places) -> F
 
 
 def _foreign(where: str, options: object, report: Report) -> DatasetReport:
-    """A data set that is not ours: named, not checked."""
+    """A third-party dataset: listed, but not checked."""
     options = options if isinstance(options, Mapping) else {}
     kind = str(options.get('type', ''))
     if kind not in ('', 'AllInOneDataset'):
-        told = f'{where}: {kind} is not ours; its images are not checked.'
+        told = f'{where}: {kind} is not an AllInOneDataset; its images are not checked.'
         report.findings.append(Finding(NOTE, 'not_checked', where, told))
     return DatasetReport(where, str(options.get('name', '')), kind, False)
 
 
 def _epoch(options: Mapping[str, Any], ours: Sequence[CheckedDataset], processes: int) -> EpochReport | None:
-    """The length of an epoch and of the run, where the options tell."""
+    """The length of an epoch and of the run, if the options define it."""
     dataset = next((dataset for dataset in ours if dataset.training), None)
     samples = dataset.report().samples if dataset else 0
     if dataset is None or not samples or 'batch_size_per_gpu' not in dataset.opt or 'train' not in options:
@@ -141,12 +141,12 @@ _RATE_OPTIONS = ('total_iter', 'warmup_iter', 'optim_g', 'scheduler')
 
 
 def _add_rates(report: Report, options: Mapping[str, Any], problems: Sequence[Problem]) -> None:
-    """The learning rate, where the options of the schedule are sound."""
+    """Add the learning rate, if the options of the schedule are valid."""
     train = options.get('train', {})
     if {'optim_g', 'scheduler', 'total_iter'} <= train.keys() and not any(map(_is_of_rate, problems)):
         report.schedule, report.learning_rate = train['scheduler']['type'], rate_curve(train)
 
 
 def _is_of_rate(problem: Problem) -> bool:
-    """Whether a problem is with an option that the learning rate depends on, or with `train` as a whole."""
+    """Whether a problem affects the learning rate: an option that it depends on, or all of `train`."""
     return problem.place == ('train',) or (problem.place[:1] == ('train',) and problem.place[1] in _RATE_OPTIONS)

@@ -1,4 +1,4 @@
-"""Find what does not go together in the options of a training by contrast: network, samples, queue, stages."""
+"""Check that the options of contrastive training fit each other: network, samples, queue, stages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ from promptir_basicsr.options.data import AllInOneTrainingOptions
 
 
 def check_contrast(options: Mapping[str, Any], processes: int, network: Mapping[str, Any] | None) -> list[Problem]:
-    """The problems of a training with ContrastiveModel that other models do not have.
+    """Problems that are specific to a training with ContrastiveModel.
 
     Args:
-        options: the file's content, without options that are wrong by themselves.
-        processes: how many processes share an iteration, and their keys.
-        network: `network_g`, where it was found to be right.
+        options: the file's content, without invalid options.
+        processes: number of processes that share an iteration and their keys.
+        network: `network_g`, if it is valid.
     """
     train, dataset = options.get('train', {}), options.get('datasets', {}).get('train', {})
     problems = [*_check_stages(train), *_check_gpus(options.get('num_gpu'), processes)]
@@ -30,7 +30,7 @@ def check_contrast(options: Mapping[str, Any], processes: int, network: Mapping[
         return problems
     if not traits_of(find_registered(ARCH_REGISTRY, network['type'])).contrastive:
         allowed = ', '.join(names_of(lambda traits: traits.contrastive))
-        message = f"'{network['type']}' has no contrastive encoder, which ContrastiveModel trains. Allowed: {allowed}."
+        message = f"'{network['type']}' has no contrastive encoder for ContrastiveModel to train. Allowed: {allowed}."
         return [*problems, problem(('network_g', 'type'), message)]
     built: Contrastive = build(ARCH_REGISTRY, network, 'meta')
     sizes = by_stage(AllInOneTrainingOptions.sound(dataset)[0], 'batch_size_per_gpu')
@@ -38,7 +38,7 @@ def check_contrast(options: Mapping[str, Any], processes: int, network: Mapping[
 
 
 def _check_stages(train: Mapping[str, Any]) -> list[Problem]:
-    """The restorer is trained in the end."""
+    """Check that the restorer is trained before the run ends."""
     encoder, total = train.get('encoder_iter') or 0, train.get('total_iter')
     if total is None or encoder < total:
         return []
@@ -50,15 +50,15 @@ def _check_gpus(gpus: object, processes: int) -> list[Problem]:
     number = torch.cuda.device_count() if gpus == 'auto' else gpus
     if processes > 1 or not isinstance(number, int) or number < 2:
         return []
-    advice = 'Start one process a GPU (torchrun ... --launcher pytorch), or set `num_gpu: 1`.'
-    return [problem('num_gpu', f'{number} GPUs of one process do not share a queue of keys. {advice}')]
+    advice = 'Start one process per GPU (torchrun ... --launcher pytorch), or set `num_gpu: 1`.'
+    return [problem('num_gpu', f'{number} GPUs of one process cannot share a queue of keys. {advice}')]
 
 
 def _check_queue(length: int, sizes: Mapping[Keys, int], parts: int, processes: int) -> list[Problem]:
-    """Every key stays in the queue equally long: its length is a multiple of the keys of a pass."""
+    """Check that the queue length is a multiple of the keys of a pass, so that all keys stay equally long."""
     for path, size in sizes.items():
         keys = size * processes // parts
-        if size % parts or length % keys == 0:  # a batch that cannot be split is told elsewhere
+        if size % parts or length % keys == 0:  # a batch that cannot be split is reported elsewhere
             continue
         made = place(('datasets', 'train', *path)) + f' {size:,}'
         made += f' x {processes} processes' * (processes > 1) + f' / train.accumulate {parts}' * (parts > 1)

@@ -1,4 +1,4 @@
-"""The data of a check: what the tasks of each data set came to, and what reading their images shows."""
+"""The data of a check: the tasks of each dataset, and the findings about their images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,7 @@ from promptir_basicsr.options.data import AllInOneOptions, AllInOneTrainingOptio
 
 @dataclass
 class CheckedDataset:
-    """One of our data sets: its key in `datasets`, those of its options that are right by themselves, and what its
-    tasks came to."""
+    """An AllInOneDataset of the file: its key in `datasets`, its valid options, and the surveys of its tasks."""
 
     key: str
     opt: Mapping[str, Any]
@@ -46,7 +45,7 @@ class CheckedDataset:
 
     @property
     def where(self) -> str:
-        """The place as it is shown."""
+        """The place in the option file, for messages."""
         return place(self.path)
 
     @property
@@ -58,7 +57,7 @@ class CheckedDataset:
 
     def report(self) -> DatasetReport:
         tasks = self.tasks()
-        # Where some tasks are missing the rest gets their part, as in a training without them.
+        # If tasks are missing, the others get their share, as in a training without them.
         shares = [] if check_sampling(self.opt, self.where) else epoch_shares(tasks, self.opt)
         share_of = {id(task): share for task, share in zip(tasks, shares, strict=False)}
         rows = []
@@ -78,7 +77,7 @@ class CheckedDataset:
 
 
 class Images:
-    """The images of all tasks, each read once, whatever folder a task reaches it from."""
+    """The images of all tasks. Each file is read once, even if tasks reach it by different folders."""
 
     def __init__(self) -> None:
         self._sources: list[Source] = []
@@ -87,14 +86,14 @@ class Images:
         self._facts: dict[str, ImageFacts] = {}
 
     def path(self, source: Source, name: str) -> str:
-        """What the image is known by: its real path."""
+        """The key of an image: its real path."""
         if id(source) not in self._roots:
             self._roots[id(source)] = len(self._sources), os.path.join(os.path.realpath(source.root), '')
             self._sources.append(source)
         return self._roots[id(source)][1] + name
 
     def want(self, task: Task, clear: bool, degraded: bool) -> None:
-        """Ask for the images of a task; of the clear and of the degraded ones with fingerprints."""
+        """Request the images of a task, and whether to compute fingerprints of the clear and the degraded ones."""
         for lq_name, gt_name in task.names:
             self._want(task.lq, lq_name, degraded)
             self._want(task.gt, gt_name, clear)
@@ -113,19 +112,19 @@ class Images:
         return self._facts[self.path(source, name)]
 
     def where(self, path: str) -> str:
-        """The path to show for an image that was asked for."""
+        """The path of a requested image, for messages."""
         wanted = self._wanted[path]
         return self._sources[wanted.source].where(wanted.name)
 
     def clear(self, task: Task) -> dict[str, bytes]:
-        """Paths and fingerprints of a task's clear images, those that can be read."""
+        """Paths and fingerprints of a task's readable clear images."""
         paths = dict.fromkeys(self.path(task.gt, name) for _, name in task.names)
         found = {path: self._facts[path].fingerprint for path in paths}
         return {path: fingerprint for path, fingerprint in found.items() if fingerprint is not None}
 
 
 def count_findings(survey: TaskSurvey, allowed: bool) -> list[Finding]:
-    """Another number of images than the protocol's."""
+    """Report a number of images that differs from the protocol's."""
     task = survey.task
     if task is None:
         return []
@@ -134,18 +133,18 @@ def count_findings(survey: TaskSurvey, allowed: bool) -> list[Finding]:
     if expected == len(task):
         return [Finding(NOTE, 'count', survey.where, f'{survey.where}: {meaning}.')] if meaning else []
     sentence = meaning or f'has {len(task):,} images, the protocol has {expected:,}'
-    told = f'{survey.where}: {sentence}. Numbers will not be comparable with published ones.'
+    told = f'{survey.where}: {sentence}. Results will not be comparable with published ones.'
     return [Finding(NOTE if allowed else ERROR, 'count', survey.where, told)]
 
 
 def list_findings(survey: TaskSurvey) -> list[Finding]:
-    """How a list was read that does not hold the very names of the folder."""
+    """Report how a list was read if its entries are not exactly the names in the folder."""
     notes = survey.task.notes if survey.task else ()
     return [Finding(NOTE, 'list', survey.where, f'{survey.where}: {note}.') for note in notes]
 
 
 def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) -> list[Finding]:
-    """What is wrong with the images of a task, and what is small."""
+    """Report images of a task that cannot be used, differ in size, are small or do not match."""
     task = survey.task
     if task is None:
         return []
@@ -173,16 +172,16 @@ def image_findings(survey: TaskSurvey, dataset: CheckedDataset, images: Images) 
         told = f'{survey.where}: {len(items):,} {sentence}'
         return [Finding(severity, kind, survey.where, told, items)] if items else []
 
-    told = f'of {len(distinct):,} images cannot be read. Replace the files, or take them out of the list.'
+    told = f'of {len(distinct):,} images cannot be read. Replace the files, or remove them from the list.'
     found = finding(ERROR, 'unreadable', list(unreadable.items()), told)
     message = (
         f'of {len(task):,} pairs differ in size. '
-        'Check the pairing rule, cut both to the same area, or set `crop_border_gt`.'
+        'Check the pairing rule, crop both to the same area, or set `crop_border_gt`.'
     )
     found += finding(ERROR, 'different_size', differing, message)
-    told = f'of {len(task):,} images are smaller than the {patch} pixel crop; they are reflected up to it.'
+    told = f'of {len(task):,} images are smaller than the {patch} pixel crop; they are padded by reflection.'
     found += finding(NOTE, 'smaller_than_patch', small, told)
-    message = f'of {len(task):,} pairs do not look alike. Compare the images: they may show different scenes.'
+    message = f'of {len(task):,} pairs are not alike. Compare the images: they may show different scenes.'
     return found + finding(NOTE, 'unlike', unlike, message)
 
 
@@ -191,7 +190,7 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def extra_findings(ours: Sequence[CheckedDataset]) -> list[Finding]:
-    """Images that lie in the folders of the tasks and are used by none."""
+    """Report images in the folders of the tasks that no task uses."""
     sources: dict[str, Source] = {}
     used: set[str] = set()
     unfit: set[str] = set()
@@ -210,13 +209,13 @@ def extra_findings(ours: Sequence[CheckedDataset]) -> list[Finding]:
         extra = [name for name in extra if not inner or not (root + name).startswith(inner)]
         items = [(name, 'does not fit the pairing rule' if root + name in unfit else '') for name in extra]
         if items:
-            told = f'{len(items):,} of {len(names):,} images in {sources[root].root} are used by no task of this file.'
+            told = f'{len(items):,} of {len(names):,} images in {sources[root].root} are not used by any task.'
             findings.append(Finding(NOTE, 'extra', '', told, items))
     return findings
 
 
 def duplicates_of(ours: Sequence[CheckedDataset], images: Images) -> list[Duplicates]:
-    """Clear images that training shares with the test sets, a pair of tasks each."""
+    """Clear images that training and test sets share, for each pair of tasks."""
     clear = [(dataset, task, images.clear(task)) for dataset in ours for task in dataset.tasks()]
     first = {path: found for dataset, _, known in clear for path, found in known.items() if dataset.training}
     second = {path: found for dataset, _, known in clear for path, found in known.items() if not dataset.training}
@@ -246,7 +245,7 @@ _LEAK = 'BSD400 holds the clear images of 75 of the 100 test pairs of Rain100L'
 
 
 def duplicate_findings(duplicates: Sequence[Duplicates], ours: Sequence[CheckedDataset]) -> list[Finding]:
-    """A note a set of shared images, whichever tasks share them."""
+    """One note for each set of shared images, with all tasks that share it."""
     groups: dict[tuple[Any, ...], list[Duplicates]] = {}
     for found in duplicates:
         groups.setdefault((found.test_dataset, *found.pairs), []).append(found)

@@ -1,12 +1,8 @@
-"""What a check needs of many images, and which of them are the same.
+"""Read the images of a check in several processes, and find duplicates.
 
-Read many images once, in several processes, and keep what a check needs of them.
-
-The same photograph in two sets, whatever file it was saved to.
-
-An image is known by its fingerprint: a 256-bit difference hash (is each of 16 x 16 areas brighter than its left
-neighbour?), which finds candidates, and a grey thumbnail of 32 x 32, which confirms them. Both come from area averages
-of the whole image, so compression and scaling hardly touch them, while another framing changes them at once.
+An image is identified by its fingerprint: a 256-bit difference hash (is each of 16 x 16 areas brighter than its left
+neighbour?) finds candidates, and a grey thumbnail of 32 x 32 confirms them. Both are computed from area averages of
+the whole image. Compression and scaling hardly change them; another framing does.
 """
 
 import multiprocessing
@@ -28,26 +24,26 @@ from promptir_basicsr.core.files import open_regular
 from promptir_basicsr.data.images import check_size, measured, read_header
 from promptir_basicsr.data.sources import FolderSource, Source
 
-_CHUNK = 32  # images a request to a worker
-_HEAD = 4096  # bytes that the size of almost every image stands in
+_CHUNK = 32  # images per request to a worker
+_HEAD = 4096  # bytes that contain the size of almost every image
 
 HASH_SIDE, THUMBNAIL_SIDE = 16, 32
 HASH_BYTES = HASH_SIDE * HASH_SIDE // 8
 LEAST_LIKENESS = 0.2  # of a pair; docs/check.md has the figures of benchmarks/likeness.py
 FINGERPRINT_BYTES = HASH_BYTES + THUMBNAIL_SIDE * THUMBNAIL_SIDE
 
-_MARGIN = 1.0  # grey levels; below, a difference is noise of the compression and not of the photograph
+_MARGIN = 1.0  # grey levels; smaller differences are compression noise
 _MOST_BITS = 48  # of 256 that copies may differ in; JPEG at quality 75 flips up to 26, unrelated photographs about 100
 _LEAST_CORRELATION = 0.9  # of thumbnails; copies reach 0.99, neighbouring areas of one photograph 0.5
-_LEAST_DETAIL = 1.0  # grey levels of contrast; below, a thumbnail is as good as flat and tells nothing
-_LEAST_STRUCTURE = 0.25  # grey levels of contrast; below, nothing is known of what an image shows
+_LEAST_DETAIL = 1.0  # grey levels of contrast; below, a thumbnail is too flat to confirm a copy
+_LEAST_STRUCTURE = 0.25  # grey levels of contrast; below, the content of an image is unknown
 _REDUCED = 32 * THUMBNAIL_SIDE  # pixels of a side; a larger image is first reduced, as integers
-_BLUR = 2  # cells of a thumbnail to each side; what is left of it after blurring is detail
+_BLUR = 2  # cells of a thumbnail to each side; detail is the difference to the blurred thumbnail
 _ROWS = 4096  # compared at once
 
 
 class Wanted(NamedTuple):
-    """An image to read: of which source, its name, and whether to take its fingerprint."""
+    """An image to read: its source, its name, and whether to compute its fingerprint."""
 
     source: int
     name: str
@@ -55,12 +51,12 @@ class Wanted(NamedTuple):
 
 
 class ImageFacts(NamedTuple):
-    """What reading an image came to.
+    """The result of reading an image.
 
     Attributes:
-        size: height and width; None where they could not be read.
-        problem: why the image cannot be used; '' where it can.
-        fingerprint: see `fingerprint`; None where not asked for.
+        size: height and width; None if they could not be read.
+        problem: why the image cannot be used; '' if it can.
+        fingerprint: see `fingerprint`; None if not requested.
     """
 
     size: tuple[int, int] | None
@@ -71,21 +67,20 @@ class ImageFacts(NamedTuple):
 def inspect_images(
     sources: Sequence[Source], wanted: Sequence[Wanted], decode: bool = True, workers: int = 0, progress: bool = False
 ) -> list[ImageFacts]:
-    """Facts of images, in the order asked for.
+    """Read images, and return their facts in the requested order.
 
-    Memory is that of one decoded image a worker, and of the facts.
+    Memory use is one decoded image per worker, plus the facts.
 
     Args:
-        decode: decode the pixels; otherwise only read the beginning of each file: its size, and whether it begins
-            like an image.
-        workers: processes; 0 or 1 for this one.
-        progress: show a bar on standard error where that is a terminal.
+        decode: decode the pixels; otherwise only read the header of each file, with its size.
+        workers: processes; 0 or 1 for the current process.
+        progress: show a progress bar on standard error if that is a terminal.
 
     Raises:
-        ImageError: a worker died, as it does where memory runs out; says between which images.
+        ImageError: a worker died, for example out of memory; the message names the images.
     """
     logging = cv2.utils.logging
-    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # what is wrong with an image is told once, in the report
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # the report lists damaged images once
     facts = _in_processes(sources, wanted, decode, workers) if workers > 1 else _here(sources, wanted, decode)
     verb = 'decoding' if decode else 'reading headers'
     try:
@@ -101,7 +96,7 @@ def _here(sources: Sequence[Source], wanted: Sequence[Wanted], decode: bool) -> 
 def _in_processes(
     sources: Sequence[Source], wanted: Sequence[Wanted], decode: bool, workers: int
 ) -> Iterator[ImageFacts]:
-    # Forked workers start at once; where there is no fork, they get the sources by pickle.
+    # Forked workers start at once; without fork, they get the sources by pickle.
     fork = 'fork' in multiprocessing.get_all_start_methods() and sys.platform != 'darwin'
     context = multiprocessing.get_context('fork' if fork else 'spawn')
     chunks = deque(wanted[start : start + _CHUNK] for start in range(0, len(wanted), _CHUNK))
@@ -117,8 +112,8 @@ def _in_processes(
             except BrokenProcessPool as error:
                 places = [sources[image.source].where(image.name) for image in (chunk[0], chunk[-1])]
                 raise ImageError(
-                    f'a worker process died at or after the images {places[0]} to {places[1]}. Most often memory ran '
-                    'out: take fewer workers (--workers 1 names the image where one is the cause).'
+                    f'a worker process died at or after the images {places[0]} to {places[1]}. It most likely ran out '
+                    'of memory: use fewer workers (--workers 1 names the image if one is the cause).'
                 ) from error
 
 
@@ -150,10 +145,10 @@ def inspect_image(source: Source, wanted: Wanted, decode: bool = True) -> ImageF
 
 
 def image_size(source: Source, name: str) -> tuple[int, int]:
-    """Height and width, from the first bytes of a file where they tell.
+    """Height and width, from the first bytes of a file if possible.
 
     Raises:
-        ImageError: the file does not begin like an image.
+        ImageError: the file does not start like an image.
     """
     if not isinstance(source, FolderSource):
         return source.open(name).size
@@ -163,7 +158,7 @@ def image_size(source: Source, name: str) -> tuple[int, int]:
             header = read_header(file.read(_HEAD))
             file.seek(0)
             size = (header.height, header.width) if header else measured(file)
-    except OSError:  # opening it once more says why
+    except OSError:  # opening it again reports the reason
         size = None
     if size is None:
         return source.open(name).size
@@ -172,7 +167,7 @@ def image_size(source: Source, name: str) -> tuple[int, int]:
 
 
 def fingerprint(image: np.ndarray) -> bytes:
-    """(H, W, 3) RGB, uint8 or uint16 -> FINGERPRINT_BYTES bytes: the hash, then the thumbnail."""
+    """Fingerprint of an image, (H, W, 3) RGB, uint8 or uint16: FINGERPRINT_BYTES bytes, hash and thumbnail."""
     small = [min(side, _REDUCED) for side in (image.shape[1], image.shape[0])]
     if small != [image.shape[1], image.shape[0]]:
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
@@ -186,8 +181,8 @@ def fingerprint(image: np.ndarray) -> bytes:
 def find_duplicates(first: list[bytes], second: list[bytes]) -> list[tuple[int, int]]:
     """Positions of the same photograph in two lists of fingerprints, sorted by the second, then the first.
 
-    Found are copies at the same framing (to within some 1 % of the side): recompressed, scaled, of another bit depth,
-    a little brighter or darker. Not found are crops, flips and rotations; nor images without detail (an empty sky, a
+    Finds copies with the same framing (to within about 1 % of the side): recompressed, scaled, of another bit depth,
+    slightly brighter or darker. Does not find crops, flips and rotations, nor images without detail (an empty sky, a
     black frame), which look alike without being the same.
     """
     if not first or not second:
@@ -208,11 +203,11 @@ def find_duplicates(first: list[bytes], second: list[bytes]) -> list[tuple[int, 
 
 
 def likeness(first: bytes, second: bytes) -> float:
-    """How alike two images are by their fingerprints, from 0 to 1: whether they have edges in the same places.
+    """Similarity of two images by their fingerprints, from 0 to 1: whether they have edges in the same places.
 
-    The correlation, without its sign, of two thumbnails whose brightness and contrast are made the same in each area of
-    5 x 5 cells. Haze, darkness, noise and weather change edges little; a negative has those of its image. It is 1 where
-    one of the images has no detail, so that nothing can be said.
+    This is the absolute correlation of two thumbnails after brightness and contrast are normalised in each area of
+    5 x 5 cells. Haze, darkness, noise and weather change edges little; a negative has the edges of its image. It is 1
+    if one of the images has no detail.
     """
     one, other = (_structure(fingerprint) for fingerprint in (first, second))
     if one is None or other is None:
@@ -221,7 +216,7 @@ def likeness(first: bytes, second: bytes) -> float:
 
 
 def _structure(fingerprint: bytes) -> np.ndarray | None:
-    """Details of a thumbnail in units of their own neighbourhood's contrast; None where there are none."""
+    """Details of a thumbnail, divided by their neighbourhood's contrast; None if there are no details."""
     thumbnail = np.frombuffer(fingerprint, np.uint8, offset=HASH_BYTES).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     detail = _detail(thumbnail)
     inner = (slice(_BLUR, -_BLUR),) * 2
@@ -232,13 +227,13 @@ def _structure(fingerprint: bytes) -> np.ndarray | None:
 
 
 def _detail(thumbnail: np.ndarray) -> np.ndarray:
-    """What is left of a thumbnail without its blurred version; at the border a mere slope looks like detail."""
+    """A thumbnail minus its blurred version; at the border a slope looks like detail."""
     levels = thumbnail.astype(np.float32)
     return levels - cv2.blur(levels, (2 * _BLUR + 1,) * 2)
 
 
 def _unpack(fingerprints: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Bits as signs (N, 256), and details of the thumbnails (N, 784) of length 1; zero where there are none."""
+    """Bits as signs (N, 256), and details of the thumbnails (N, 784) of length 1; zero without details."""
     table = np.frombuffer(b''.join(fingerprints), np.uint8).reshape(len(fingerprints), FINGERPRINT_BYTES)
     signs = np.unpackbits(table[:, :HASH_BYTES], axis=1).astype(np.float32) * 2 - 1
     inner = THUMBNAIL_SIDE - 2 * _BLUR

@@ -1,7 +1,7 @@
-"""Rehearse a run: one sample of every task goes through data sets, network, losses and metrics before it begins.
+"""Rehearse a run: pass one sample of every task through datasets, network, losses and metrics before it starts.
 
-Options that are right by themselves may still not fit each other, the images, or code that nobody has checked. What
-fails here would have ended the run in its first iteration or its first validation.
+Valid options may still not fit each other, the images, or third-party code. What fails here would have ended the run
+in its first iteration or its first validation.
 """
 
 import logging
@@ -41,21 +41,21 @@ from promptir_basicsr.options.run import OwnRun, run_schema
 from promptir_basicsr.runtime.memory import is_out_of_memory
 from promptir_basicsr.runtime.random_state import kept_random_state
 
-_PATCH, _MEASURED = 32, 256  # pixels; of larger images a corner is tried, which takes less time
+_PATCH, _MEASURED = 32, 256  # pixels; only a corner of larger images is used, to save time
 
 Sample = Mapping[str, Any]
 
 
 def rehearse(options: Mapping[str, Any], is_train: bool, keep: bool = True) -> list[Problem]:
-    """What fails with one sample of every task; nothing is written, and no random number is used up.
+    """Problems with one sample of every task. Writes nothing, and leaves the random state unchanged.
 
-    Data sets of any kind are tried, networks, losses and metrics with our models only. Weights are not loaded, and no
-    perceptual loss, whose network may have to be downloaded.
+    All datasets are tried; networks, losses and metrics only with the models of this package. Weights are not loaded,
+    nor is a perceptual loss, whose network may have to be downloaded.
 
     Args:
-        options: of a file in which nothing else is wrong.
+        options: of a file without other problems.
         is_train: for `basicsr train`; otherwise for `basicsr test`.
-        keep: the run follows; its data sets take over the lists of images.
+        keep: the run follows, and its datasets reuse the lists of images.
 
     Raises:
         ImageError: an image cannot be read.
@@ -91,11 +91,11 @@ class _Rehearsal:
                     message = f'its samples have no {" and ".join(lacking)}, which {self.opt["model_type"]} needs.'
                     self.problems.append(Problem(path, message))
                 if lacking or not (self._train if key == 'train' else self._measure)(model, path, samples):
-                    break  # with the other tasks it would fail in the same way
+                    break  # the other tasks would fail in the same way
         return self.problems
 
     def _tried(self, path: Keys, what: str, run: Callable[[], Any], kind: Kind = 'options') -> Any:
-        """What a step of the rehearsal gives; None where it fails, which becomes a problem."""
+        """The result of a step of the rehearsal; if it fails, adds a problem and returns None."""
         try:
             return run()
         except ImageError:
@@ -103,7 +103,7 @@ class _Rehearsal:
         except OptionError as error:
             self.problems += [each for each in error.problems if each not in self.problems]
         except Exception as error:
-            if not is_out_of_memory(error):  # a question of the machine and of sizes, not of what fits together
+            if not is_out_of_memory(error):  # depends on the machine and on sizes, not on the options
                 self.problems.append(Problem(path, f'{what}: {_in_words(error)}', kind))
         return None
 
@@ -123,16 +123,16 @@ class _Rehearsal:
         return untrained(self.opt)
 
     def _samples(self, path: Keys, dataset: Any) -> Iterator[list[tuple[Keys, Sample]]]:
-        """Batches of samples with the places of their tasks: of all tasks, or of one where the run has no more."""
+        """Batches of samples with the places of their tasks: one batch of all tasks, or one per task."""
         picked: list[tuple[Keys, Any]] = [(path, 0)]
         if isinstance(dataset, AllInOneDataset):
             picked, start = [], 0
             for number, (task, share) in enumerate(zip(dataset.tasks, dataset.shares, strict=True)):
                 place = 0 if dataset.training else _smallest(task, dataset.crop_multiple)
-                key = (0, start) if dataset.training else start + place  # as the samplers ask
+                key = (0, start) if dataset.training else start + place  # as the samplers index
                 picked.append(((*path, 'tasks', Item(number, task.name)), key))
                 start += share.samples
-        tried = [(place, self._tried(place, 'gives no sample', partial(getitem, dataset, n))) for place, n in picked]
+        tried = [(place, self._tried(place, 'returns no sample', partial(getitem, dataset, n))) for place, n in picked]
         found = [(place, sample) for place, sample in tried if sample is not None]
         if path[-1] != 'train' or self.opt['datasets']['train']['batch_size_per_gpu'] == 1:
             yield from ([each] for each in found)
@@ -144,7 +144,7 @@ class _Rehearsal:
             model.feed_data(default_collate([_cut(sample, period) for _, sample in samples]))
             try:
                 output, _ = model.step.compute_gradients(model.batch)
-            except RuntimeError:  # a loss says less of shapes that differ
+            except RuntimeError:  # the message of a loss is less clear about shapes that differ
                 self._check_shape(model, run_network(model.net_g, model.batch))
                 raise
             list(model.step.objective.of_tasks(output, model.batch))
@@ -183,11 +183,11 @@ class _Rehearsal:
         return passed
 
     def _small_then_whole(self, model: PromptModel, what: str, run: Callable[[int | None], None]) -> bool:
-        """Whether a crop passes the network, or else the whole sample: some networks want a certain size."""
+        """Whether a crop passes the network, or else the whole sample: some networks need a certain size."""
         try:
             run(math.lcm(_PATCH, model.size_multiple))
             return True
-        except Exception:  # it may be the cut; what fails with the whole sample is reported
+        except Exception:  # the crop may be the cause; failures with the whole sample are reported
             before = len(self.problems)
         kind: Kind = 'machine' if self.elsewhere and not traits_of(model.net_g).declared else 'options'
         self._tried(('network_g',), what, lambda: run(None), kind)
@@ -198,11 +198,11 @@ class _Rehearsal:
         gt = model.batch.gt
         if gt is not None and output is not None and not isinstance(model, SensorModel) and output.shape != gt.shape:
             made, target = (f'{c} channels of {w}x{h}' for _, c, h, w in (output.shape, gt.shape))
-            raise ValueError(f'the network makes {made}, the clear images have {target}.')
+            raise ValueError(f'the network returns {made}, the clear images have {target}.')
 
 
 def _shortened(options: Mapping[str, Any], is_train: bool) -> dict[str, Any]:
-    """The options as BasicSR would complete them, without what takes long or changes files."""
+    """The options as BasicSR would complete them, without slow steps and without writing files."""
     opt: dict[str, Any] = deepcopy(dict(options))
     left_out = ('precision', 'compile', 'kernels')
     opt = {key: value for key, value in opt.items() if key not in left_out}
@@ -231,8 +231,8 @@ def _smallest(task: Task, multiple: int) -> int:
 
 
 def _cut(sample: Sample, period: int | None) -> Sample:
-    """A sample with a corner of its images, where both are of one size: what a network needs of sides stays right or
-    wrong when multiples of the period are left out of them."""
+    """A sample with a corner of its images, if all have the same size. Removing multiples of the period keeps the
+    sides valid, or invalid, for the network."""
     images = ('lq', 'gt', 'lq_key')
     shapes = {sample[key].shape for key in images if key in sample}
     if period is None or len(shapes) != 1:
@@ -242,7 +242,7 @@ def _cut(sample: Sample, period: int | None) -> Sample:
 
 
 def _names(samples: Sequence[tuple[Keys, Sample]]) -> str:
-    """The tasks of samples, or what else is known of them."""
+    """Names of the tasks of samples, or of their datasets."""
     names = dict.fromkeys(str(sample.get('task') or place[1]) for place, sample in samples)
     return f'images of {", ".join(names)}'
 
@@ -253,7 +253,7 @@ def _of_image(problem: Problem, sample: Sample) -> Problem:
 
 
 def _in_words(error: Exception) -> str:
-    """The first line of an error, and where in the code it arose, unless it is a sentence of this package."""
+    """The first line of an error, and where in the code it was raised, unless it is a message of this package."""
     line = printable(str(error).strip().partition('\n')[0])
     frame = traceback.extract_tb(error.__traceback__)[-1]
     if type(error) is ValueError and f'{os.sep}promptir_basicsr{os.sep}' in frame.filename:
@@ -264,7 +264,7 @@ def _in_words(error: Exception) -> str:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing of a rehearsal is logged, and BasicSR does not set its log up."""
+    """Disable logging and warnings, and keep BasicSR from setting up its log."""
     logger, known = logging.getLogger('basicsr'), 'basicsr' in initialized_logger
     disabled, logger.disabled = logger.disabled, True
     initialized_logger['basicsr'] = True

@@ -1,4 +1,4 @@
-"""What `basicsr check` found."""
+"""The report of `basicsr check`."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,14 +11,14 @@ SCHEMA = 1
 
 @dataclass
 class Finding:
-    """Something to know about the options or the data.
+    """An error or a note about the options or the data.
 
     Attributes:
-        severity: `error` where training would be wrong, else `note`.
-        kind: a word for programs, see docs/check.md.
-        where: place in the option file: of a task, of a data set, or '' for anything else.
-        message: for people; begins with the place.
-        items: what it is about, each with a name and a detail.
+        severity: `error` if training would fail or be wrong, else `note`.
+        kind: a keyword for programs, see docs/check.md.
+        where: place in the option file of a task or a dataset, or ''.
+        message: text that starts with the place.
+        items: the files concerned, as pairs of name and detail.
     """
 
     severity: str
@@ -30,17 +30,17 @@ class Finding:
 
 @dataclass
 class TaskReport:
-    """A task as found; `images` is 0 and `draws` and `share` are None where its options do not make a task.
+    """A task of a dataset; with invalid options `images` is 0 and `draws` and `share` are None.
 
     Attributes:
         where: place in the option file.
-        images: images, or pairs, that are there.
-        expected_images: the published count, if the options give it.
-        samples: of an epoch, before `dataset_enlarge_ratio`.
-        share: samples over those of the epoch, 0 to 1.
-        draws: samples over images.
-        in_batch: samples in every batch; 0 where batches are mixed at random.
-        made_by: how its degraded images are made; `pairs` where they are files.
+        images: number of images or pairs found.
+        expected_images: the published count, if the options set it.
+        samples: per epoch, before `dataset_enlarge_ratio`.
+        share: fraction of the epoch's samples, 0 to 1.
+        draws: samples per image.
+        in_batch: samples in every batch; 0 if batches are mixed at random.
+        made_by: how its degraded images are made; `pairs` if they are files.
     """
 
     where: str
@@ -58,7 +58,7 @@ class TaskReport:
 
 @dataclass
 class DatasetReport:
-    """A data set of the file; `checked` is false for one of another type, which is not looked into."""
+    """A dataset of the file; `checked` is false for other types than AllInOneDataset."""
 
     where: str
     name: str
@@ -76,8 +76,8 @@ class StageReport:
         until: its last iteration.
         gt_size: side of the crops.
         batch: over all processes and GPUs.
-        iterations: of an epoch.
-        epochs: that its iterations amount to.
+        iterations: per epoch.
+        epochs: length of the stage in epochs.
     """
 
     until: int
@@ -92,10 +92,10 @@ class EpochReport:
     """The length of the run.
 
     Attributes:
-        samples: of an epoch, over all processes.
+        samples: per epoch, over all processes.
         batch: over all processes and GPUs, in the first stage.
-        iterations: of an epoch, in the first stage.
-        epochs: that total_iter amounts to.
+        iterations: per epoch, in the first stage.
+        epochs: length of the run in epochs.
         stages: empty without the option.
     """
 
@@ -111,10 +111,10 @@ class EpochReport:
 
 @dataclass
 class Duplicates:
-    """Clear images that a task of training and a task of a test set have in common, as (test, training) paths.
+    """Clear images that a training task and a test task share, as (test, training) paths.
 
     Attributes:
-        test_images: how many clear images the test task has.
+        test_images: number of clear images of the test task.
     """
 
     training_task: str
@@ -126,7 +126,7 @@ class Duplicates:
 
 @dataclass
 class Report:
-    """All of it. `duplicates` and `learning_rate` are None where they could not be looked at."""
+    """The whole report. `duplicates` and `learning_rate` are None if they were not checked."""
 
     file: str
     training: bool

@@ -1,6 +1,6 @@
-"""Find the mistakes in an option file before anything is created.
+"""Check an option file before anything is created.
 
-Options of networks, datasets, losses and models that are not ours are held only to their constructors' signatures.
+Options of third-party networks, datasets, losses and models are checked against their constructors' signatures only.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ from promptir_basicsr.options.registered import type_problems
 from promptir_basicsr.options.run import OwnRun, run_schema
 
 _MOST_MODULES = 20_000  # PromptIR has 660
-_IMPOSSIBLE = ('negative dimension', 'overflow')  # said by torch of tensors of such sizes
+_IMPOSSIBLE = ('negative dimension', 'overflow')  # words of torch's messages about tensors of such sizes
 
 
 def check_options(
@@ -57,15 +57,15 @@ def check_options(
     Args:
         options: the file's content as read.
         is_train: for `basicsr train`; otherwise for `basicsr test`.
-        processes: how many processes share an iteration.
-        surveys: filled with what the tasks of each of our data sets came to, by the place of the data set.
+        processes: number of processes that share an iteration.
+        surveys: filled with the surveys of the tasks of each AllInOneDataset, by its place.
     """
     given, model = options, options.get('model_type')
     schema = run_schema(model, is_train)
     ours, sensor = issubclass(schema, OwnRun), model == 'SensorModel'
     options, problems = schema.sound(options)
     told = {(each.place, each.path) for each in problems}
-    # What follows needs more than an option by itself. What is wrong by itself is no longer there.
+    # The checks below combine several options. Invalid single options are removed already.
     network = options.get('network_g')
     found: list[Problem] = []
     if 'model_type' in options:
@@ -73,7 +73,7 @@ def check_options(
     found += _check_gpus(options.get('num_gpu')) + _check_wandb(options.get('logger'))
     if network is not None:
         wrong = check_network(network) or (_check_kind(network, sensor) if ours else [])
-        # A file that is not there is still one that was meant.
+        # A missing file still counts as set.
         complete = {**options, 'name': given.get('name'), 'path': given['path'] if 'path' in options else {}}
         found += wrong or (_check_start(complete, is_train) if ours else [])
         network = None if wrong else network
@@ -92,16 +92,16 @@ def check_options(
 
 
 def _check_wandb(logger: object) -> list[Problem]:
-    """What BasicSR needs before it writes to wandb; it would end with a traceback."""
+    """Check what BasicSR needs for wandb; otherwise it ends with a traceback."""
     wandb = logger.get('wandb') if isinstance(logger, Mapping) else None
     if not isinstance(logger, Mapping) or not isinstance(wandb, Mapping) or not wandb.get('project'):
         return []
     where, problems = ('logger', 'wandb'), []
     if importlib.util.find_spec('wandb') is None:
-        message = 'wandb is not installed: pip install wandb. Or leave the key out.'
+        message = 'wandb is not installed. Run `pip install wandb`, or remove the key.'
         problems.append(Problem(where, message, 'machine'))
     if logger.get('use_tb_logger') is False:
-        message = 'wandb gets what TensorBoard gets. Set `use_tb_logger: true`.'
+        message = 'wandb mirrors the TensorBoard log. Set `use_tb_logger: true`.'
         problems.append(problem(where, message, ('logger', 'use_tb_logger')))
     return problems
 
@@ -110,12 +110,12 @@ def _check_gpus(number: object) -> list[Problem]:
     there = torch.cuda.device_count()
     if not isinstance(number, int) or number <= there:
         return []
-    advice = 'Write `num_gpu: auto` (all there are) or `num_gpu: 0` (CPU).'
-    return [Problem(('num_gpu',), f'{number} asked for, this machine shows {there}. {advice}', 'machine')]
+    advice = 'Set `num_gpu: auto` (all GPUs) or `num_gpu: 0` (CPU).'
+    return [Problem(('num_gpu',), f'{number} requested, but this machine has {there}. {advice}', 'machine')]
 
 
 def check_network(options: Mapping[str, Any], where: str | Keys = 'network_g') -> list[Problem]:
-    """A network's type and the names of its options; ours are also built, without memory, to check the values."""
+    """Check a network's type and option names. Networks of this package are also built, on the meta device."""
     if 'type' not in options:
         known = ', '.join(sorted(ARCH_REGISTRY.keys()))
         return [replace(each, message=f'{each.message} One of: {known}.') for each in missing(where, options, ['type'])]
@@ -125,29 +125,29 @@ def check_network(options: Mapping[str, Any], where: str | Keys = 'network_g') -
     network = find_registered(ARCH_REGISTRY, options['type'])
     if traits_of(network).declared:
         problems, meant = _build(where, options)
-        if not meant:  # a constructor that only stumbles, or takes anything for true, says less than its signature
+        if not meant:  # the signature gives clearer messages than a constructor without checks of its own
             problems = type_problems(where, network, arguments_of(options)) or problems
     return problems
 
 
 def _build(where: str | Keys, options: Mapping[str, Any]) -> tuple[list[Problem], bool]:
-    """What a network's constructor says, without memory for its weights; and whether it means it for users."""
+    """Errors of a network's constructor on the meta device; and whether they are meant for users."""
     try:
         with _limited_modules():
             build(ARCH_REGISTRY, options, 'meta')
     except ValueError as error:
         return problems_of(where, error), True
     except RuntimeError as error:
-        # Others are those of constructors that cannot do without memory.
+        # Other errors are from constructors that do not support the meta device.
         return problems_of(where, error) if any(sign in str(error) for sign in _IMPOSSIBLE) else [], False
-    except Exception as error:  # whatever it is, it would end the training as well
+    except Exception as error:  # it would end the training as well
         return problems_of(where, error), False
     return [], False
 
 
 @contextmanager
 def _limited_modules() -> Iterator[None]:
-    """Stop a constructor that would build for hours, of a number of blocks with some digits too many.
+    """Stop a constructor that would build for hours because a number of blocks is far too large.
 
     Raises:
         OptionError: in the constructor.
@@ -168,14 +168,14 @@ def _limited_modules() -> Iterator[None]:
 
 
 def _check_kind(network: Mapping[str, Any], sensor: bool) -> list[Problem]:
-    """A sensor goes with SensorModel, everything else with the other models."""
+    """Check that a sensor is trained by SensorModel, and other networks by other models."""
     is_sensor = traits_of(find_registered(ARCH_REGISTRY, network['type'])).is_sensor
     if is_sensor == sensor:
         return []
-    told = 'tells degradations apart and restores nothing. Train it by `model_type: SensorModel`.'
+    told = 'classifies degradations and does not restore images. Train it by `model_type: SensorModel`.'
     if not is_sensor:
         sensors = ', '.join(names_of(lambda traits: traits.is_sensor))
-        told = f'is no sensor, which `model_type: SensorModel` trains. Allowed: {sensors}.'
+        told = f'is not a sensor, but `model_type: SensorModel` trains sensors. Allowed: {sensors}.'
     return [problem(('network_g', 'type'), f"'{network['type']}' {told}")]
 
 
@@ -189,7 +189,7 @@ def _check_datasets(
     surveys: 'dict[Keys, list[TaskSurvey]] | None',
     right: Mapping[str, Any] | None,
 ) -> list[Problem]:
-    """`right` is `network_g`, where it was found to be right."""
+    """Problems of all datasets. `right` is `network_g`, if it is valid."""
     problems: list[Problem] = []
     channels: dict[Keys, int] = {}
     network = options.get('network_g', {})
@@ -217,14 +217,14 @@ def _check_datasets(
                     changed = {'train': {**dataset, 'batch_size_per_gpu': batch}}
                     problems += _check_epochs({**options, 'datasets': changed}, samples, processes, path)
         elif phase == 'train' and dataset.get('stages'):
-            message = f'for AllInOneDataset, not for {dataset.get("type")}. Leave the key out.'
+            message = f'only for AllInOneDataset, not for {dataset.get("type")}. Remove the key.'
             problems.append(problem((*where, 'stages'), message))
     problems += _check_channels(channels, right) if right is not None and known else []
     return problems + _same_names(options['datasets'])
 
 
 def _same_names(datasets: Mapping[str, Any]) -> list[Problem]:
-    """Results and pictures of a data set are kept under its name."""
+    """Check that names are unique: results and images of a dataset are saved under its name."""
     names: dict[str, list[Keys]] = {}
     for key, dataset in datasets.items():
         if key != 'train' and 'name' in dataset:
@@ -232,7 +232,7 @@ def _same_names(datasets: Mapping[str, Any]) -> list[Problem]:
     return [
         Problem(
             places[0],
-            f"{' and '.join(map(place, places))}: have the same name '{name}'. Give each a `name` of its own.",
+            f"{' and '.join(map(place, places))}: have the same name '{name}'. Set a unique `name` for each.",
             shown=(),
         )
         for name, places in names.items()
@@ -241,46 +241,46 @@ def _same_names(datasets: Mapping[str, Any]) -> list[Problem]:
 
 
 def _check_loading(where: Keys, dataset: Mapping[str, Any], phase: str) -> list[Problem]:
-    """What BasicSR's loader reads. It gives workers to the training set only."""
+    """Check the options of BasicSR's loader, which uses workers only for the training set."""
     problems: list[Problem] = []
     if dataset.get('prefetch_mode') == 'cuda' and not (dataset.get('pin_memory') and torch.cuda.is_available()):
-        message = "'cuda' goes with a GPU and `pin_memory: true`."
+        message = "'cuda' needs a GPU and `pin_memory: true`."
         kind: Kind = 'machine' if dataset.get('pin_memory') else 'options'
         problems.append(Problem((*where, 'prefetch_mode'), message, kind))
     if phase != 'train' and dataset.get('persistent_workers'):
-        problems.append(problem((*where, 'persistent_workers'), 'there are no workers to keep. Leave the key out.'))
+        problems.append(problem((*where, 'persistent_workers'), 'only for the training set. Remove the key.'))
     return problems
 
 
 def _check_stages(where: Keys, stages: Sequence[Mapping[str, Any]] | None, total: int | None) -> list[Problem]:
-    """Stages begin before the end of the training, and the last one goes on until then."""
+    """Check that stages start before the end of the training, and that the last one lasts until then."""
     if not stages or total is None:
         return []
     last = stages[-1].get('until')
     if late := [(n, stage['until']) for n, stage in enumerate(stages[:-1], 1) if stage['until'] >= total]:
         message = (
-            f'would begin after iteration {late[0][1]:,}, and total_iter is {total:,}. Leave it out, or train longer.'
+            f'would start after iteration {late[0][1]:,}, but total_iter is {total:,}. Remove it, or train longer.'
         )
         return [Problem((*where, late[0][0]), message, 'short')]
     if last is not None and last < total:
-        message = f'{last:,} is before total_iter {total:,}. Leave `until` of the last stage out.'
+        message = f'{last:,} is less than total_iter {total:,}. Remove `until` of the last stage.'
         return [problem((*where, len(stages) - 1, 'until'), message)]
     return []
 
 
 def _check_patch(where: Keys, size: int, network: Mapping[str, Any]) -> list[Problem]:
-    """Training patches go into the network as they are; images of a validation are padded."""
+    """Check the size of training patches, which are not padded, unlike validation images."""
     kind = network['type']
     multiple = _size_multiple(kind, network)
     if size % multiple == 0:
         return []
     nearest = max(1, round(size / multiple)) * multiple
-    message = f'{size} is not a multiple of {multiple}, which {kind} needs. Take {nearest}.'
+    message = f'{size} is not a multiple of {multiple}, which {kind} needs. Set {nearest}.'
     return [problem(where, message)]
 
 
 def _size_multiple(kind: str, options: Mapping[str, Any]) -> int:
-    """Of a class or, where that depends on its options, of a network of ours; 1 for those that cannot be built."""
+    """The multiple of a network class, or of the built network if it depends on options; 1 if it is unknown."""
     network = find_registered(ARCH_REGISTRY, kind)
     traits = traits_of(network)
     if traits.declared and traits.declared_multiple is None and not check_network(options):
@@ -289,21 +289,21 @@ def _size_multiple(kind: str, options: Mapping[str, Any]) -> int:
 
 
 def _check_labels(where: Keys, tasks: Sequence[Task], network: Mapping[str, Any]) -> list[Problem]:
-    """A network that is told degradations, or tells them, knows as many as its `num_degradations`."""
+    """Check that the labels of tasks are below the network's `num_degradations`."""
     traits = traits_of(find_registered(ARCH_REGISTRY, network['type']), network)
     number = traits.num_degradations
     above = [f'{task.name} {task.label}' for task in tasks if task.label >= number]
     if not (above and number and (traits.takes_degradation or traits.is_sensor)):
         return []
-    message = f'labels of {first_few(above)}; the network knows those from 0 to {number - 1}. '
-    message += 'Raise network_g.num_degradations, or give the tasks such labels.'
+    message = f'labels of {first_few(above)}; the network has labels 0 to {number - 1}. '
+    message += 'Raise network_g.num_degradations, or set other labels.'
     return [problem((*where, 'tasks'), message)]
 
 
 def _check_channels(tasks: Mapping[Keys, int], network: Mapping[str, Any]) -> list[Problem]:
-    """Whether a network takes and makes images of as many channels as tasks have, by the place of these.
+    """Check that a network's input and output channels match those of the tasks, by place.
 
-    What is unknown of a network is not checked.
+    Unknown properties of a network are not checked.
     """
     kind = find_registered(ARCH_REGISTRY, network['type'])
     traits, names = traits_of(kind, network), channel_options(kind)
@@ -316,16 +316,16 @@ def _check_channels(tasks: Mapping[Keys, int], network: Mapping[str, Any]) -> li
         return []
     if takes not in (1, 3, None):
         advice = f' Set {setting(3)}.' if names else ''
-        message = f'{network["type"]} takes images of {takes} channels; tasks have 3 (RGB) or 1 (grey).{advice}'
+        message = f'{network["type"]} has {takes} input channels; tasks have 3 (RGB) or 1 (grey).{advice}'
         return [problem('network_g', message, *((name,) for name in names))]
     for channels in sorted(set(tasks.values())):
         wrong = [where for where in tasks if tasks[where] == channels]
         if takes not in (channels, None):
-            message = f'images of {channels} channel{"s" * (channels > 1)}; {network["type"]} takes {takes}. '
+            message = f'images with {channels} channel{"s" * (channels > 1)}; {network["type"]} expects {takes}. '
             message += f'Set `channels: {takes}` in all tasks' + (f', or set {setting(channels)}.' if names else '.')
         elif makes not in (channels, None):
-            message = f'images of {channels} channel{"s" * (channels > 1)}; {network["type"]} makes {makes} of them. '
-            message += f'Set {setting(channels)}.' if names else 'Take another network.'
+            message = f'images with {channels} channel{"s" * (channels > 1)}; {network["type"]} returns {makes}. '
+            message += f'Set {setting(channels)}.' if names else 'Use another network.'
         else:
             continue
         return [Problem(wrong[0], f'{" and ".join(map(place, wrong))}: {message}', shown=(), others=tuple(wrong[1:]))]
@@ -333,13 +333,13 @@ def _check_channels(tasks: Mapping[Keys, int], network: Mapping[str, Any]) -> li
 
 
 def _check_epochs(options: Mapping[str, Any], samples: int, processes: int, batch: Keys) -> list[Problem]:
-    """Training has to reach total_iter, see `plan_epochs`; in stages it does if each has a batch an epoch.
+    """Check that training reaches total_iter, see `plan_epochs`; each stage needs at least one batch per epoch.
 
     Args:
-        batch: place of the batch size in the data set.
+        batch: place of the batch size in the dataset.
     """
     plan = plan_epochs(options, samples, processes)
-    if plan is None:  # told elsewhere
+    if plan is None:  # reported elsewhere
         return []
     total = options['train']['total_iter']
     dataset = options['datasets']['train']
@@ -352,20 +352,20 @@ def _check_epochs(options: Mapping[str, Any], samples: int, processes: int, batc
     named: list[Keys] = [(key,), ('dataset_enlarge_ratio',), batch]
     mend = f'Raise {longer} or `dataset_enlarge_ratio`, or lower `batch_size_per_gpu`.'
     if plan.in_process > 1:
-        mend, named = 'Start one process a GPU (torchrun ... --launcher pytorch), or take `num_gpu: 1`.', []
+        mend, named = 'Start one process per GPU (torchrun ... --launcher pytorch), or set `num_gpu: 1`.', []
     ending = f'would end after {plan.epochs * plan.iterations:,} of {total:,} iterations'
     message = (
-        f'an epoch has {plan.samples:,} samples, {plan.iterations:,} whole batches of {plan.batch:,}; training '
-        f'{"could not go on in this stage" if dataset.get("stages") else ending}. {mend}'
+        f'an epoch has {plan.samples:,} samples, {plan.iterations:,} full batches of {plan.batch:,}; training '
+        f'{"could not continue in this stage" if dataset.get("stages") else ending}. {mend}'
     )
     return [problem(('datasets', 'train'), message, *named)]
 
 
 def _check_val(options: Mapping[str, Any], names: Collection[str]) -> list[Problem]:
-    """What is measured, by what the best weights are known, and in which tiles images are restored.
+    """Check the metrics, the best metric and the tiles of the validation.
 
     Args:
-        names: of all metrics, those with mistakes as well.
+        names: of all metrics, including invalid ones.
     """
     problems: list[Problem] = []
     for name, metric in (options.get('metrics') or {}).items():
@@ -376,13 +376,13 @@ def _check_val(options: Mapping[str, Any], names: Collection[str]) -> list[Probl
     tile, overlap = options.get('tile'), options.get('tile_overlap')
     overlap = Settings.overlap if overlap is None else overlap
     if isinstance(tile, int) and tile <= overlap:
-        message = f'{tile} pixels, and tile_overlap is {overlap}. Take larger tiles, or a smaller overlap.'
+        message = f'{tile} pixels, but tile_overlap is {overlap}. Use larger tiles, or a smaller overlap.'
         problems.append(problem(('val', 'tile'), message))
     return problems
 
 
 def check_metric(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
-    """A metric's type, which is there, and the names of its options."""
+    """Check a metric's type and its options."""
     try:
         know_metric(options['type'])
     except OptionError as error:
@@ -390,10 +390,10 @@ def check_metric(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
     problems = check_registered((*where, 'type'), 'metric', options['type'], METRIC_REGISTRY)
     if problems:
         return problems
-    # `better` is read by the model, BasicSR's metrics let it vanish in their **kwargs.
+    # `better` is read by the model; BasicSR's metrics ignore it in their **kwargs.
     arguments = {key: value for key, value in options.items() if key not in ('type', 'better')}
     if options.get('better', 'higher') not in ('higher', 'lower'):
-        problems.append(problem((*where, 'better'), f"{options['better']!r} is neither 'higher' nor 'lower'."))
+        problems.append(problem((*where, 'better'), f"{options['better']!r} is not 'higher' or 'lower'."))
     if 'crop_border' in options:
         problems += check_count((*where, 'crop_border'), options['crop_border'], least=0)
     metric = find_registered(METRIC_REGISTRY, options['type'])
@@ -403,7 +403,7 @@ def check_metric(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
 
 
 def averaged_tasks(model_type: Any, tasks: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Warnings about test sets whose tasks a model of BasicSR measures as one, by their places.
+    """Warnings about test sets for which a BasicSR model reports one average over all tasks, by place.
 
     Args:
         tasks: their names, by the place of each validation or test set.
@@ -417,14 +417,14 @@ def averaged_tasks(model_type: Any, tasks: Mapping[str, Sequence[str]]) -> dict[
     return {
         where: f'{model_type} reports one average over its {len(names)} tasks ({first_few(names)}) and saves images '
         'under their file names, so that tasks with the same clean images overwrite each other. '
-        'Use `model_type: PromptModel` for results of each task.'
+        'Use `model_type: PromptModel` for results per task.'
         for where, names in tasks.items()
         if len(names) > 1
     }
 
 
 def label_problems(options: Mapping[str, Any]) -> list[Problem]:
-    """Why a mixture in `val.labels` cannot be given to `network_g`, whose options were found to be right."""
+    """Problems of a mixture in `val.labels` with `network_g`, whose options are valid."""
     labels, network = (options.get('val') or {}).get('labels'), options['network_g']
     if not isinstance(labels, Mapping):
         return []
@@ -432,7 +432,7 @@ def label_problems(options: Mapping[str, Any]) -> list[Problem]:
     traits = traits_of(find_registered(ARCH_REGISTRY, network['type']), network)
     number = traits.num_degradations
     if not (traits.takes_degradation and number):
-        return [problem(where, f'{network["type"]} takes no labels. Leave the key out.')]
+        return [problem(where, f'{network["type"]} does not use labels. Remove the key.')]
     names = check_names(network['type'], number, network.get('degradations'))
     try:
         weights_of(labels, torch.zeros(1), number, names, where)

@@ -1,4 +1,4 @@
-"""Find what does not go together in the options of precision, memory and speed, each of which is right by itself."""
+"""Check that the options of precision, memory and speed fit each other."""
 
 import math
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from promptir_basicsr.runtime.recompute import set_blocks
 def check_speed(
     options: Mapping[str, Any], is_train: bool, processes: int, network: Mapping[str, Any] | None
 ) -> list[Problem]:
-    """The problems of these options, wherever they are in a file.
+    """Problems of all these options of a file.
 
     Args:
-        options: the file's content, without options that are wrong by themselves.
+        options: the file's content, without invalid options.
         is_train: for a training; a test has no step.
-        processes: how many processes share an iteration.
-        network: `network_g`, where it was found to be right.
+        processes: number of processes that share an iteration.
+        network: `network_g`, if it is valid.
     """
     gpus = options.get('num_gpu')
     problems: list[Problem] = []
@@ -44,7 +44,7 @@ def check_speed(
 
 
 def check_device(where: str | Keys, precision: str | None, gpus: object) -> list[Problem]:
-    """Whether the device has a precision; `gpus` is `num_gpu`."""
+    """Check that the device supports a precision; `gpus` is `num_gpu`."""
     return [] if precision is None else _of_machine(device_problems(where, precision, _device(gpus)), gpus)
 
 
@@ -58,19 +58,19 @@ def _of_machine(problems: list[Problem], gpus: object) -> list[Problem]:
 
 
 def check_compile(how: object, gpus: object, processes: int) -> list[Problem]:
-    """A compiled network is not copied to several GPUs of one process; `gpus` is `num_gpu`."""
+    """Check that a compiled network runs on one GPU per process; `gpus` is `num_gpu`."""
     number = torch.cuda.device_count() if gpus == 'auto' else gpus
     if not how or processes > 1 or not isinstance(number, int) or number < 2:
         return []
-    advice = 'Start one process a GPU (torchrun ... --launcher pytorch), or take `num_gpu: 1`.'
-    return [problem('compile', f'not for {number} GPUs of one process. {advice}')]
+    advice = 'Start one process per GPU (torchrun ... --launcher pytorch), or set `num_gpu: 1`.'
+    return [problem('compile', f'not supported for {number} GPUs of one process. {advice}')]
 
 
 def check_accumulate(train: Mapping[str, Any], sizes: Mapping[Keys, int]) -> list[Problem]:
-    """In how many equal parts a batch passes the network, which only losses that are means allow.
+    """Check gradient accumulation: equal micro-batches, and losses that are means.
 
     Args:
-        sizes: of batches, by their places in the training set.
+        sizes: batch sizes, by their places in the training set.
     """
     where, count = ('train', 'accumulate'), train.get('accumulate')
     if not count or count == 1:
@@ -87,19 +87,19 @@ def check_accumulate(train: Mapping[str, Any], sizes: Mapping[Keys, int]) -> lis
         if loss and (loss.get('reduction') == 'sum' or loss.get('criterion') == 'fro'):
             wrong = 'reduction' if loss.get('reduction') == 'sum' else 'criterion'
             message = (
-                f"'{loss[wrong]}' gives no mean over images, which `train.accumulate` needs. "
-                'Take one that does, or leave accumulate out.'
+                f"'{loss[wrong]}' is not a mean over images, which `train.accumulate` needs. "
+                'Use one that is, or remove accumulate.'
             )
             problems.append(problem(('train', key, wrong), message))
     return problems
 
 
 def check_blocks(network: Mapping[str, Any], formulation: Any, checkpointing: Any, kernels: Any) -> list[Problem]:
-    """Whether a network has the blocks that it is asked for. It is built without memory, if that is possible."""
+    """Check that a network has the requested blocks. It is built on the meta device, if that is possible."""
     if formulation is None and checkpointing in (None, 'none') and kernels is None:
         return []
     try:
         net = build(ARCH_REGISTRY, network, 'meta')
-    except Exception:  # whatever a constructor does that meta tensors cannot; the model asks again when it has built it
+    except Exception:  # not every constructor supports meta tensors; the model checks again
         return []
     return set_blocks(net, formulation, checkpointing, kernels)

@@ -1,4 +1,4 @@
-"""Find the mistakes in the section `train` of an option file: optimizer, schedule, losses."""
+"""Check the section `train` of an option file: optimizer, schedule, losses."""
 
 import inspect
 import io
@@ -31,12 +31,12 @@ IMAGE_LOSSES = ('pixel_opt', 'frequency_opt', 'perceptual_opt')
 def check_train(
     options: Mapping[str, Any], ours: bool, network: Mapping[str, Any] | None, sensor: bool
 ) -> list[Problem]:
-    """What is wrong with the section `train` beyond the types of its options.
+    """Problems of the section `train` beyond the types of its options.
 
     Args:
-        options: the section, without options that are wrong by themselves.
-        ours: for our own models; of others only what BasicSR reads is checked.
-        network: `network_g`, where it was found to be right.
+        options: the section, without invalid options.
+        ours: for models of this package; for others only the options that BasicSR reads are checked.
+        network: `network_g`, if it is valid.
         sensor: for SensorModel, whose loss is not an option.
     """
     given = {key: value for key, value in options.items() if value is not None}
@@ -60,16 +60,16 @@ def check_train(
 
 
 def _check_total(train: Mapping[str, Any]) -> list[Problem]:
-    """Iterations that lie behind the end of the run, where they would change nothing."""
+    """Check for iterations after the end of the run, which would have no effect."""
     total, warmup, schedule = train.get('total_iter'), train.get('warmup_iter', -1), train.get('scheduler', {})
     if total is None:
         return []
     problems: list[Problem] = []
     if warmup >= total:
-        message = f'{warmup:,} is not below total_iter {total:,}. Shorten the warm-up.'
+        message = f'{warmup:,} is not below total_iter {total:,}. Shorten the warmup.'
         problems.append(Problem(('train', 'warmup_iter'), message, 'short'))
     last = schedule.get('total_iter', total)
-    for key, part in (('warmup_iter', 'warm-up'), ('decay_iter', 'decay')):
+    for key, part in (('warmup_iter', 'warmup'), ('decay_iter', 'decay')):
         own, knows = schedule.get(key), schedule.get('type') in ('LinearWarmupCosineLR', 'WarmupStableDecayLR')
         if knows and is_number(own) and own >= last:
             message = f'{own:,} is not below total_iter {last:,}. Shorten the {part}.'
@@ -78,8 +78,8 @@ def _check_total(train: Mapping[str, Any]) -> list[Problem]:
         values = schedule.get(key)
         late = [value for value in values if is_number(value) and value > total] if isinstance(values, list) else []
         if late:
-            message = f'{first_few(f"{value:,}" for value in late)} lie behind total_iter {total:,}.'
-            message += ' Take them out, or train longer.'
+            message = f'{first_few(f"{value:,}" for value in late)} exceed total_iter {total:,}.'
+            message += ' Remove them, or train longer.'
             problems.append(Problem(('train', 'scheduler', key), message, 'short'))
     return problems
 
@@ -100,7 +100,7 @@ def _check_optimizer(options: Mapping[str, Any]) -> list[Problem]:
         numbers = value if isinstance(value, list) else [value]
         words = key in known and isinstance(known[key].default, str)
         if not words and not all(each is None or isinstance(each, bool) or is_number(each) for each in numbers):
-            message = f'{shown(value)} is neither a number nor a list of numbers.{quotes_hint(value)}'
+            message = f'{shown(value)} is not a number or a list of numbers.{quotes_hint(value)}'
             problems.append(problem((*where, key), message))
         elif key == 'lr' and not (is_number(value) and value > 0):
             problems.append(problem((*where, 'lr'), f'{value!r} is not a number above 0.'))
@@ -110,14 +110,14 @@ def _check_optimizer(options: Mapping[str, Any]) -> list[Problem]:
     together = _build(where, build, [torch.zeros(1, 1)], **arguments)
     if not together:
         return _check_steps(options['type'], arguments)
-    # torch does not always say which of the options it refuses.
+    # torch does not always name the option that it refuses.
     for key, value in arguments.items():
         problems += _build((*where, key), build, [torch.zeros(1, 1)], **{key: value})
     return problems or together
 
 
 def _check_steps(name: str, arguments: Mapping[str, Any]) -> list[Problem]:
-    """Whether an optimizer trains convolutions by its gradients alone, and continues a saved state bit by bit."""
+    """Check that an optimizer trains convolutions, and resumes from a saved state bit by bit."""
     arguments = {key: value for key, value in arguments.items() if key not in _OF_DEVICES}
 
     def start() -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
@@ -146,18 +146,18 @@ def _check_steps(name: str, arguments: Mapping[str, Any]) -> list[Problem]:
             step_twice(weights, optimizer)
             set_random_state(random)
             step_twice(resumed, other)
-        except Exception as error:  # of any optimizer that this one command would train with
+        except Exception as error:  # optimizers may raise anything
             instead = f' Use {PREFIX}Muon.' if name == 'Muon' else ''
-            message = f'{name} cannot train the weights of convolutions, or be saved ({first_line(error)}).{instead}'
+            message = f'{name} cannot train convolutions, or cannot be saved ({first_line(error)}).{instead}'
             return [problem(where, message)]
     if all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(weights, resumed, strict=True)):
         return []
-    return [problem(where, f'{name} does not continue from a saved state as if it had not been interrupted.')]
+    return [problem(where, f'{name} does not resume exactly from a saved state. Use another optimizer.')]
 
 
 _SHAPES = ((16, 8, 3, 3), (16, 3, 3, 3), (16, 1, 3, 3), (8, 16, 1, 1), (1, 5, 4, 6, 6), (16,), ())
 _OF_DEVICES = ('fused', 'foreach', 'capturable')
-"""Arguments that only some devices take."""
+"""Arguments that only some devices support."""
 
 
 def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> list[Problem]:
@@ -176,7 +176,7 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
         value = arguments.get(key, [])
         if not isinstance(value, list) or not all(is_number(number) for number in value):
             problems.append(problem((*where, key), f'{shown(value)} is not a list of numbers.'))
-    for key in ('gamma', 'eta_min') if kind in HOST_SCHEDULERS else ():  # which BasicSR's first read when they count
+    for key in ('gamma', 'eta_min') if kind in HOST_SCHEDULERS else ():  # BasicSR reads these late in the run
         if key in arguments and not is_number(arguments[key]):
             message = f'{shown(arguments[key])} is not a number.{quotes_hint(arguments[key])}'
             problems.append(problem((*where, key), message))
@@ -189,8 +189,8 @@ def _check_scheduler(options: Mapping[str, Any], train: Mapping[str, Any]) -> li
         periods = arguments['periods']
         if sum(periods) < total:
             message = (
-                f'add up to {sum(periods):,}, less than total_iter {total:,}: BasicSR would stop with an error there. '
-                'Make them add up to total_iter.'
+                f'sum to {sum(periods):,}, less than total_iter {total:,}: BasicSR would stop there with an error. '
+                'Set periods that sum to total_iter.'
             )
             problems.append(problem((*where, 'periods'), message))
     return problems
@@ -210,15 +210,15 @@ def _check_loss(where: Keys, options: Mapping[str, Any]) -> list[Problem]:
         weight = options['loss_weight']
         problems.append(problem((*where, 'loss_weight'), f'{shown(weight)} is not a number.{quotes_hint(weight)}'))
     problems += [] if problems else type_problems(where, loss, arguments)
-    # A perceptual loss is not built here: that reads, or downloads, a network.
+    # A perceptual loss is not built here, because that reads or downloads a network.
     if not problems and where != ('train', 'perceptual_opt'):
         problems += _build(where, loss, **arguments)
     return problems
 
 
 def _misplaced(where: Keys, kind: str) -> Problem:
-    """A loss of images in the place of a loss of prompts, or the other way round."""
-    message = f"'{kind}' is a loss of the network's prompts, not of images. Its place is prompt_opt."
+    """Report an image loss in the place of a prompt loss, or vice versa."""
+    message = f"'{kind}' is a loss of the network's prompts, not of images. Move it to prompt_opt."
     if where == PROMPT_LOSS:
         known = sorted(name for name, loss in LOSS_REGISTRY if getattr(loss, 'takes_prompts', False))
         message = f"'{kind}' is a loss of images, not of prompts. Allowed: {', '.join(known)}."
@@ -226,14 +226,14 @@ def _misplaced(where: Keys, kind: str) -> Problem:
 
 
 def _check_prompts(network: Mapping[str, Any]) -> list[Problem]:
-    """Whether a network has prompts that a loss can act on. It is built without memory."""
+    """Check that a network has prompts for a loss. It is built on the meta device."""
     if not traits_of(find_registered(ARCH_REGISTRY, network['type'])).has_prompt_vectors:
         return [problem(PROMPT_LOSS, no_prompts(network['type']))]
     try:
         prompts_of(build(ARCH_REGISTRY, network, 'meta'))
     except ValueError as error:
         return problems_of(PROMPT_LOSS, error)
-    except RuntimeError:  # not every constructor can do without memory
+    except RuntimeError:  # not every constructor supports the meta device
         pass
     return []
 
@@ -250,10 +250,10 @@ def _check_scaler(options: Mapping[str, Any]) -> list[Problem]:
 
 
 def _build(where: Keys, function: Callable[..., Any], *given: Any, **arguments: Any) -> list[Problem]:
-    """What a constructor says to the values of its options."""
+    """Errors of a constructor about the values of its options."""
     try:
         function(*given, **arguments)
-    except Exception as error:  # whatever it is, it would end the training as well
+    except Exception as error:  # it would end the training as well
         found = problems_of(where, error)
         if isinstance(error, OptionError):
             return found
@@ -262,7 +262,7 @@ def _build(where: Keys, function: Callable[..., Any], *given: Any, **arguments: 
 
 
 def _cause(function: Callable[..., Any], given: Sequence[Any], arguments: Mapping[str, Any]) -> Keys:
-    """The argument without which a constructor has nothing to say, because what it says names none for certain."""
+    """The argument without which a constructor does not fail; its message may not name the argument."""
     for key in arguments:
         try:
             function(*given, **{other: value for other, value in arguments.items() if other != key})

@@ -1,1 +1,1 @@
-"""The verbs of `basicsr`, a module each: arguments, messages, exit status."""
+"""The verbs of `basicsr`, one module each: arguments, messages, exit status."""

@@ -1,4 +1,4 @@
-"""The verb `basicsr check`, and what it found, as tables for people."""
+"""The verb `basicsr check`, and its report as tables."""
 
 import argparse
 import itertools
@@ -45,16 +45,16 @@ def main(args: argparse.Namespace) -> int:
         else:
             print_report(report, plain_console(soft_wrap=False))
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if report.right else 1
 
 
 def print_report(report: Report, console: Console) -> None:
-    """For people: tables, then errors, notes and the verdict."""
+    """Print tables, then errors, notes and the verdict."""
     for dataset in report.datasets:
         if dataset.checked:
-            samples = f'{dataset.samples:,} samples{" an epoch" if dataset.where == "datasets.train" else ""}'
+            samples = f'{dataset.samples:,} samples{" per epoch" if dataset.where == "datasets.train" else ""}'
             _say(console, f"{dataset.where} '{dataset.name}': {samples}", 'bold')
             console.print(_tasks_table(dataset, report))
     if report.epoch:
@@ -72,16 +72,17 @@ def print_report(report: Report, console: Console) -> None:
                 for line in lines:
                     _say(console, line.lstrip(' '), indent=len(line) - len(line.lstrip(' ')) + 2)
             console.print()
-    purpose, errors = ('Training' if report.training else 'The test'), len(report.of(ERROR))
+    purpose, errors = ('training' if report.training else 'testing'), len(report.of(ERROR))
     if errors:
-        _say(console, f'{purpose} would be wrong: {errors:,} {"error" if errors == 1 else "errors"}.', 'bold red')
+        found = f'{errors:,} {"error" if errors == 1 else "errors"}'
+        _say(console, f'Check failed: {found} to fix before {purpose}.', 'bold red')
     else:
-        limit = '' if report.decoded else ' as far as the beginnings of the files tell (--fast)'
-        _say(console, f'{purpose} would be right{limit}.', 'bold green')
+        limit = '' if report.decoded else ' (--fast: images were not decoded)'
+        _say(console, f'Check passed: ready for {purpose}{limit}.', 'bold green')
 
 
 def _say(console: Console, sentence: str, style: str = '', indent: int = 0) -> None:
-    """A sentence: folded at words on a terminal, a line in a file."""
+    """Print a sentence: wrapped at words on a terminal, as one line in a file."""
     sentence = printable(sentence)
     if console.is_terminal:
         console.print(Padding(Text(sentence, style, overflow='fold'), (0, 0, 0, indent)))
@@ -150,14 +151,14 @@ def _rate_table(points: Sequence[RatePoint]) -> Table:
 
 
 def _grouped(findings: Sequence[Finding]) -> Iterator[list[str]]:
-    """Lines of the findings; those about the same items follow one another, and the items are named once."""
+    """Lines of the findings; findings about the same items are grouped, and the items are listed once."""
     ordered: dict[tuple[Any, ...], list[Finding]] = {}
     for number, finding in enumerate(findings):
         ordered.setdefault((finding.kind, *finding.items) if finding.items else (number,), []).append(finding)
     for group in ordered.values():
         items = group[0].items
         if all(name in group[0].message and detail in group[0].message for name, detail in items):
-            items = []  # the sentence has all of it
+            items = []  # the sentence already lists them
         width = min(48, max((len(name) for name, _ in items[:NAMES_SHOWN]), default=0))
         names = [f'    {f"{name:{width}}  {detail}" if detail else name}' for name, detail in items[:NAMES_SHOWN]]
         more = [f'    and {len(items) - NAMES_SHOWN:,} more'] if len(items) > NAMES_SHOWN else []

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
     """The verb `basicsr compare`.
 
     Raises:
-        OptionError: mistakes in the arguments, or numbers that are not comparable.
+        OptionError: wrong arguments, or numbers that are not comparable.
         SaveError: a file could not be written.
     """
     curves = [f'{args.curves}.{kind}' for kind in ('png', 'svg')] if args.curves else []
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _named(runs: list[str]) -> list[Results]:
-    """The results of all runs, under different names: NAME=RUN names one."""
+    """The results of all runs, under unique names: NAME=RUN sets a name."""
     found: list[Results] = []
     for text in runs:
         name, _, path = text.rpartition('=')
@@ -63,10 +63,10 @@ def _named(runs: list[str]) -> list[Results]:
 
 
 def _draw(runs: list[str], results: list[Results], metric: str, path: str) -> None:
-    """The average of a metric over the iterations of each run, as PATH.png and PATH.svg.
+    """Plot a metric's average over the iterations of each run to PATH.png and PATH.svg.
 
     Raises:
-        OptionError: no run has a `metrics.csv` with it.
+        OptionError: no run has a `metrics.csv` with this metric.
     """
     from promptir_basicsr.explain.figures import curves_figure, save_both, style
 

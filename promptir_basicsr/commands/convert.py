@@ -1,4 +1,4 @@
-"""The verb `basicsr convert`, and what it tells of a file of weights."""
+"""The verb `basicsr convert`, and its summary of a weights file."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
     """The verb `basicsr convert`.
 
     Raises:
-        OptionError: mistakes in the arguments, or a file that cannot be read.
+        OptionError: wrong arguments, or a file that cannot be read.
         SaveError: the file could not be written.
     """
     target = _target(args)
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise OptionError(f"the folder '{folder}' cannot be made: {error.strerror}.") from error
+        raise OptionError(f"the folder '{folder}' cannot be created: {error.strerror}.") from error
     written = write_checkpoint(checkpoint, args.output, target)
     lost = [name for name in checkpoint.weights if name not in written.weights]
     say('', line('written', args.output), line('', f'Layout: {LAYOUTS[written.layout]}.'))
@@ -58,15 +58,15 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _target(args: argparse.Namespace) -> str | None:
-    """The layout to write; None for nothing.
+    """The layout to write; None if no output file is requested.
 
     Raises:
-        OptionError: OUT is missing, is there already, or its ending says something else.
+        OptionError: OUT is missing, exists already, or its ending does not match the layout.
     """
     if args.output is None:
         wanted = [flag for flag, given in (('--to', args.to), ('--half', args.half)) if given]
         if wanted:
-            raise OptionError(f'{" and ".join(wanted)}: OUT is missing, the file to write.')
+            raise OptionError(f'{" and ".join(wanted)}: OUT, the file to write, is missing.')
         return None
     args.output = os.path.expanduser(args.output)
     ending = os.path.splitext(args.output)[1].lower()
@@ -74,22 +74,23 @@ def _target(args: argparse.Namespace) -> str | None:
     target = args.to or by_ending
     problems = []
     if target is None:
-        problems.append(f"'{args.output}': its ending tells no layout. Give `--to {'|'.join(LAYOUT_ENDINGS)}`.")
-    elif (target == 'safetensors') != (ending == '.safetensors'):  # readers go by it
+        problems.append(f"'{args.output}': unknown ending. Set the layout: `--to {'|'.join(LAYOUT_ENDINGS)}`.")
+    elif (target == 'safetensors') != (ending == '.safetensors'):  # readers choose the format by the ending
         problems.append(
-            f"'{args.output}': a file in the layout {target} ends in {' or '.join(LAYOUT_ENDINGS[target])}."
+            f"'{args.output}': the name of a file in the layout {target} must end in "
+            f'{" or ".join(LAYOUT_ENDINGS[target])}.'
         )
     raise_problems(problems + target_problems(args.output, args.overwrite))
     return target
 
 
 def line(name: str, text: str) -> str:
-    """A name, and in a column beside it a text."""
+    """A name and, in the next column, a text."""
     return f'{name:{_MARGIN}}{text}'
 
 
 def weights_lines(weights: Mapping[str, Tensor]) -> Iterator[str]:
-    """Count, type and size of weights."""
+    """Number, dtype and size of the weights."""
     types = sorted({str(value.dtype).removeprefix('torch.') for value in weights.values()})
     numbers = sum(value.numel() for value in weights.values())
     yield line('weights', f'{len(weights):,} tensors, {numbers:,} parameters, {", ".join(types)}')
@@ -97,13 +98,13 @@ def weights_lines(weights: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def network_line(network: Mapping[str, Any]) -> str:
-    """Type and arguments, as an option file has them."""
+    """Type and arguments of the network, as in an option file."""
     arguments = ', '.join(f'{name}: {_plain(value)}' for name, value in network.items() if name != 'type')
     return line('network', f'{network["type"]} {{{arguments}}}')
 
 
 def metadata_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """What the training has told."""
+    """What a checkpoint says about its training."""
     for name in ('name', 'iteration', 'epoch', 'protocol'):
         if metadata.get(name) is not None:
             yield line(name, str(metadata[name]))
@@ -117,7 +118,7 @@ def metadata_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def tensor_lines(dropped: list[str], outside: list[str], filled: list[str]) -> Iterator[str]:
-    """Names that are not in the one or the other file; nothing where there are none."""
+    """Names of tensors that only one of the files has; no lines if there are none."""
     for what, names in (('dropped', dropped), ('unknown', outside), ('filled', filled)):
         if names:
             yield line(what, f'{len(names)}: {first_few(names, most=8)}')
@@ -144,7 +145,7 @@ def _number(value: object) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value as YAML has it in one line."""
+    """A value as one line of YAML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):

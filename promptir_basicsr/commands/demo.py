@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 
 def main(args: argparse.Namespace) -> int:
-    """The verb `basicsr demo`: serves the page until Ctrl-C.
+    """The verb `basicsr demo`: serve the page until Ctrl-C.
 
     Raises:
-        OptionError: mistakes in the arguments, a file that cannot be used, or gradio is missing.
+        OptionError: wrong arguments, a file that cannot be used, or gradio is missing.
     """
     problems: list[Problem | str] = []
     if not args.weights:
-        problems.append('--weights: is missing: the file of a trained network; see docs/weights.md.')
+        problems.append('--weights: missing. Pass the weights of a trained network, see docs/weights.md.')
     if not 0 < args.max_megapixels < 1000:
-        problems.append(f'--max-megapixels: {args.max_megapixels:g} is not above 0 and below 1000.')
+        problems.append(f'--max-megapixels: {args.max_megapixels:g} is not between 0 and 1000.')
     if not 0 < args.port < 1 << 16:
-        problems.append(f'--port: {args.port} is not from 1 to 65535.')
+        problems.append(f'--port: {args.port} is not in the range 1 to 65535.')
     settings = Settings()
     try:
         settings = Settings(tile=args.tile, precision=args.precision)
@@ -71,10 +71,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _prepare_gradio(work: Path) -> None:
-    """Make sure that gradio is there, keeps its files here and asks nobody anything.
+    """Import gradio, with its files in `work` and without network requests.
 
     Raises:
-        OptionError: it is missing.
+        OptionError: gradio is missing.
     """
     os.environ |= {
         'GRADIO_TEMP_DIR': str(work / 'uploads'),
@@ -86,7 +86,7 @@ def _prepare_gradio(work: Path) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise OptionError(f"demo: it needs gradio ({error}). `pip install 'promptir_basicsr[web]'`") from error
+        raise OptionError(f"demo: gradio is missing ({error}). Run `pip install 'promptir_basicsr[web]'`") from error
 
 
 def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) -> None:
@@ -94,7 +94,7 @@ def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) 
 
     Raises:
         KeyboardInterrupt: by Ctrl-C, SIGTERM or SIGHUP.
-        OptionError: the port is taken, or there is no such host.
+        OptionError: the port is in use, or the host is unknown.
     """
     import gradio as gr
     from starlette.middleware import Middleware
@@ -109,7 +109,7 @@ def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) 
         button_primary_background_fill_dark='*primary_700',
         button_primary_background_fill_hover='*primary_800',
     )
-    megabytes = max(16, round(args.max_megapixels * 16))  # two bytes for each of four channels, and as much again
+    megabytes = max(16, round(args.max_megapixels * 16))  # twice four channels of two bytes
     try:
         try:
             page.launch(
@@ -117,7 +117,7 @@ def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) 
                 server_port=args.port,
                 inbrowser=not args.no_browser,
                 theme=theme,
-                i18n=gr.I18n(en={'common.complete': 'Done'}),  # gradio lacks it, and shows the key
+                i18n=gr.I18n(en={'common.complete': 'Done'}),  # gradio lacks this text and would show the key
                 app_kwargs={'middleware': [Middleware(KnownHosts, names=_names(args.host))]},
                 css=importlib.resources.files('promptir_basicsr.demo')
                 .joinpath('style.css')
@@ -133,8 +133,8 @@ def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) 
                 run_history=False,
             )
         except OSError as error:
-            problem = f'--port: {args.port} on {args.host} is taken, or this machine has no such address.'
-            raise OptionError(f'{problem} Give another one.') from error
+            problem = f'--port: {args.port} on {args.host} is in use, or this machine does not have this address.'
+            raise OptionError(f'{problem} Set another one.') from error
         sys.stdout.write(f'The page is at {page.local_url} - Ctrl-C ends it.\n')
         sys.stdout.flush()
         threading.Event().wait()
@@ -142,13 +142,13 @@ def _serve(page: 'gradio.Blocks', args: argparse.Namespace, activity: Activity) 
         activity.closing.set()
         server = getattr(page, 'server', None)
         if server is not None:
-            server.force_exit = True  # do not wait for the visitors to leave, and do not tell of each
+            server.force_exit = True  # do not wait for visitors to leave, and do not log each of them
             logging.getLogger('uvicorn.error').setLevel(logging.CRITICAL + 1)
         page.close(verbose=False)
 
 
 def _names(host: str) -> set[str]:
-    """What this machine is called in addresses."""
+    """Host names of this machine."""
     names = {'localhost', host}
     if host not in ('localhost', '127.0.0.1', '::1'):
         names |= {socket.gethostname(), socket.getfqdn()}

@@ -11,7 +11,7 @@ def main(args: argparse.Namespace) -> int:
     """The verb `basicsr explain`.
 
     Raises:
-        OptionError: mistakes in the arguments or the options, or weights that do not fit.
+        OptionError: wrong arguments or options, or weights that do not fit.
         ImageError: an image cannot be read.
         SaveError: a file could not be written.
     """

@@ -26,10 +26,10 @@ def main(args: argparse.Namespace) -> int:
     """The verb `basicsr export`.
 
     Returns:
-        Exit status: 0; 1 where the file would not compute what the network does.
+        Exit status: 0; 1 if the exported file does not compute the same as the network.
 
     Raises:
-        OptionError: mistakes in the arguments, or a network that cannot be exported.
+        OptionError: wrong arguments, or a network that cannot be exported.
         SaveError: the file could not be written.
     """
     path, kind = _target(args)
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _told(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The network and what the training has told about it."""
+    """The network and the checkpoint's metadata."""
     return {**checkpoint.metadata, 'network_g': checkpoint.network, 'package': __version__}
 
 
@@ -63,32 +63,32 @@ def _target(args: argparse.Namespace) -> tuple[str, str]:
     """The file to write, and its format.
 
     Raises:
-        OptionError: it is there already, or its ending says something else.
+        OptionError: the file exists already, or its ending does not match the format.
     """
     path = os.path.expanduser(args.output)
     ending = os.path.splitext(path)[1].lower()
     kind = args.to or next((kind for kind, usual in EXPORT_FORMATS.items() if usual == ending), None)
     problems = []
     if kind is None:
-        problems.append(f"'{path}': its ending tells no format. Call it NAME.onnx or NAME.pt2, or give `--to`.")
+        problems.append(f"'{path}': unknown ending. Use NAME.onnx or NAME.pt2, or set `--to`.")
     elif kind == 'torch' and args.opset is not None:
-        problems.append('--opset: is of ONNX; leave it out for torch.')
+        problems.append('--opset: only for ONNX. Omit it for torch.')
     raise_problems(problems + target_problems(path, args.overwrite))
     return path, str(kind)
 
 
 def _sizes(args: argparse.Namespace) -> tuple[list[tuple[int, int, int]], tuple[int, int] | None]:
-    """The sizes to try, and the only one.
+    """The sizes to verify, and the fixed size if there is one.
 
     Raises:
-        OptionError: one is none.
+        OptionError: a size cannot be parsed.
     """
     problems = []
     for flag, texts in (('--sizes', args.sizes), ('--fixed', [args.fixed] if args.fixed else [])):
         for text in texts:
             found = _SIZE.fullmatch(text)
             if not found or (flag == '--fixed' and found[1]):
-                problems.append(f"{flag}: '{text}' is no size; height x width in pixels is 96x128.")
+                problems.append(f"{flag}: '{text}' is not a size. Write height x width in pixels, such as 96x128.")
     raise_problems(problems)
     sizes = [(int(found[1] or 1), int(found[2]), int(found[3])) for found in map(_SIZE.fullmatch, args.sizes) if found]
     fixed = tuple(map(int, args.fixed.split('x'))) if args.fixed else None
@@ -96,7 +96,7 @@ def _sizes(args: argparse.Namespace) -> tuple[list[tuple[int, int, int]], tuple[
 
 
 def _report(differences: Sequence[Difference]) -> None:
-    """A table of the differences."""
+    """Print a table of the differences."""
     table = Table(box=box.SIMPLE)
     for title in ('images', 'height', 'width', 'largest difference', 'largest value'):
         table.add_column(title, justify='right', no_wrap=True)

@@ -28,11 +28,11 @@ def main(args: argparse.Namespace) -> int:
     """The verb `basicsr measure`.
 
     Raises:
-        OptionError: mistakes in the arguments, or images without a target.
+        OptionError: wrong arguments, or images without a target.
         SaveError: the results could not be written.
 
     Returns:
-        Exit status: 0; 1 where an image cannot be read, or two differ in size.
+        Exit status: 0; 1 if an image cannot be read, or two images differ in size.
     """
     metrics = dict(map(_metric, args.metrics))
     raise_problems(_problems(args))
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _metric(word: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of a metric: `psnr`, `ssim`, or one that is registered with BasicSR."""
+    """Name and options of a metric: `psnr`, `ssim`, or a metric registered with BasicSR."""
     kind = _SHORT.get(word, word)
     try:
         know_metric(kind)
@@ -74,18 +74,18 @@ def _metric(word: str) -> tuple[str, dict[str, Any]]:
 def _problems(args: argparse.Namespace) -> list[str]:
     problems = []
     if (args.target is None) == (args.protocol is None):
-        problems.append('give --target (the folder of clear images) or --protocol.')
+        problems.append('pass either --target (the folder of ground-truth images) or --protocol.')
     if args.protocol and (args.pairing or args.crop_multiple):
-        problems.append('--protocol: has its own pairing rules and cuts; leave --pairing and --crop-multiple out.')
+        problems.append('--protocol: sets the pairing rules and crops. Omit --pairing and --crop-multiple.')
     if args.dataroot and not args.protocol:
-        problems.append('--dataroot: is where the folders of --protocol start.')
+        problems.append('--dataroot: the root folder of --protocol. Pass --protocol as well, or omit it.')
     if args.pairing and len(args.pairing) > 2:
-        problems.append('--pairing: give the name of a rule, or two templates: of restored images, and of clear ones.')
+        problems.append('--pairing: pass a rule name, or two templates: for restored and for ground-truth images.')
     return problems + (target_problems(args.out, args.overwrite) if args.out else [])
 
 
 def _pairs(args: argparse.Namespace) -> Iterator[tuple[Pairs, str]]:
-    """What to measure, and how its inputs were made, where that is known."""
+    """Pairs to measure, and how their inputs were made if that is known."""
     if args.target:
         given = args.pairing or ['same_name']
         rule = pairing_rule(given[0] if len(given) == 1 else dict(zip(('lq', 'gt'), given, strict=True)))
@@ -97,7 +97,7 @@ def _pairs(args: argparse.Namespace) -> Iterator[tuple[Pairs, str]]:
     names = [task['name'] for task in protocol.test.options['tasks']]
     there = [name for name in names if os.path.isdir(os.path.join(args.restored, name))]
     if not there:
-        raise OptionError(f"RESTORED: '{args.restored}' has none of the folders {', '.join(names)}, one a task.")
+        raise OptionError(f"RESTORED: '{args.restored}' contains none of the task folders {', '.join(names)}.")
     changes = {name: None for name in names if name not in there}
     opt = {'name': 'measure', 'phase': 'test', 'protocol': args.protocol, 'dataroot': args.dataroot or '.'}
     dataset = AllInOneDataset({**opt, **({'tasks': changes} if changes else {})})

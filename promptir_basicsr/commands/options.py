@@ -16,7 +16,7 @@ def main(args: argparse.Namespace) -> int:
     """The verb `basicsr options`.
 
     Raises:
-        OptionError: there is no such file, or one of its name is here already.
+        OptionError: unknown file, or a file of this name exists already.
         SaveError: the copy could not be written.
     """
     console = plain_console()
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _about(file: Path) -> str:
-    """The first sentence of the comment that a file begins with."""
+    """The first sentence of a file's leading comment."""
     with open(file, encoding='utf-8') as lines:
         comment = ' '.join(line.strip('# \n') for line in itertools.takewhile(lambda line: line[:1] == '#', lines))
     return comment.partition('. ')[0].rstrip('.')

@@ -28,15 +28,15 @@ def main(args: argparse.Namespace) -> int:
     """The verb `basicsr prepare`.
 
     Returns:
-        Exit status: 0; 1 for damaged images, differences or trouble with the disk.
+        Exit status: 0; 1 for damaged images, differences or disk errors.
 
     Raises:
-        OptionError: mistakes in the options or arguments.
+        OptionError: wrong options or arguments.
     """
     count = _verify_count(args.verify)
     workers = args.workers if args.workers is not None else cores()
     raise_problems(check_count('--workers', workers))
-    cv2.setNumThreads(1)  # images are decoded side by side
+    cv2.setNumThreads(1)  # images are decoded in parallel
     try:
         options, name, made_from, places = _read_options(args)
         try:
@@ -47,31 +47,31 @@ def main(args: argparse.Namespace) -> int:
         _report(preparation, prepared)
         if args.verify is not None:
             compared = verify_databases(preparation, count, workers)
-            sys.stdout.write(f'{compared:,} images compared with their sources: no difference.\n')
+            sys.stdout.write(f'{compared:,} images verified: identical to their sources.\n')
     except PrepareError as error:
         sys.stderr.writelines(f'{printable(line)}\n' for line in error.args)
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write('\nInterrupted. The same command continues where it stopped.\n')
+        sys.stderr.write('\nInterrupted. Run the same command again to continue.\n')
         return 1
     return 0
 
 
 def _read_options(args: argparse.Namespace) -> tuple[dict[str, Any], str, str, Places | None]:
-    """The options, their name, where they are from, and where each of them stands in a file."""
+    """The options, their name, where they are from, and the line of each of them in the file."""
     if args.opt is not None:
         if args.dataroot is not None:
-            raise OptionError('--dataroot: goes with --protocol. For -opt: --force_yml datasets:train:dataroot=DIR')
+            raise OptionError('--dataroot: only for --protocol. With -opt use --force_yml datasets:train:dataroot=DIR')
         options, places = read_option_file(args.opt, args.force_yml)
         return options, Path(args.opt).stem, args.opt, places
     if args.dataroot is None or args.force_yml:
-        raise OptionError('--protocol: give --dataroot, where its folders start, and no --force_yml.')
+        raise OptionError('--protocol: pass its root folder by --dataroot, and omit --force_yml.')
     name = Path(args.protocol).stem
     return {'datasets': protocol_datasets(args.protocol, args.dataroot)}, name, f'the protocol {name}', None
 
 
 def _located(problem: Problem, places: Places | None, made_from: str) -> str:
-    """The text of a problem; of one with the data sets after where these are from."""
+    """The text of a problem; problems of datasets start with the file or protocol that they are from."""
     if problem.path[:1] != ('datasets',):
         return str(problem)
     return places.located(problem) if places else f'{made_from}: {problem}'
@@ -81,12 +81,12 @@ def _verify_count(text: str | None) -> int | None:
     if text is None or text == 'all':
         return None
     if not text.isdecimal() or not int(text):
-        raise OptionError(f"--verify: {text!r} is neither a number of images nor 'all'.")
+        raise OptionError(f"--verify: {text!r} is not a number of images or 'all'.")
     return int(text)
 
 
 def _report(preparation: Preparation, prepared: Sequence['Prepared']) -> None:
-    """A table of the databases, and how to go on."""
+    """Print a table of the databases, and the next command."""
     table = Table(box=box.SIMPLE)
     table.add_column('database', overflow='fold')
     for title in ('images', 'storage', 'sources', 'database', 'ratio', 'BasicSR reads', ''):
@@ -100,11 +100,11 @@ def _report(preparation: Preparation, prepared: Sequence['Prepared']) -> None:
             in_units(row.bytes),
             f'{row.bytes / max(1, row.source_bytes):.2f}',
             f'{row.readable:,}',
-            'was there already' if row.already else '',
+            'existed already' if row.already else '',
         )
     console = table_console()
     console.print(table)
     verb = 'train' if 'train' in preparation.options else 'test' if 'val' in preparation.options else ''
     file = printable(preparation.file)
-    only = f'{file} holds data sets only: put its `datasets` into an option file.'
+    only = f'{file} contains only datasets: copy its `datasets` to an option file.'
     console.print(f'basicsr {verb} -opt {file}' if verb else only, soft_wrap=True, markup=False)

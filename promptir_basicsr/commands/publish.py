@@ -12,7 +12,7 @@ def main(args: argparse.Namespace) -> int:
     """The verb `basicsr publish`.
 
     Raises:
-        OptionError: mistakes in the arguments, or a file that cannot be read.
+        OptionError: wrong arguments, or a file that cannot be read.
         SaveError: a file could not be written.
     """
     out, console = os.path.expanduser(args.out), plain_console()
@@ -20,8 +20,8 @@ def main(args: argparse.Namespace) -> int:
     files = publish(source, out, args.name, args.license, args.results, args.image, args.opt, args.key, args.overwrite)
     console.print(printable(f'{source.weights} -> {out}: {", ".join(files)}'))
     if args.license is None:
-        console.print('The card names no licence. Without one nobody may use the weights: give it by --license ID.')
+        console.print('The card has no licence. Without one nobody may use the weights: set it by --license ID.')
     if len(files) > 3:
-        console.print(f'{files[3]} shows images of the data: see that their licences let you publish them.')
+        console.print(f'{files[3]} shows images of the dataset: check that their licences permit publication.')
     console.print(printable(f'Upload: hf upload OWNER/NAME {out}'))
     return 0

@@ -1,4 +1,4 @@
-"""The verb `basicsr restore`. `docs/restore.md` tells how."""
+"""The verb `basicsr restore`. See `docs/restore.md`."""
 
 import argparse
 import warnings
@@ -19,10 +19,10 @@ def main(args: argparse.Namespace) -> int:
     """The verb `basicsr restore`.
 
     Returns:
-        Exit status: 0; 1 where a picture could not be restored; 130 after Ctrl-C.
+        Exit status: 0; 1 if an image could not be restored; 130 after Ctrl-C.
 
     Raises:
-        OptionError: mistakes in the arguments; nothing has been written then.
+        OptionError: wrong arguments; nothing has been written.
     """
     problems = _problems(args)
     made: list[Any] = []
@@ -40,9 +40,9 @@ def main(args: argparse.Namespace) -> int:
         raise OptionError(f'--labels: {problem}' for problem in problems_of('', error)) from error
     least = restorer.traits.size_multiple
     if isinstance(args.tile, int) and args.tile < least:
-        raise OptionError(f'--tile: {args.tile}; the network wants tiles of multiples of {least}. Take 128 or more.')
+        raise OptionError(f'--tile: {args.tile}, but the network needs multiples of {least}. Use 128 or more.')
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of decoders; what matters is in the report
+        warnings.simplefilter('ignore')  # of decoders; the report lists the relevant ones
         plan = measured(plan)
         reporter = Reporter(plan)
         reporter.tell_network(restorer)
@@ -57,20 +57,20 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _problems(args: argparse.Namespace) -> list[Problem | str]:
-    """Mistakes in single arguments."""
+    """Problems of single arguments."""
     problems: list[Problem | str] = [*check_count('--batch', args.batch)]
     if args.format:
         problems += format_problems('--format', args.format)
     if not args.weights:
         problems.append(
-            '--weights: is missing: the file of a trained network. docs/weights.md tells where there are some and how '
-            'to train them; `basicsr train -opt options/demo.yml` trains a small one in minutes.'
+            '--weights: missing. Pass the weights of a trained network: docs/weights.md lists pretrained weights and '
+            'how to train your own; `basicsr train -opt options/demo.yml` trains a small network in minutes.'
         )
     return problems
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    extension = args.format if args.format in PICTURE_FORMATS else None  # others are told elsewhere
+    extension = args.format if args.format in PICTURE_FORMATS else None  # others are reported elsewhere
     return plan_restoration(
         args.input, args.out, args.recursive, args.suffix, extension, args.overwrite, args.skip_existing
     )
@@ -85,10 +85,10 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def parse_labels(text: str | None) -> Any:
-    """`derain`, `derain:0.5,denoise:0.5`, or `blind` for None: the sensor, or a network that takes none.
+    """Parse `derain`, `derain:0.5,denoise:0.5`, or `blind` (None: use the sensor, or no label).
 
     Raises:
-        OptionError: it is none of these.
+        OptionError: the text is none of these.
     """
     if text is None or text.strip() == 'blind':
         return None
@@ -101,7 +101,7 @@ def parse_labels(text: str | None) -> Any:
             value = float('nan')
         key = int(name) if name.isdecimal() else name
         if not name or key in labels or not 0 <= value < float('inf'):
-            told = 'Give a label, or a mixture like derain:0.7,dehaze:0.3, with each label once.'
-            raise OptionError(f"--labels: '{text}' is not understood. {told}")
+            told = 'Pass a label, or a mixture such as derain:0.7,dehaze:0.3, with each label once.'
+            raise OptionError(f"--labels: cannot parse '{text}'. {told}")
         labels[key] = value
     return next(iter(labels)) if len(labels) == 1 and ':' not in text else labels

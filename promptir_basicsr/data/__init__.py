@@ -1,4 +1,4 @@
-"""Mixed-degradation data: tasks, pairing rules, synthetic degradations, the dataset."""
+"""Datasets of several degradations: tasks, pairing rules, protocols, sampling."""
 
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset
 from promptir_basicsr.data.lmdb.reader import LmdbSource

@@ -1,4 +1,4 @@
-"""One dataset of several degradations."""
+"""AllInOneDataset: a dataset of several degradations."""
 
 import hashlib
 import json
@@ -34,30 +34,30 @@ _LEVELS = 1 << 16
 
 logger = logging.getLogger('basicsr')
 
-# What BasicSR's own loader and option parser read or set in a dataset's options.
+# Keys of a dataset's options that BasicSR's loader and option parser read or set.
 HOST_KEYS = tuple(LoadedDataset.model_fields)
 DATASET_KEYS = tuple(AllInOneTrainingOptions.model_fields)
 
 
 class TrainingGenerator(np.random.Generator):
-    """numpy's generator with faster normal numbers; all others are those of `numpy.random.default_rng(seed)`.
+    """numpy's generator with faster normal numbers; all other numbers are those of `numpy.random.default_rng(seed)`.
 
-    A normal number here is the sum of two out of 65,536 evenly probable quantiles of a normal distribution, because
-    numpy's took most of the time of a training sample with noise. It reaches to 6.1 standard deviations, and its
-    distribution function is the normal one to within 1e-5. Validation inputs are made with numpy's own.
+    A normal number is the sum of two out of 65,536 equally probable quantiles of a normal distribution, because numpy's
+    normal numbers took most of the time of a noisy training sample. Values reach 6.1 standard deviations, and the
+    distribution function is normal to within 1e-5. Validation inputs use numpy's own generator.
     """
 
     def __init__(self, seed: int | Sequence[int]) -> None:
         super().__init__(np.random.PCG64(seed))
 
     def standard_normal(self, size: Any = None, dtype: Any = np.float64, out: np.ndarray | None = None) -> Any:
-        """Numbers of mean 0 and standard deviation 1, as numpy's method; accurate to float32."""
+        """Draw numbers of mean 0 and standard deviation 1, like numpy's method; accurate to float32."""
         shape = () if size is None else size
         if out is not None:
             out[...] = self.standard_normal(out.shape if size is None else size, dtype)
             return out
         count = int(np.prod(shape))
-        drawn = self.bit_generator.random_raw((count + 1) // 2).view('<u2')  # four to a draw, two to a number
+        drawn = self.bit_generator.random_raw((count + 1) // 2).view('<u2')  # four per draw, two per number
         normal = _quantiles().take(drawn[:count], mode='wrap')
         normal += _quantiles().take(drawn[count : 2 * count], mode='wrap')
         return normal.reshape(shape).astype(dtype, copy=False) if size is not None else dtype(normal[0])
@@ -65,53 +65,53 @@ class TrainingGenerator(np.random.Generator):
 
 @cache
 def _quantiles() -> np.ndarray:
-    """(65536,) float32 of variance 1/2."""
+    """Quantiles of a normal distribution: (65536,) float32 of variance 1/2."""
     values = ndtri((np.arange(_LEVELS) + 0.5) / _LEVELS)
     return (values / np.sqrt(2 * np.mean(values**2))).astype(np.float32)
 
 
 @register(DATASET_REGISTRY)
 class AllInOneDataset(Dataset):
-    """Mixes the tasks of an all-in-one protocol; every task is paired images or clean images to degrade.
+    """Mixes the tasks of an all-in-one protocol: paired images, or clean images that are degraded on the fly.
 
-    Training samples are random crops, validation samples whole images. Every random draw of a training sample comes
-    from (seed, epoch, index), so neither the number of workers nor a resumed run changes a sample; the degradation of
-    a validation image comes from (seed, image name, degradation), so it is the same in every validation, in every run
-    and in every folder layout.
+    Training samples are random crops, validation samples are whole images. Every random draw of a training sample
+    depends on (seed, epoch, index) only, so neither the number of workers nor resuming changes a sample. The
+    degradation of a validation image depends on (seed, image name, degradation) only, so it is the same in every
+    validation, run and folder layout.
 
     Options (`opt`, a mapping):
-        name: shown in logs.
+        name: name in logs.
         phase: `train`, or `val` / `test`; set by BasicSR from the key of the dataset.
-        dataroot: folder that relative paths of the tasks start from. Default: the current folder.
-        protocol: name or file of a protocol, which gives what is not given here; see `docs/protocols.md`.
-        tasks: see `docs/data.md`. Beside `protocol`, changes to its tasks by name, or a list that replaces them.
+        dataroot: root of relative paths of the tasks. Default: the current folder.
+        protocol: name or file of a protocol, whose options are overridden by those set here; see `docs/protocols.md`.
+        tasks: see `docs/data.md`. With `protocol`, changes to its tasks by name, or a list that replaces them.
         degradations: the vocabulary; the position of a word is its label. Default: denoise, derain, dehaze, deblur,
             lowlight.
         sampling: shares of the tasks other than by `copies`, see `docs/sampling.md`; training only.
-        gt_size: side of the square training crop in pixels. Smaller images are reflected up to it.
-        stages: other crops and batches from given iterations on, see `docs/data.md`; training only.
-        crop_multiple: first cut the image at its centre so that both sides are multiples of this (the published
-            protocols: 16). Default: 1, nothing is cut.
+        gt_size: side of the square training crop in pixels. Smaller images are padded by reflection.
+        stages: other crop sizes and batch sizes from given iterations on, see `docs/data.md`; training only.
+        crop_multiple: crop the image at its centre so that both sides are multiples of this (16 in the published
+            protocols). Default: 1, no crop.
         second_crop: samples have `lq_key`, see below; training only. Default: False.
         use_hflip: random horizontal flips. Default: False.
         use_rot: random vertical flips and 90 degree rotations. Default: False.
-        augment_identity: whether the untouched crop is among the flips and rotations. The released programs never
+        augment_identity: whether the unchanged crop is among the flips and rotations. The released programs never
             draw it. Default: True.
-        max_pixels: images with more are refused. Default: 178,956,970.
+        max_pixels: images with more pixels are refused. Default: 178,956,970.
         seed: of all random draws. For training `basicsr train` sets it to `manual_seed`. Default: 0.
 
     A sample is a dict:
-        lq, gt: (3, H, W) float32, RGB, [0, 1], or (1, H, W) grey with `channels: 1`; degraded and clear image.
-        lq_key: with `second_crop`, another crop of the same image, like lq: with its own place, flip and noise, and the
-            numbers that were drawn for lq's degradation.
-        lq_path, gt_path: files they come from.
+        lq, gt: degraded and clear image: (3, H, W) float32, RGB, [0, 1], or (1, H, W) grey with `channels: 1`.
+        lq_key: with `second_crop`, another crop of the same image, like lq: with its own position, flip and noise, but
+            the degradation parameters that were drawn for lq.
+        lq_path, gt_path: files of the images.
         task: name of the task.
-        degradation: its label, an int.
-        bits: of a value of the input's file, 8 or 16; not in training.
+        degradation: label of the task, an int.
+        bits: bit depth of the input's file, 8 or 16; not in training.
         name: the image's name within the task, without extension and with `/` as `_`; unique within the task.
 
     Raises:
-        OptionError: every mistake found in the options, missing folders and files included.
+        OptionError: all problems of the options, including missing folders and files.
     """
 
     takes_epoch = True
@@ -131,7 +131,7 @@ class AllInOneDataset(Dataset):
         self.shares = epoch_shares(self.tasks, opt)
         self._epoch_index = EpochIndex(self.shares, self.seed)
         self._image_names = [unique_names([lq for lq, _ in task.names]) for task in self.tasks]
-        # Shared with the workers, so that they warn once together.
+        # Shared with the workers, so that they warn only once.
         self._enlarged = torch.zeros(len(self.tasks), dtype=torch.bool).share_memory_()
         for size in dict.fromkeys(by_stage(opt, 'gt_size').values() if self.training else ()):
             if size % self.crop_multiple:
@@ -141,12 +141,12 @@ class AllInOneDataset(Dataset):
 
     @property
     def remarks(self) -> list[str]:
-        """What a table of results has to say of the tasks: counts of images that are not the published ones."""
+        """Remarks for tables of results: numbers of images that differ from the published ones."""
         return [note for task in self.tasks for note in _count_notes(task)]
 
     @property
     def made_by(self) -> dict[str, str]:
-        """How the degraded images of each task are made, and the cut before; for results that are to be compared."""
+        """How the degraded images of each task are made, and the crop before; to compare results."""
         cut = f', cut to multiples of {self.crop_multiple}' if self.crop_multiple > 1 else ''
         cut += ', grey' if self.tasks[0].channels == 1 else ''
         return {task.name: (task.degrade.describe() if task.degrade else 'pairs') + cut for task in self.tasks}
@@ -155,20 +155,19 @@ class AllInOneDataset(Dataset):
         return len(self._epoch_index)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Every sample once, in order; indices have no end, see `__getitem__`."""
+        """Every sample once, in order; without this method iteration would not end, see `__getitem__`."""
         return (self[index] for index in range(len(self)))
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of samples that are asked for by a plain number, as a sampler of somebody else's does."""
+        """Set the epoch of samples that are requested by a plain index, as third-party samplers do."""
         self.epoch = epoch
 
     def __getitem__(self, key: int | tuple[int, ...]) -> dict[str, Any]:
-        """A sample.
+        """Load a sample.
 
         Args:
-            key: an index, or (epoch, index) or (epoch, index, gt_size) as `EpochSampler` gives it. `EpochIndex` says
-                which image it stands for. Training indices at or beyond the length are further draws
-                (`dataset_enlarge_ratio`).
+            key: an index, or (epoch, index) or (epoch, index, gt_size) from `EpochSampler`. `EpochIndex` maps it to an
+                image. Training indices at or beyond the length are further draws (`dataset_enlarge_ratio`).
         """
         epoch, index, *crop = key if isinstance(key, tuple) else (self.epoch, key)
         if index < 0:
@@ -197,10 +196,10 @@ class AllInOneDataset(Dataset):
     def _training_images(
         self, number: int, lq_name: str, gt_name: str, size: int, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """`lq`, `gt` and, drawn after all of these, `lq_key`."""
+        """`lq`, `gt` and `lq_key`, whose random numbers are drawn last."""
         task = self.tasks[number]
         stored = self._open(task, lq_name, gt_name)
-        if self.second_crop:  # decoded once; two crops of a file would decode most of it twice
+        if self.second_crop:  # decode once; two crops of a file would decode most of it twice
             stored = [PixelImage(image.pixels()) for image in stored]
         lq, gt, drawn = self._degraded(task, self._crop(number, lq_name, stored, size, rng), task.degrade, rng)
         if not self.second_crop:
@@ -211,7 +210,7 @@ class AllInOneDataset(Dataset):
     def _crop(
         self, number: int, name: str, stored: Sequence[StoredImage], size: int, rng: np.random.Generator
     ) -> list[np.ndarray]:
-        """The same random square of each image of a pair, flipped and rotated alike."""
+        """The same random square of each image of a pair, with the same flip and rotation."""
         top, left, height, width = centre_area(stored[0].size, self.crop_multiple)
         small = min(height, width) < size
         if small:
@@ -228,14 +227,14 @@ class AllInOneDataset(Dataset):
         return [flip_rotate(image, mode) for image in images]
 
     def _whole_images(self, task: Task, lq_name: str, gt_name: str, name: str) -> tuple[dict[str, np.ndarray], int]:
-        """`lq` and `gt`, and the bits of a value of the file of the first."""
+        """`lq` and `gt`, and the bit depth of the file of `lq`."""
         images = [centre_crop(image.pixels(), self.crop_multiple) for image in self._open(task, lq_name, gt_name)]
         rng = np.random.default_rng(stable_seed(self.seed, name, task.degrade.key if task.degrade else ''))
         lq, gt, _ = self._degraded(task, images, task.degrade, rng)
         return {'lq': lq, 'gt': gt}, 8 * images[0].itemsize
 
     def _open(self, task: Task, lq_name: str, gt_name: str) -> list[StoredImage]:
-        """[clean] or [degraded, clear]."""
+        """Open the stored images: [clean] or [degraded, clear]."""
         stored: list[StoredImage] = [task.gt.open(gt_name)]
         if task.paired:
             if task.crop_border_gt:
@@ -245,14 +244,14 @@ class AllInOneDataset(Dataset):
                 sizes = ' and '.join(f'{width}x{height}' for height, width in (image.size for image in stored))
                 raise ImageError(
                     f'{task.lq.where(lq_name)} and {task.gt.where(gt_name)} differ in size ({sizes}). '
-                    'Check the pairing rule, cut both to the same area, or set `crop_border_gt`.'
+                    'Check the pairing rule, crop both to the same area, or set `crop_border_gt`.'
                 )
         return stored
 
     def _degraded(
         self, task: Task, images: Sequence[np.ndarray], degrade: Degrade | None, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, Degrade | None]:
-        """Degraded and clear image, as integers where nothing is degraded here, and how it was degraded."""
+        """Degraded and clear image, integers if nothing is degraded here, and the drawn degradation."""
         if task.channels == 1:
             images = [to_grey(image) for image in images]
         if degrade is None:
@@ -266,26 +265,26 @@ class AllInOneDataset(Dataset):
             self._enlarged[number] = True
             logger.warning(
                 f"task '{self.tasks[number].name}': {name} is {shape[1]}x{shape[0]}, smaller than the "
-                f'{size} pixel crop; such images are reflected up to it. This is said once a task.'
+                f'{size} pixel crop; such images are padded by reflection. Shown once per task.'
             )
 
 
-# Tasks that were built for a check and wait for their dataset, so that folders are listed once.
+# Tasks that were built by a check for the dataset that follows, so that folders are listed once.
 _CHECKED: dict[str, list[Task]] = {}
 
 
 def keep_tasks(dataset: AllInOneDataset) -> None:
-    """Leave the tasks of a dataset to the next one of the same options."""
+    """Keep the tasks of a dataset for the next dataset with the same options."""
     _CHECKED[_tasks_key(dataset.opt)] = dataset.tasks
 
 
 def forget_tasks() -> None:
-    """No dataset follows a check: the next one looks at its folders anew."""
+    """Discard kept tasks: the next dataset lists its folders again."""
     _CHECKED.clear()
 
 
 def _tasks_key(opt: Mapping[str, Any]) -> str:
-    """The same for the same tasks of the same phase."""
+    """A key that is equal for the same tasks in the same phase."""
     relevant = {key: opt[key] for key in sorted(opt, key=str) if key not in HOST_KEYS and key != 'seed'}
     training = opt.get('phase', 'train') == 'train'
     return json.dumps([os.getcwd(), training, opt.get('name'), relevant], default=str)
@@ -297,11 +296,11 @@ def check_dataset(
     """Check the options of an AllInOneDataset and build its tasks.
 
     Args:
-        keep: a dataset with these options follows; it takes the tasks over instead of listing the folders again.
+        keep: a dataset with these options follows, and reuses the tasks instead of listing the folders again.
         surveys: see `build_tasks`.
 
     Raises:
-        OptionError: every mistake found.
+        OptionError: all problems found.
     """
     opt = expand_protocol(opt, where)
     schema = AllInOneTrainingOptions if opt.get('phase', 'train') == 'train' else AllInOneOptions
@@ -325,7 +324,7 @@ def check_dataset(
 def describe_tasks(
     tasks: Sequence[Task], name: str, training: bool, shares: Sequence[TaskShare] | None = None
 ) -> list[str]:
-    """Lines of a table: images, draws of each and share of the epoch of each task; then what to be aware of.
+    """Lines of a table with images, draws per image and share of the epoch of each task, then notes.
 
     Args:
         shares: of the epoch. Default: by `copies`, or by the tasks' weights.
@@ -336,7 +335,7 @@ def describe_tasks(
     copies = all(share.samples == len(task) * round(share.draws) for task, share in zip(tasks, shares, strict=True))
     width = max(len('task'), *(len(task.name) for task in tasks))
     grey = ' of grey images' if tasks[0].channels == 1 else ''
-    head = f"Dataset '{name}': {len(tasks)} tasks{grey}, {total:,} samples{' an epoch' if training else ''}"
+    head = f"Dataset '{name}': {len(tasks)} tasks{grey}, {total:,} samples{' per epoch' if training else ''}"
     lines = [head + (f', {batch} in every batch as shown' if batch else '')]
     fixed = '   asked  in batch' if batch else ''
     drawn = 'copies' if copies else 'draws'
@@ -353,8 +352,8 @@ def describe_tasks(
     for task in tasks:
         if task.left_out:
             lines.append(
-                f"  Note: task '{task.name}' leaves out {len(task.left_out):,} images of '{task.lq.root}' that do not "
-                f'fit its pairing rule: {first_few(task.left_out)}.'
+                f"  Note: task '{task.name}' skips {len(task.left_out):,} images of '{task.lq.root}' that do not "
+                f'match its pairing rule: {first_few(task.left_out)}.'
             )
         lines += [f"  Note: task '{task.name}': {note}." for note in task.notes]
         lines += [f'  Note: {note}' for note in _count_notes(task)]
@@ -363,7 +362,7 @@ def describe_tasks(
 
 
 def _count_notes(task: Task) -> list[str]:
-    """What the number of images tells, where it is not the published one."""
+    """Notes on a number of images that differs from the published one."""
     found, expected = len(task), task.expected_images
     meaning = known_count(found, expected, task.known_counts)
     if not meaning and found == (expected or found):
@@ -372,11 +371,11 @@ def _count_notes(task: Task) -> list[str]:
     if expected is None:
         return [f'{note}: {meaning}.']
     note += f': {meaning};' if meaning else f' has {found:,} images, the protocol has {expected:,}:'
-    return [f'{note} numbers will not be comparable with published ones.']
+    return [f'{note} results will not be comparable with published ones.']
 
 
 def flip_modes(opt: Mapping[str, Any]) -> list[int]:
-    """The flips and rotations to draw from; bits as in `flip_rotate`."""
+    """Flips and rotations to draw from; bits as in `flip_rotate`."""
     hflip, rot = opt.get('use_hflip', False), opt.get('use_rot', False)
     modes = [mode for mode in range(8) if (hflip or not mode & 1) and (rot or not mode & 6)]
     if not opt.get('augment_identity', True) and len(modes) > 1:
@@ -385,15 +384,15 @@ def flip_modes(opt: Mapping[str, Any]) -> list[int]:
 
 
 def stable_seed(*parts: object) -> int:
-    """The same number for the same parts, on every machine and in every process."""
+    """A seed computed from parts, the same on every machine and in every process."""
     text = '\x1f'.join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(errors='surrogateescape'), digest_size=8).digest(), 'big')
 
 
 def unique_names(paths: Sequence[str]) -> list[str]:
-    """Names for files made from relative paths: folders joined by `_`, no extension, a number where two would meet.
+    """Unique file names for relative paths: folders joined by `_`, no extension, a number for equal names.
 
-    The leading folders that all paths share are left out, so a name does not depend on where a corpus lies.
+    Leading folders that all paths share are removed, so a name does not depend on the folder of a corpus.
     """
     parts = [path.split('/') for path in paths]
     while len(parts[0]) > 1 and all(len(part) > 1 and part[0] == parts[0][0] for part in parts):

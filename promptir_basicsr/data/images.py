@@ -1,4 +1,4 @@
-"""Images as they are stored: their size, their pixels, and the area of them that a sample needs.
+"""Reading stored images: size, pixels and crops.
 
 Pixels are (H, W, 3) RGB arrays, uint8 [0, 255] or uint16 [0, 65535].
 """
@@ -21,15 +21,15 @@ from promptir_basicsr.pictures.picture import PictureError
 from promptir_basicsr.pictures.tiff import TIFF_MAGIC
 
 _READ = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-_MARGIN = 16  # rows below a crop that colour upsampling of a JPEG may look at
-_WORTHWHILE = 0.85  # of the rows; above, OpenCV's whole decoding is as fast
+_MARGIN = 16  # rows below a crop that the colour upsampling of a JPEG may read
+_WORTHWHILE = 0.85  # of the rows; above, OpenCV decodes the whole image as fast
 _LARGE = 1 << 25  # pixels; Pillow warns about larger images
 _STRIP = 1024  # rows
-_MOST_A_BYTE = (1024, 8256)  # pixels of a JPEG and of a PNG; deflate makes a byte of at most 1032
+_MOST_A_BYTE = (1024, 8256)  # pixels per byte of a JPEG and of a PNG; deflate expands a byte to at most 1032
 
 
 class PixelImage:
-    """An image whose pixels are at hand, in memory or mapped into it."""
+    """An image whose pixels are in memory, or memory-mapped."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
@@ -40,11 +40,11 @@ class PixelImage:
         return self._array.shape[0], self._array.shape[1]
 
     def pixels(self) -> np.ndarray:
-        """The whole image. Not to be written to."""
+        """The whole image. Read only."""
         return self._array
 
     def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """An area of it. Not to be written to."""
+        """An area of the image. Read only."""
         return self._array[top : top + height, left : left + width]
 
 
@@ -54,10 +54,10 @@ class EncodedImage:
     Args:
         content: the file.
         where: its name in messages.
-        max_pixels: of an image that is decoded.
+        max_pixels: largest number of pixels to decode.
 
     Raises:
-        ImageError: the image has more pixels.
+        ImageError: the image has more than `max_pixels`.
     """
 
     def __init__(self, content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> None:
@@ -86,7 +86,7 @@ class EncodedImage:
         return self._array
 
     def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """An area of it: the very pixels of the whole, without decoding more rows than it takes."""
+        """An area of the image, with the same pixels as in the whole image; decodes only the rows it needs."""
         rows = top + height + _MARGIN
         header = self._header
         if self._array is None and header is not None and header.partial and rows < _WORTHWHILE * header.height:
@@ -95,12 +95,12 @@ class EncodedImage:
 
 
 class Header:
-    """What the first bytes of a JPEG or PNG tell.
+    """Header of a JPEG or PNG file.
 
     Attributes:
         height, width: in pixels.
-        place: where in the file the height stands.
-        partial: whether the upper rows alone can be decoded: three channels of 8 bits, not interlaced.
+        place: offset of the height in the file.
+        partial: whether the upper rows can be decoded alone: three channels of 8 bits, not interlaced.
     """
 
     __slots__ = ('height', 'partial', 'place', 'png', 'width')
@@ -110,11 +110,11 @@ class Header:
         self.partial = partial and height * width < _LARGE
 
     def exceeds(self, length: int) -> bool:
-        """Whether there are more pixels than a file of so many bytes can hold; decoders would fill them in."""
+        """Whether there are more pixels than a file of this length can contain; decoders would fill them in."""
         return self.height * self.width > max(_LARGE / 2, _MOST_A_BYTE[self.png] * length)
 
     def cut(self, content: bytes, rows: int) -> bytes:
-        """The same file, said to have fewer rows."""
+        """The same file with fewer rows in its header."""
         changed = bytearray(content)
         if self.png:
             struct.pack_into('>I', changed, self.place, rows)
@@ -125,7 +125,7 @@ class Header:
 
 
 def read_header(content: bytes) -> Header | None:
-    """Size and kind of a JPEG or PNG; None for other files and for damaged headers."""
+    """Read the header of a JPEG or PNG; None for other files and for damaged headers."""
     if content[:8] == b'\x89PNG\r\n\x1a\n' and content[12:16] == b'IHDR' and len(content) > 33:
         width, height, depth, colour, _, _, interlace = struct.unpack_from('>IIBBBBB', content, 16)
         return Header(height, width, 20, (depth, colour, interlace) == (8, 2, 0), png=True)
@@ -146,22 +146,22 @@ def read_header(content: bytes) -> Header | None:
 
 
 def _decode_rows(content: bytes, header: Header, rows: int, box: tuple[int, int, int, int], where: str) -> np.ndarray:
-    """An area of the upper `rows`; Pillow does not mind that more data follow."""
+    """Decode an area of the upper `rows`; Pillow ignores the data after them."""
     try:
         with PIL.Image.open(io.BytesIO(header.cut(content, rows)), formats=('JPEG', 'PNG')) as image:
             if image.mode == 'RGB':
                 return np.asarray(image.crop(box))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a damaged file
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors about damaged files
         raise _unreadable(content, where) from error
     left, top, right, bottom = box
     return decode(content, where)[top:bottom, left:right]
 
 
 def check_size(size: tuple[int, int], where: str, max_pixels: int) -> None:
-    """Refuse an image (height, width) of more pixels than are read.
+    """Check the number of pixels of an image (height, width).
 
     Raises:
-        ImageError: it has more.
+        ImageError: the image has more than `max_pixels`.
     """
     try:
         check_pixels(*size, f'{where}:', max_pixels)
@@ -170,15 +170,15 @@ def check_size(size: tuple[int, int], where: str, max_pixels: int) -> None:
 
 
 def decode(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Image file -> (H, W, 3) RGB, uint8 [0, 255] or uint16 [0, 65535].
+    """Decode an image file to (H, W, 3) RGB, uint8 [0, 255] or uint16 [0, 65535].
 
     Grey becomes three equal channels, a palette its colours, an alpha channel is dropped, EXIF orientation is ignored
-    (both images of a pair are taken as stored, as the published pipelines do). TIFF is the exception: OpenCV turns it
-    by its own orientation tag and multiplies the colours by a separate (unassociated) 8-bit alpha channel. HEIC, AVIF
-    and GIF are read as by `read_picture`: upright, and no animations.
+    (both images of a pair are used as stored, as in the published pipelines). TIFF is an exception: OpenCV applies its
+    orientation tag and multiplies the colours by a separate (unassociated) 8-bit alpha channel. HEIC, AVIF and GIF are
+    read as by `read_picture`: upright, and no animations.
 
     Raises:
-        ImageError: not an image, one of more than `max_pixels`, or beyond OpenCV's limits; names `where`.
+        ImageError: not an image, more than `max_pixels`, or beyond OpenCV's limits; the message contains `where`.
     """
     if content[4:8] == b'ftyp' or content[:4] == b'GIF8':
         return _by_pictures(content, where, max_pixels)
@@ -195,8 +195,8 @@ def decode(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> np.ndarr
     if image is None:
         raise _unreadable(content, where)
     if image.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f'{where}: pixels of type {image.dtype}; 8-bit and 16-bit integers can be read.')
-    for top in range(0, len(image), _STRIP):  # in place: a second whole image may be more than there is memory for
+        raise ImageError(f'{where}: unsupported pixel type {image.dtype}. Convert it to 8-bit or 16-bit integers.')
+    for top in range(0, len(image), _STRIP):  # in place, because memory may not suffice for a second image
         strip = image[top : top + _STRIP]
         cv2.cvtColor(strip, cv2.COLOR_BGR2RGB, dst=strip)
     return image
@@ -212,7 +212,7 @@ def _by_pictures(content: bytes, where: str, max_pixels: int) -> np.ndarray:
 
 
 def measured(stream: BinaryIO) -> tuple[int, int] | None:
-    """Height and width as `decode` has them, from the beginning of a file of a kind that Pillow knows."""
+    """Height and width as after `decode`, from the header of a file that Pillow supports; else None."""
     try:
         start = stream.read(8)
         stream.seek(0)
@@ -220,15 +220,15 @@ def measured(stream: BinaryIO) -> tuple[int, int] | None:
             return measure_stream(stream)
         with open_image(stream) as image:
             return image.height, image.width
-    except Exception:  # OpenCV knows more kinds of files, and has the last word
+    except Exception:  # OpenCV supports more formats and decides in the end
         return None
 
 
 def _still(content: bytes) -> bytes:
-    """An animated PNG without its animation; other PNGs as they are; nothing where a chunk claims to be longer than the
-    file, because OpenCV takes the memory for it before it reads: gigabytes for a few hundred bytes.
+    """Remove the animation of a PNG; b'' if a chunk claims to be longer than the file.
 
-    Where an animated file is damaged, OpenCV's reader of animations gives rows that it has never written to.
+    OpenCV allocates the claimed length before it reads, which may be gigabytes for a few hundred bytes. For damaged
+    animations, OpenCV's animation reader returns uninitialised rows.
     """
     parts, place, animated, pixels = [content[:8]], 8, False, False
     while place + 8 <= len(content):
@@ -248,11 +248,11 @@ def _still(content: bytes) -> bytes:
 
 def _unreadable(content: bytes, where: str) -> ImageError:
     size = f'{len(content):,} bytes' if content else 'empty file'
-    return ImageError(f'{where}: not a readable image ({size}). Replace the file or take it out of the list.')
+    return ImageError(f'{where}: not a readable image ({size}). Replace the file, or remove it from the list.')
 
 
 def centre_area(size: Sequence[int], multiple: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the area at the centre whose sides are multiples.
+    """Top, left, height and width of the central area whose sides are multiples.
 
     A side shorter than one multiple is kept.
     """
@@ -261,24 +261,24 @@ def centre_area(size: Sequence[int], multiple: int) -> tuple[int, int, int, int]
 
 
 def without_border(size: tuple[int, int], border: int) -> tuple[int, int]:
-    """Height and width without some pixels at each side; nothing is left of smaller images."""
+    """Height and width without a border of some pixels at each side; at least 0."""
     return max(0, size[0] - 2 * border), max(0, size[1] - 2 * border)
 
 
 def centre_crop(image: np.ndarray, multiple: int) -> np.ndarray:
-    """Cut at the centre to sides that are multiples, see `centre_area`."""
+    """Crop at the centre to sides that are multiples, see `centre_area`."""
     top, left, height, width = centre_area(image.shape[:2], multiple)
     return image[top : top + height, left : left + width]
 
 
 def reflect_to(image: np.ndarray, size: int) -> np.ndarray:
-    """Reflect an image at its far borders until both sides are at least `size`."""
+    """Pad an image by reflection at the right and bottom until both sides are at least `size`."""
     missing = [(0, max(0, size - side)) for side in image.shape[:2]]
     return np.pad(image, [*missing, (0, 0)], mode='reflect')
 
 
 def flip_rotate(image: np.ndarray, mode: int) -> np.ndarray:
-    """One of the eight flips and rotations of a square.
+    """Apply one of the eight flips and rotations of a square.
 
     Bits of mode: 1 horizontal flip, 2 vertical flip, 4 then a rotation by 90 degrees, counter-clockwise. Returns a
     contiguous copy.

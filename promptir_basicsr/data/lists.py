@@ -1,7 +1,7 @@
-"""Lists of images: text files with a line for each image, as people and published programs write them.
+"""Lists of images: text files with one line per image.
 
-A line is read where it can mean one image only: with either slash, `./` or folders of another machine in front, without
-extension, or in one of several columns. Everything else is missing, with its line.
+A line may use either slash, start with `./` or with folders of another machine, omit the extension, or have several
+columns, as long as it matches exactly one image. Other lines are reported as missing, with their numbers.
 """
 
 import codecs
@@ -24,7 +24,7 @@ _SEPARATOR = re.compile(r'[\s,;]+')
 
 
 class Entry(NamedTuple):
-    """A name as it is written, and its line in the file; 0 where it comes from an option file."""
+    """A name as written, and its line in the file; 0 if it is from an option file."""
 
     text: str
     line: int = 0
@@ -38,14 +38,14 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What the entries of a list came to.
+    """The result of reading a list.
 
     Attributes:
-        names: those that exist, each once, in the order of the list.
-        entries: how many there are.
-        missing: entries that name no image, each with the images that it may mean.
-        mistakes: sentences about what is wrong with the list itself.
-        notes: sentences about how it was read.
+        names: names of existing images, each once, in the order of the list.
+        entries: number of entries.
+        missing: entries without an image, each with similar names.
+        mistakes: messages about errors in the list itself.
+        notes: messages about how it was read.
     """
 
     names: list[str]
@@ -56,7 +56,7 @@ class Listing(NamedTuple):
 
 
 class Names:
-    """The images of a source, by what people call them."""
+    """The images of a source, found by the ways to write their names."""
 
     def __init__(self, names: Iterable[str], root: str | os.PathLike[str]) -> None:
         self._names = set(names)
@@ -77,9 +77,9 @@ class Names:
         return dict(folded)
 
     def find(self, texts: Sequence[str]) -> tuple[list[str | None], str]:
-        """The image of each text, and the leading folders that all texts share and none of the images has.
+        """The image of each text, and the leading folders that all texts share and that were ignored.
 
-        Folders are dropped only where no text names an image with them, and no more of them than it takes.
+        Folders are ignored only if no text matches an image with them, and as few of them as possible.
         """
         paths = [text if text in self._names else self._path(text) for text in texts]
         found = [self._known(path) for path in paths]
@@ -97,12 +97,12 @@ class Names:
         return max(tries, key=lambda each: sum(name is not None for name in each[0]))
 
     def like(self, text: str) -> list[str]:
-        """Images that differ from a text in the extension or in capital letters alone."""
+        """Images that differ from a text only in the extension or in upper and lower case."""
         path = self._path(text).casefold()
         return self._folded.get(path) or self._folded.get(posixpath.splitext(path)[0], [])
 
     def is_own(self, folder: str) -> bool:
-        """Whether leading folders are those that the source is in."""
+        """Whether leading folders are those of the source's own path."""
         return any(root.endswith(f'/{folder}') for root in self._roots)
 
     def _path(self, text: str) -> str:
@@ -120,7 +120,7 @@ class Clear(NamedTuple):
     """The clear images of a paired task.
 
     Attributes:
-        of: the clear image of a degraded one by the pairing rule, None where there is none.
+        of: returns the clear image of a degraded one by the pairing rule, or None.
     """
 
     names: Names
@@ -128,11 +128,11 @@ class Clear(NamedTuple):
 
 
 def read_list(path: str | os.PathLike[str], names: Names, clear: Clear | None = None) -> Listing:
-    """The images that a text file names: UTF-8, UTF-16 with a byte order mark, or GB18030.
+    """Read a text file that lists images: UTF-8, UTF-16 with a byte order mark, or GB18030.
 
     Args:
-        names: the images to choose from; of a paired task the degraded ones.
-        clear: of a paired task, whose lists may have a column of clear images.
+        names: the images to choose from; for a paired task the degraded ones.
+        clear: for a paired task, whose lists may have a column of clear images.
 
     Raises:
         OSError: the file cannot be read.
@@ -148,24 +148,24 @@ def read_list(path: str | os.PathLike[str], names: Names, clear: Clear | None = 
         plain = all(entry.text.isascii() for entry in entries)
         if exact or plain or not all(name.isascii() for name in listing.names):
             return listing._replace(notes=[*([] if plain else note), *listing.notes])
-    raise AssertionError  # _decoded raises where nothing fits
+    raise AssertionError  # _decoded raises if nothing fits
 
 
 def _decoded(content: bytes) -> Iterator[tuple[str, bool, list[str]]]:
-    """Texts that the bytes may be: each with whether it is certain, and a note on the encoding.
+    """Possible decodings of the bytes: text, whether it is certain, and a note on the encoding.
 
     Raises:
-        ValueError: they are not text, or no text before was the right one.
+        ValueError: the bytes are not text, or no decoding was accepted.
     """
     if b'\0' in content:
         if not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or '\0' in content.decode('utf-16'):
-            raise ValueError('it has zero bytes; save it as UTF-8')
+            raise ValueError('it contains zero bytes; save it as UTF-8')
         yield content.decode('utf-16'), True, []
         return
     try:
         yield content.decode('utf-8-sig'), True, []
     except UnicodeDecodeError as error:
-        yield content.decode('utf-8-sig', errors='surrogateescape'), False, []  # as names of files are read
+        yield content.decode('utf-8-sig', errors='surrogateescape'), False, []  # as file names are decoded
         with suppress(UnicodeDecodeError):
             yield content.decode('gb18030'), False, ['the list is read as GB18030']
         line = content.count(b'\n', 0, error.start) + 1
@@ -173,7 +173,7 @@ def _decoded(content: bytes) -> Iterator[tuple[str, bool, list[str]]]:
 
 
 def find_names(entries: Sequence[Entry], names: Names, clear: Clear | None = None) -> Listing:
-    """The images that entries name; for `names` and `clear` see `read_list`."""
+    """Find the images of entries; for `names` and `clear` see `read_list`."""
     texts = [entry.text for entry in entries]
     found, folder = names.find(texts)
     mistakes: list[str] = []
@@ -184,7 +184,7 @@ def find_names(entries: Sequence[Entry], names: Names, clear: Clear | None = Non
         if column is not None:
             entries = [Entry(row[column], entry.line) for row, entry in zip(rows, entries, strict=True)]
             found, folder = names.find([entry.text for entry in entries])
-            notes.append(f'column {column + 1} of {len(rows[0])} of the list is taken')
+            notes.append(f'column {column + 1} of {len(rows[0])} of the list is used')
     if folder and not names.is_own(folder):
         notes.append(f"the leading '{folder}' of every entry of the list is ignored")
     first: dict[str, Entry] = {}
@@ -197,7 +197,7 @@ def find_names(entries: Sequence[Entry], names: Names, clear: Clear | None = Non
     if repeated:
         mistakes.append(
             f'{len(repeated):,} of {len(entries):,} entries repeat an earlier one: {first_few(repeated)}. '
-            'Remove them; `copies` sets how often an image is seen.'
+            'Remove them. To repeat images, set `copies`.'
         )
     return Listing(list(first), len(entries), missing, mistakes, notes)
 
@@ -205,7 +205,7 @@ def find_names(entries: Sequence[Entry], names: Names, clear: Clear | None = Non
 def _choose(
     entries: Sequence[Entry], columns: Sequence[Sequence[str]], names: Names, clear: Clear | None
 ) -> tuple[int | None, list[str]]:
-    """The column of the images to take, None where there is none, and what is wrong with the columns."""
+    """The column to use, or None, and problems of the columns."""
     found = [names.find(column)[0] for column in columns]
     usable = [number for number, column in enumerate(found) if any(column)]
     images = [number for number, column in enumerate(columns) if extension_of(column[0]) in EXTENSIONS]
@@ -215,7 +215,7 @@ def _choose(
     if len(images) == 1 or (clear is None and len(usable) == 1):
         return usable[0], []
     if clear is None:
-        return usable[0], [f'{len(usable)} columns name images of the folder ({entries[0]}). Keep one name a line.']
+        return usable[0], [f'{len(usable)} columns name images of the folder ({entries[0]}). Write one name per line.']
     partners = [clear.names.find(column)[0] for column in columns]
     expected = {number: [name and clear.of(name) for name in found[number]] for number in usable}
 
@@ -225,11 +225,11 @@ def _choose(
 
     lq, gt = max((pair for pair in itertools.permutations(images, 2) if pair[0] in usable), key=agreeing)
     differing = [
-        f'{entry}, by the rule with {by_rule}'
+        f'{entry}, expected {by_rule}'
         for entry, by_rule, partner in zip(entries, expected[lq], partners[gt], strict=True)
         if by_rule not in (None, partner)
     ]
     if not differing:
         return lq, []
-    message = f'{len(differing):,} of {len(entries):,} lines pair other images than the pairing rule: '
+    message = f'{len(differing):,} of {len(entries):,} lines contradict the pairing rule: '
     return lq, [f'{message}{first_few(differing)}. Fix the list or `pairing`.']

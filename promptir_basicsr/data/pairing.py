@@ -1,4 +1,4 @@
-"""Which clear image belongs to a degraded one, by a rule of `options.pairing`.
+"""Pairing of degraded and clear images by a rule of `options.pairing`.
 
 A field of a template matches the shortest run of characters without `/`. `{ext}` is any image extension; in the gt
 template the lq's own extension is tried first.
@@ -15,7 +15,7 @@ from promptir_basicsr.pictures.picture import EXTENSIONS
 
 
 def compile_template(template: str) -> re.Pattern[str]:
-    """A regular expression that matches whole relative paths; `{path}` may span folders."""
+    """Compile a template to a regular expression for whole relative paths; `{path}` may span folders."""
     pattern, end, seen = '', 0, set()
     for field in FIELD.finditer(template):
         name = field.group(1)
@@ -32,12 +32,12 @@ def compile_template(template: str) -> re.Pattern[str]:
 
 
 def fill_template(template: str, fields: Mapping[str, str]) -> str:
-    """The path that a template and the values of its fields make."""
+    """Fill the fields of a template with values, which results in a path."""
     return FIELD.sub(lambda field: fields[field.group(1)], template)
 
 
 class PairFinder:
-    """Finds the clear image of a degraded one among the names that exist."""
+    """Finds the clear image of a degraded one among existing names."""
 
     def __init__(self, rule: PairingRule, gt_names: Sequence[str]) -> None:
         self.rule = rule
@@ -45,7 +45,7 @@ class PairFinder:
         self._gt_names = set(gt_names)
 
     def gt_of(self, lq_name: str) -> tuple[str | None, str]:
-        """(existing gt name or None, the gt name that was expected; '' where the lq name does not fit the rule)."""
+        """The existing gt name or None, and the expected gt name; '' if the lq name does not match the rule."""
         match = self._lq.match(lq_name)
         if match is None:
             return None, ''
@@ -62,13 +62,13 @@ class PairFinder:
 
 
 class Pairing(NamedTuple):
-    """What pairing a folder's names came to.
+    """The result of pairing the names of a folder.
 
     Attributes:
         pairs: (degraded, clear) names in the order of the degraded ones.
         problems: images without a partner.
-        unmatched: names that the rule does not speak of.
-        orphans: degraded names without a clear image, each with the clear name that was expected.
+        unmatched: names that do not match the rule.
+        orphans: degraded names without a clear image, each with the expected clear name.
     """
 
     pairs: list[tuple[str, str]]
@@ -89,10 +89,10 @@ def find_pairs(
 
     Args:
         where: the task, for messages.
-        lq_names: the names to pair; `listed` says that they come from the user's list rather than from a folder.
-        gt_names: the clear names that exist.
-        one_folder: lq and gt names are relative to the same folder; a clear image that fits the lq template, too
-            (`1_gt.png` beside `1.png`, `{id}.png`), is no degraded one.
+        lq_names: the names to pair; `listed` if they are from the user's list, not from a folder.
+        gt_names: the existing clear names.
+        one_folder: lq and gt names are relative to the same folder; a clear image that also matches the lq template
+            (`1_gt.png` next to `1.png`, `{id}.png`) is not a degraded one.
     """
     finder = PairFinder(rule, gt_names)
     pairs: list[tuple[str, str]] = []
@@ -114,14 +114,14 @@ def find_pairs(
         message = (
             f'{len(orphans):,} of {len(pairs) + len(orphans):,} degraded images have no clear image: '
             f'{first_few(" -> ".join(orphan) for orphan in orphans)}. '
-            'Complete the clear images, or choose the degraded ones by `list` or `files`.'
+            'Add the clear images, or select degraded ones by `list` or `files`.'
         )
         items = tuple((name, f'needs {clear}') for name, clear in orphans)
         problems.append(Problem(path, message, 'orphans', items))
     if unmatched and (listed or not pairs):
         message = (
-            f"{len(unmatched):,} of {len(lq_names):,} names do not fit the lq template '{rule.lq}': "
-            f'{first_few(unmatched)}. Choose another pairing rule, or give templates {{lq: ..., gt: ...}}.'
+            f"{len(unmatched):,} of {len(lq_names):,} names do not match the lq template '{rule.lq}': "
+            f'{first_few(unmatched)}. Set another pairing rule, or templates {{lq: ..., gt: ...}}.'
         )
         problems.append(Problem(path, message, 'missing'))
     return Pairing(pairs, problems, unmatched, orphans)

@@ -1,7 +1,7 @@
-"""Protocols as data: what an all-in-one experiment trains on and is measured on, by name.
+"""Protocols: training and test data of all-in-one experiments, by name.
 
-A protocol is a YAML file with a training part and a test part; each holds options of a data set. An option file names
-the protocol and changes what it likes. `docs/protocols.md` lists the protocols and the keys of such a file.
+A protocol is a YAML file with a training part and a test part; each contains options of a dataset. An option file names
+the protocol and may override its options. `docs/protocols.md` lists the protocols and the keys of such a file.
 """
 
 import copy
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).with_name('protocols')
 CATALOGUE = Path(__file__).with_name('corpora.yml')
 FILE_ENDINGS = ('.yml', '.yaml')
 
-# Ways to say where the images of a task are; a change to one of them takes the place of the others.
+# Alternative sources of a task's images; a change to one of them replaces the others.
 _SOURCES = {
     'clean': ('lq', 'gt', 'root', 'pairing'),
     'root': ('lq', 'gt', 'clean', 'degrade'),
@@ -36,7 +36,7 @@ _SOURCES = {
 
 
 class ImageCounts(Section):
-    """Images of a corpus, by part."""
+    """Number of images of a corpus, by part."""
 
     example = 'such as {train: 200, test: 100}'
 
@@ -45,49 +45,49 @@ class ImageCounts(Section):
 
 
 class Corpus(Section):
-    """A published set of images, as the catalogue and files of protocols describe it."""
+    """A published image set, as described in the catalogue and in protocol files."""
 
     example = 'such as {holds: ..., url: ...}'
 
     name: Text = option('', description='its key')
-    holds: Text = option('', description='what it is, needed')
-    images: ImageCounts = option(None, description='how many')
-    url: Text = option('', description='where it is published')
-    archive: Text = option('', description='the download that released programs link')
-    paper: Text = option('', description='that introduces it')
-    license: Text = option('', description='as its page says; empty where the page says nothing')
-    note: Text = option('', description='what to look out for')
+    holds: Text = option('', description='content, required')
+    images: ImageCounts = option(None, description='number of images')
+    url: Text = option('', description='page of its publication')
+    archive: Text = option('', description='download that released programs link to')
+    paper: Text = option('', description='paper that introduces it')
+    license: Text = option('', description='licence according to its page; empty if the page names none')
+    note: Text = option('', description='caveats')
 
 
 def _by_name(corpora: Any) -> Any:
     if isinstance(corpora, list):
         return dict.fromkeys(map(str, corpora))
     if not isinstance(corpora, Mapping):
-        raise told('give a list of names, or `name: {holds: ...}`.')
+        raise told('set a list of names, or `name: {holds: ...}`.')
     return corpora
 
 
 _Link = Annotated[dict[Literal['title', 'url'], Any], Field(min_length=2)]
-_DataSet = Annotated[dict[Any, Any], Told('give options of a data set, not {found}.')]
+_DataSet = Annotated[dict[Any, Any], Told('set options of a dataset, not {found}.')]
 
 
 class ProtocolFile(Section):
     """The file of a protocol, see `Protocol`."""
 
     title: Text = option('', description='of the protocol')
-    about: Text = option('', description='what it is')
-    extends: Any = option(None, description='another protocol, whose keys these replace')
-    sources: Annotated[list[_Link], Told('give a list of {{title: ..., url: ...}}, not {found}.')] = option(
+    about: Text = option('', description='description')
+    extends: Any = option(None, description='base protocol, whose keys are overridden by those of this file')
+    sources: Annotated[list[_Link], Told('set a list of {{title: ..., url: ...}}, not {found}.')] = option(
         (), description='papers and programs'
     )
     corpora: Annotated[dict[str, Corpus | None], BeforeValidator(_by_name)] = option(
         None, description='names of the catalogue, or descriptions by name'
     )
     notes: Annotated[list[StrictStr], Told('{found} is not a list of sentences.')] = option(
-        (), description='what to know about its numbers'
+        (), description='remarks on its results'
     )
-    train: _DataSet | None = option(None, description='options of a data set, and `samples`')
-    test: _DataSet | None = option(None, description='the same of the test')
+    train: _DataSet | None = option(None, description='options of the training dataset, and `samples`')
+    test: _DataSet | None = option(None, description='options of the test dataset, and `samples`')
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Part:
     """The training or the test part of a protocol.
 
     Attributes:
-        options: of the data set; `tasks` is a list, its paths start at `dataroot`.
-        samples: of an epoch, or evaluations of a test, as published; None where that depends on the data.
+        options: of the dataset; `tasks` is a list, with paths relative to `dataroot`.
+        samples: per epoch, or evaluations of a test, as published; None if that depends on the data.
     """
 
     options: Mapping[str, Any]
@@ -105,13 +105,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Protocol:
-    """An experiment of the literature.
+    """A published experiment.
 
     Attributes:
-        name: to refer to it by; the path, if it is a file of the user's.
-        sources: title and address of the papers and programs that it is taken from.
-        notes: what to know about its numbers.
-        train, test: None where it has no such part.
+        name: of the protocol, or the path of a user's file.
+        sources: title and URL of the papers and programs that define it.
+        notes: remarks on its results.
+        train, test: None if it has no such part.
     """
 
     name: str
@@ -125,29 +125,29 @@ class Protocol:
 
 
 def protocol_names() -> list[str]:
-    """The protocols of this package, sorted."""
+    """Names of the built-in protocols, sorted."""
     return sorted(path.stem for path in FOLDER.glob('*.yml'))
 
 
 def load_protocol(name: str, where: str | Keys = 'protocol') -> Protocol:
-    """A protocol.
+    """Load a protocol.
 
     Args:
         name: one of `protocol_names()`, or the path of a YAML file.
-        where: who asks, for messages.
+        where: place of the option, for messages.
 
     Raises:
-        OptionError: there is none, or its file has mistakes.
+        OptionError: unknown protocol, or invalid file.
     """
     return _load(name, keys(where), '', Path(), ())
 
 
 def expand_protocol(opt: Mapping[str, Any], where: str | Keys) -> dict[str, Any]:
-    """Options of a data set with their protocol written out; `opt` stays as it is.
+    """Merge options of a dataset with those of its protocol; `opt` is not changed.
 
-    The data set takes the training part in the phase `train` (also where there is no `phase`), the test part in every
-    other. Keys beside `protocol` replace the protocol's, `~` takes a key away. `tasks` as a list replaces all tasks; a
-    mapping changes tasks by name: options merge into the task's, `~` leaves it out, a new name adds a task.
+    The phase `train` (also the default) uses the training part, other phases the test part. Keys set in `opt` override
+    the protocol, `~` removes a key. `tasks` as a list replaces all tasks; a mapping changes tasks by name: options are
+    merged into the task's, `~` removes a task, a new name adds one.
 
     Args:
         opt: options of an AllInOneDataset, with or without `protocol`.
@@ -157,7 +157,7 @@ def expand_protocol(opt: Mapping[str, Any], where: str | Keys) -> dict[str, Any]
         New options without `protocol`.
 
     Raises:
-        OptionError: every mistake found.
+        OptionError: all problems found.
     """
     given = copy.deepcopy({key: value for key, value in opt.items() if key != 'protocol'})
     name = opt.get('protocol')
@@ -175,14 +175,14 @@ def expand_protocol(opt: Mapping[str, Any], where: str | Keys) -> dict[str, Any]
 
 
 def protocol_datasets(name: str, dataroot: str) -> dict[str, dict[str, Any]]:
-    """`datasets` of an option file: a protocol's training part as `train` and its test part as `val`, written out.
+    """`datasets` of an option file: a protocol's training part as `train` and its test part as `val`.
 
     Args:
         name: as for `load_protocol`.
-        dataroot: folder that the protocol's paths start from.
+        dataroot: root folder of the protocol's paths.
 
     Raises:
-        OptionError: there is no such protocol, or its file has mistakes.
+        OptionError: unknown protocol, or invalid file.
     """
     protocol = load_protocol(name)
     stem = Path(name).stem
@@ -198,7 +198,7 @@ def _copy(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(base: Mapping[str, Any], change: Mapping[str, Any], where: Keys) -> tuple[dict[str, Any], list[Problem]]:
-    """Options of a data set after a change, and the mistakes in it."""
+    """Options of a dataset after a change, and its problems."""
     tasks, problems = _changed_tasks(base.get('tasks', []), change.get('tasks'), (*where, 'tasks'))
     options = {**_copy(base), **change, 'tasks': tasks}
     return {key: value for key, value in options.items() if value is not None or key not in base}, problems
@@ -220,15 +220,15 @@ def _changed_tasks(base: Sequence[Mapping[str, Any]], change: object, where: Key
         elif isinstance(options, Mapping) and _is_complete(options):
             tasks[name] = {'name': name, **options}
         elif name in tasks:
-            message = f'give options to change, or ~ to leave the task out, not {options!r}.'
+            message = f'set options to change, or ~ to remove the task, not {options!r}.'
             problems.append(problem((*where, name), message))
         else:
             message = unknown_name('task', name, [str(task['name']) for task in base])
-            message += ' A task of your own needs `type` and its images: '
+            message += ' A new task needs `type` and its images: '
             message += '`clean` and `degrade`, `lq` and `gt`, or `root` and `pairing`.'
             problems.append(problem(where, message, (name,)))
     if not tasks and not problems:
-        problems.append(problem(where, 'every task is left out. Keep at least one.'))
+        problems.append(problem(where, 'all tasks are removed. Keep at least one.'))
     return list(tasks.values()), problems
 
 
@@ -244,18 +244,18 @@ def _is_complete(options: Mapping[str, Any]) -> bool:
 
 
 def _load(name: object, where: Keys, asked_by: str, folder: Path, chain: tuple[Path, ...]) -> Protocol:
-    """A protocol.
+    """Load a protocol.
 
     Args:
-        where: the option that names the protocol; the problems of files are its problems.
+        where: the option that names the protocol; problems of files are reported there.
         asked_by: the file that extends the protocol, '' for the option file.
-        folder: where paths start.
-        chain: the files that have led here.
+        folder: root of relative paths.
+        chain: the files that extend this one, directly or indirectly.
     """
     try:
         path = _find(name, folder)
         if path.resolve() in chain:
-            raise OptionError(f"'{name}' comes back to itself through `extends`.")
+            raise OptionError(f"'{name}' extends itself, directly or indirectly.")
     except OptionError as error:
         raise OptionError(
             replace(each.below('extends').said_by(asked_by), path=where) if asked_by else each.below(where)
@@ -275,10 +275,10 @@ def _load(name: object, where: Keys, asked_by: str, folder: Path, chain: tuple[P
 
 
 def _find(name: object, folder: Path) -> Path:
-    """The file of a protocol; a path starts at `folder`."""
+    """The file of a protocol; a path is relative to `folder`."""
     names = protocol_names()
     if not isinstance(name, str) or not name:
-        raise OptionError(f'{name!r} is neither the name of a protocol nor a path. One of: {", ".join(names)}.')
+        raise OptionError(f'{name!r} is not the name of a protocol or a path. One of: {", ".join(names)}.')
     if name.endswith(FILE_ENDINGS):
         path = folder / os.path.expanduser(name)
         if not os.path.isfile(path):
@@ -293,7 +293,7 @@ def _find(name: object, folder: Path) -> Path:
 
 
 def _read(name: str, content: Mapping[str, Any], base: Protocol) -> tuple[Protocol, list[Problem]]:
-    """The protocol in a file that extends `base`, and the mistakes in it."""
+    """The protocol of a file that extends `base`, and its problems."""
     written, problems = ProtocolFile.parse(content)
     given = {key: getattr(written, key) for key in written.model_fields_set if key != 'extends'}
     if written.corpora is not None:
@@ -305,22 +305,22 @@ def _read(name: str, content: Mapping[str, Any], base: Protocol) -> tuple[Protoc
             problems += found
     protocol = replace(base, **{'name': name, 'title': name, 'about': '', **given})
     if protocol.train is None and protocol.test is None and not problems:
-        problems.append(problem('', 'has neither a `train` nor a `test` part.'))
+        problems.append(problem('', 'has no `train` or `test` part.'))
     return protocol, problems
 
 
 def _corpora(given: Mapping[str, Corpus | None]) -> tuple[list[Corpus], list[Problem]]:
-    """Those of the catalogue by their names, and those that the file describes."""
+    """Corpora of the catalogue by name, and those that the file describes."""
     catalogue, problems = load_yaml(str(CATALOGUE)), []
     corpora = []
     for name, own in given.items():
         corpora.append(own or Corpus(**catalogue.get(name, {})))
         corpora[-1].name = name
         if own is None and name not in catalogue:
-            advice = 'Describe one of your own as `name: {holds: ..., url: ...}`.'
+            advice = 'Describe a new one as `name: {holds: ..., url: ...}`.'
             problems.append(problem('corpora', f'{unknown_name("corpus", name, catalogue)} {advice}'))
         elif not corpora[-1].holds:
-            problems.append(problem(('corpora', name, 'holds'), 'is missing: what the corpus is, in words.'))
+            problems.append(problem(('corpora', name, 'holds'), 'is missing. Describe the content of the corpus.'))
     return corpora, problems
 
 
@@ -337,13 +337,13 @@ def _part(key: str, given: Mapping[str, Any], base: Part | None) -> tuple[Part, 
 
 
 def _task_problems(tasks: object, where: Keys) -> list[Problem]:
-    """Mistakes that show without the images."""
+    """Problems that can be found without the images."""
     if not isinstance(tasks, Sequence) or isinstance(tasks, str) or not tasks:
-        return [problem(where, f'give tasks, `name: {{type: ..., ...}}`, not {tasks!r}.')]
+        return [problem(where, f'set tasks, `name: {{type: ..., ...}}`, not {tasks!r}.')]
     problems: list[Problem] = []
     for position, task in enumerate(tasks):
         if not isinstance(task, Mapping) or not isinstance(task.get('name'), str):
-            problems.append(problem((*where, position), f'give options with a `name`, not {task!r}.'))
+            problems.append(problem((*where, position), f'set options with a `name`, not {task!r}.'))
             continue
         problems += TaskOptions.problems(task, (*where, task['name']))
     return problems
@@ -356,4 +356,4 @@ def _samples_problems(
     if problems or not all('expected_images' in task for task in tasks):
         return problems
     total = sum(task['expected_images'] * (task.get('copies', 1) if training else 1) for task in tasks)
-    return [] if total == samples else [problem(where, f'{samples:,} stated, the tasks have {total:,}.')]
+    return [] if total == samples else [problem(where, f'is {samples:,}, but the tasks have {total:,}.')]

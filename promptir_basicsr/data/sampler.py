@@ -1,4 +1,4 @@
-"""Tell the dataset the epoch, whatever the workers do, and fill the batches as it asks."""
+"""EpochSampler: passes the epoch to the dataset with each index, and composes the batches."""
 
 import logging
 import math
@@ -19,22 +19,22 @@ logger = logging.getLogger('basicsr')
 
 
 class EpochSampler(EnlargedSampler):
-    """BasicSR's sampler; a dataset with `takes_epoch` is asked for (epoch, index) instead of index.
+    """BasicSR's sampler, which requests (epoch, index) instead of index from a dataset with `takes_epoch`.
 
-    The pair travels to the worker with every request, so persistent workers, their number and a resumed run do not
-    matter. The order comes from (dataset.seed, epoch); BasicSR's comes from the epoch alone. An index at or beyond
-    the length of the dataset is a further draw (`dataset_enlarge_ratio`). Of a fraction of the dataset, every epoch
-    takes other images; BasicSR takes the first ones, which would be the first tasks.
+    Every request to a worker contains the pair, so samples do not depend on persistent workers, their number, or
+    resuming. The order depends on (dataset.seed, epoch); BasicSR's on the epoch only. An index at or beyond the length
+    of the dataset is a further draw (`dataset_enlarge_ratio`). With a fraction of the dataset, every epoch uses
+    different images; BasicSR uses the first ones, which would be the first tasks.
 
-    Where the dataset's `shares` have a number of samples `in_batch`, every batch of their sum holds just these, on
-    every process, and the epoch ends with the last whole batch.
+    If the dataset's `shares` have a number of samples `in_batch`, every batch on every process consists of exactly
+    these, and the epoch ends with the last full batch.
 
-    Where the dataset has `stages`, it is asked for (epoch, index, gt_size). An epoch has one stage: it ends where the
-    stage does, and the next one begins.
+    If the dataset has `stages`, requests are (epoch, index, gt_size). An epoch belongs to one stage: it ends when the
+    stage ends.
 
     Attributes:
-        seen: samples of the epoch that training has had, all processes together; see `count`.
-        iteration: batches that training has had.
+        seen: samples of the epoch that the training has used, over all processes; see `count`.
+        iteration: batches that the training has used.
     """
 
     def __init__(self, dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> None:
@@ -53,25 +53,25 @@ class EpochSampler(EnlargedSampler):
         self._start = (0, 0)
 
     def start_at(self, epoch: int, seen: int) -> None:
-        """Leave out the first samples of one epoch, which a run before this one has seen.
+        """Skip the first samples of an epoch, which the training has used before it was interrupted.
 
         Args:
-            seen: of all processes together, as in `seen`.
+            seen: over all processes, as in `seen`.
         """
         self._start = (epoch, seen)
 
     def drive(self, batches: BatchSampler) -> None:
-        """Set the size of the batches in each stage, and count with it.
+        """Register the batch sampler, to set and count its batch size in each stage.
 
         Args:
-            batches: of a loader that was built by the dataset's options.
+            batches: of a loader that was built from the dataset's options.
         """
         self._batches = batches
         if self.stages:
             self._gpus = batches.batch_size // self.dataset.opt['batch_size_per_gpu']
 
     def set_epoch(self, epoch: int) -> None:
-        """BasicSR's; counts anew, and begins a stage where its time has come."""
+        """Set the epoch as BasicSR does, reset the count, and start a stage if it is due."""
         super().set_epoch(epoch)
         self.seen = self._first
         if self.stages and self._stage != (stage := self._stage_at(self.iteration)):
@@ -83,12 +83,12 @@ class EpochSampler(EnlargedSampler):
             )
 
     def count(self) -> None:
-        """Training has received a batch, as in every process."""
+        """Count a batch that the training has received, as in every process."""
         self.iteration += 1
         self.seen += self._batches.batch_size * self.num_replicas
 
     def last_epoch(self, epoch: int, total_iter: int) -> int:
-        """The epoch of the last iteration, in a training in stages that begins or goes on in `epoch`."""
+        """The epoch of the last iteration, of a training in stages that starts or resumes in `epoch`."""
         iteration, seen = self.iteration, self._start[1] if epoch == self._start[0] else 0
         while (iteration := iteration + self._left(iteration, seen)) < total_iter:
             epoch, seen = epoch + 1, 0
@@ -98,7 +98,7 @@ class EpochSampler(EnlargedSampler):
         return next(stage for stage in self.stages if iteration < stage.until)
 
     def _left(self, iteration: int, seen: int) -> int:
-        """Batches of an epoch from here on, to its end or the stage's; none where a stage has just ended within it."""
+        """Remaining batches to the end of the epoch or the stage; 0 if a stage has just ended within the epoch."""
         stage = self._stage_at(iteration)
         if seen and stage.begin == iteration:
             return 0
@@ -119,14 +119,14 @@ class EpochSampler(EnlargedSampler):
             stage = self._stage_at(self.iteration)
             order = order[: self._left(self.iteration, self.seen) * stage.batch * self._gpus]
             crop = (stage.gt_size,)
-        # Not the whole epoch as Python's numbers at once: they are ten times as large.
+        # Not the whole epoch as Python numbers at once, which take ten times the memory.
         return ((epoch, index, *crop) for part in order.split(8192) for index in part.tolist())
 
     def order(self) -> torch.Tensor:
-        """(len(self),) int64: the indices of this process in this epoch, the first batch's first.
+        """Indices of this process in this epoch, in the order of the batches: (len(self),) int64.
 
-        They depend on (dataset.seed, epoch), the dataset's shares, `dataset_enlarge_ratio` and the number of
-        processes alone.
+        They depend only on (dataset.seed, epoch), the dataset's shares, `dataset_enlarge_ratio` and the number of
+        processes.
         """
         state = np.random.SeedSequence([self.dataset.seed, self.epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
@@ -144,7 +144,7 @@ class EpochSampler(EnlargedSampler):
 
 
 def _shuffled(number: int, length: int, generator: torch.Generator) -> torch.Tensor:
-    """(number,) int64: the indices from 0 in random order; of the last, broken round of `length` a random part."""
+    """Indices from 0 in random order, with a random part of the last, incomplete round of `length`: (number,) int64."""
     order = torch.randperm(number, generator=generator)
     whole = number // length * length
     if whole == number:
@@ -154,23 +154,22 @@ def _shuffled(number: int, length: int, generator: torch.Generator) -> torch.Ten
 
 
 class EpochIndex:
-    """Which image an index of an epoch stands for.
+    """Maps the indices of an epoch to images.
 
-    Of the indices 0 to length - 1, each task has as many as it has samples, one task after another in the order of
-    the options. A task's indices stand for its images in their order, from the first to the last, as many times as
-    that goes; then for a part of them, where the samples are not a multiple of the images. The parts of successive
-    epochs follow one another through an order that is drawn from the seed, round and round, so that every image has
-    had its turn before one has another.
+    The indices 0 to length - 1 are divided among the tasks in the order of the options; each task has as many indices
+    as samples. A task's indices map to its images in order, from first to last, repeated as often as possible. If the
+    samples are not a multiple of the images, the remaining indices map to a part of the images. Over the epochs, these
+    parts go through a random order that depends on the seed, so that every image is used before one is used again.
 
-    An index at or beyond the length is a further draw: index + length stands for the same image as index, or for one
-    of the next epoch's part.
+    An index at or beyond the length is a further draw: index + length maps to the same image as index, or to one of the
+    next epoch's part.
     """
 
     def __init__(self, shares: Sequence[TaskShare], seed: int) -> None:
         self._images = [share.images for share in shares]
         self._samples = [share.samples for share in shares]
         self._ends = np.cumsum(self._samples)
-        # A spawn key, because a plain list of numbers would be the seed of a sample, too.
+        # A spawn key, because a plain list of numbers would also be the seed of a sample.
         self._turns = [
             np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,))).permutation(images)
             if samples % images
@@ -194,13 +193,13 @@ class EpochIndex:
 
 
 class EpochPlan(NamedTuple):
-    """What BasicSR makes of an epoch.
+    """Length of an epoch, and number of epochs, in BasicSR.
 
     Attributes:
-        samples: drawn in an epoch, by all processes together.
-        batch: of an iteration, over all processes and GPUs.
-        iterations: whole batches of an epoch; BasicSR drops the last, smaller one.
-        epochs: that BasicSR runs at most.
+        samples: per epoch, over all processes.
+        batch: per iteration, over all processes and GPUs.
+        iterations: full batches of an epoch; BasicSR drops the last, smaller one.
+        epochs: largest number of epochs that BasicSR runs.
         in_process: GPUs that share the batch of a process.
     """
 
@@ -212,15 +211,15 @@ class EpochPlan(NamedTuple):
 
 
 def plan_epochs(options: Mapping[str, Any], samples: int, processes: int = 1) -> EpochPlan | None:
-    """The epochs of a training; None where `num_gpu` or `train.total_iter` are no counts.
+    """The epochs of a training; None if `num_gpu` or `train.total_iter` is not a valid count.
 
     BasicSR runs ceil(total_iter / ceil(samples / batch)) + 1 epochs and drops the last, smaller batch of each. With
     several GPUs in one process it counts the epochs as if there were one.
 
     Args:
-        options: of the whole run, with a sound `datasets.train`.
+        options: of the whole run, with a valid `datasets.train`.
         samples: length of the training set.
-        processes: how many processes share an iteration.
+        processes: number of processes that share an iteration.
     """
     dataset, total = options['datasets']['train'], options['train'].get('total_iter')
     gpus: Any = torch.cuda.device_count() if options.get('num_gpu') == 'auto' else options.get('num_gpu')

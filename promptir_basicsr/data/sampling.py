@@ -1,4 +1,4 @@
-"""How much of an epoch, and of every batch, each task gets."""
+"""Sampling of tasks: their shares of an epoch and of every batch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ from promptir_basicsr.data.tasks import Task
 
 @dataclass(frozen=True)
 class TaskShare:
-    """What a task gets of an epoch.
+    """A task's share of an epoch.
 
     Attributes:
-        name: the task's.
-        images: how many it has.
-        samples: how many samples of an epoch are the task's.
-        asked: the share of the epoch that the options ask for, 0 to 1.
-        share: the share it gets, after rounding to whole samples of a batch (`fixed_shares`) or of an epoch.
-        in_batch: samples of the task in every batch of `batch_size_per_gpu`; 0 where batches are mixed at random.
+        name: of the task.
+        images: number of its images.
+        samples: number of its samples per epoch.
+        asked: the share of the epoch that the options request, 0 to 1.
+        share: the actual share, after rounding to whole samples of a batch (`fixed_shares`) or of an epoch.
+        in_batch: samples of the task in every batch of `batch_size_per_gpu`; 0 if batches are mixed at random.
     """
 
     name: str
@@ -33,17 +33,17 @@ class TaskShare:
 
     @property
     def draws(self) -> float:
-        """How often an image is drawn in an epoch, on average."""
+        """Average number of draws of an image per epoch."""
         return self.samples / self.images
 
 
 def epoch_shares(tasks: Sequence[Task], opt: Mapping[str, Any]) -> list[TaskShare]:
-    """What each task gets of an epoch, before `dataset_enlarge_ratio`.
+    """The tasks' shares of an epoch, before `dataset_enlarge_ratio`.
 
-    Every image `copies` times, unless the tasks have weights or `sampling` says otherwise; in validation once.
+    Every image is drawn `copies` times, unless the tasks have weights or `sampling` is set; in validation once.
 
     Args:
-        opt: the dataset's options, found right by `check_sampling`.
+        opt: the dataset's options, valid according to `check_sampling`.
     """
     if not tasks:
         return []
@@ -54,7 +54,7 @@ def epoch_shares(tasks: Sequence[Task], opt: Mapping[str, Any]) -> list[TaskShar
     sizes = [len(task) * task.copies for task in tasks]
     asked = _asked(tasks, sizes, options)
     in_batch = apportion(opt['batch_size_per_gpu'], asked) if options.get('fixed_shares') else [0] * len(sizes)
-    # Whole batches make up the epoch, so that their rounding is the epoch's.
+    # The epoch consists of full batches, so it has their rounded shares.
     samples = apportion(options.get('epoch_size') or sum(sizes), in_batch if any(in_batch) else asked)
     got = in_batch if any(in_batch) else samples
     return [
@@ -64,7 +64,7 @@ def epoch_shares(tasks: Sequence[Task], opt: Mapping[str, Any]) -> list[TaskShar
 
 
 def _sampling(opt: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling options that are given."""
+    """The sampling options that are set."""
     return {key: value for key, value in (opt.get('sampling') or {}).items() if value is not None}
 
 
@@ -73,7 +73,7 @@ def _training(opt: Mapping[str, Any]) -> bool:
 
 
 def _asked(tasks: Sequence[Task], sizes: Sequence[int], options: Mapping[str, Any]) -> list[Fraction]:
-    """Shares in proportion, exact wherever the options are."""
+    """Requested proportions of the tasks, exact if the options are exact."""
     if all(task.weight is not None for task in tasks):
         return [Fraction(str(task.weight)) for task in tasks]
     temperature = options.get('temperature', 1)
@@ -83,9 +83,9 @@ def _asked(tasks: Sequence[Task], sizes: Sequence[int], options: Mapping[str, An
 
 
 def apportion(total: int, shares: Sequence[Fraction | int]) -> list[int]:
-    """Whole numbers that add up to `total`, in proportion to `shares`.
+    """Split `total` into whole numbers in proportion to `shares`.
 
-    By largest remainder: every number is its exact one rounded down or up; of equal remainders the first is raised.
+    Uses the largest remainder method: every number is rounded down or up; of equal remainders the first is rounded up.
     """
     whole = sum(shares)
     exact = [Fraction(total * share) / whole for share in shares]
@@ -97,17 +97,17 @@ def apportion(total: int, shares: Sequence[Fraction | int]) -> list[int]:
 
 
 def check_sampling(opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
-    """Options of sampling that do not go together; those that show in the tasks are `check_shares`'.
+    """Check that the sampling options fit each other; `check_shares` checks them against the tasks.
 
     Args:
-        opt: the dataset's options, without those that are wrong by themselves.
+        opt: the dataset's options, without invalid ones.
     """
     where = keys(where)
     sampling, training = opt.get('sampling'), _training(opt)
     if not training:
         found: list[Keys] = [(*task, 'weight') for task in _weighted(opt)]
         found += [('sampling',)] * (sampling is not None)
-        once = 'belongs to training; a validation takes every image once. Leave it out.'
+        once = 'only for training; a validation uses every image once. Remove it.'
         return [problem((*where, *path), once) for path in found]
     problems = _check_weights(opt, where)
     if sampling is None:
@@ -117,8 +117,8 @@ def check_sampling(opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
         problems.append(
             problem(
                 (*where, 'sampling', 'temperature'),
-                'makes shares from the numbers of images, and a `weight` is a share '
-                f'({first_few(map(place, _weighted(opt)))}). Give the one or the other.',
+                'computes shares from the numbers of images, but a `weight` already sets a share '
+                f'({first_few(map(place, _weighted(opt)))}). Set only one of them.',
             )
         )
     if options.get('fixed_shares') and check_count('', opt.get('batch_size_per_gpu')):
@@ -129,7 +129,7 @@ def check_sampling(opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
 
 
 def _weighted(opt: Mapping[str, Any], given: bool = True) -> list[Keys]:
-    """Places of the tasks in the data set that have a weight, or that have none."""
+    """Places of the tasks of the dataset that have a weight, or that do not."""
     tasks = [(('tasks', n), task) for n, task in enumerate(opt.get('tasks', ())) if isinstance(task, Mapping)]
     return [path for path, task in tasks if (task.get('weight') is not None) == given]
 
@@ -138,15 +138,15 @@ def _check_weights(opt: Mapping[str, Any], where: Keys) -> list[Problem]:
     given, absent = (first_few(map(place, _weighted(opt, which))) for which in (True, False))
     if not given or not absent:
         return []
-    message = f'a `weight` stands in {given} and is missing in {absent}. Give every task one, or none.'
+    message = f'`weight` is set in {given}, but is missing in {absent}. Set it for every task or for none.'
     return [problem((*where, 'tasks'), message)]
 
 
 def check_shares(tasks: Sequence[Task], opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
-    """Tasks that would have no sample of a batch or of an epoch, and what would give them one.
+    """Check that every task has a sample in a batch or an epoch, with advice if not.
 
     Args:
-        opt: the dataset's options, found right by `check_sampling`.
+        opt: the dataset's options, valid according to `check_sampling`.
     """
     shares = epoch_shares(tasks, opt)
     kind, left_out = _left_out(shares)
@@ -154,21 +154,21 @@ def check_shares(tasks: Sequence[Task], opt: Mapping[str, Any], where: str | Key
         return []
     path = (*keys(where), 'sampling', *(['fixed_shares'] if kind == 'a batch' else []))
     total = sum(share.in_batch if kind == 'a batch' else share.samples for share in shares)
-    asked = first_few(f"'{shares[n].name}' ({100 * shares[n].asked:.3g} % asked)" for n in left_out)
+    asked = first_few(f"'{shares[n].name}' ({100 * shares[n].asked:.3g} % requested)" for n in left_out)
     mends = [*_least_total(tasks, opt, kind, total), *_least_share(tasks, opt, left_out, total)]
     mend = f' Raise {", or ".join(mends)}.' if mends else ' Make the shares less different.'
-    return [problem(path, f'{kind} of {total:,} would hold no sample of {asked}.{mend}')]
+    return [problem(path, f'{kind} of {total:,} would have no sample of {asked}.{mend}')]
 
 
 def _left_out(shares: Sequence[TaskShare]) -> tuple[str, list[int]]:
-    """`a batch` or `an epoch`, and the tasks that have no sample of it."""
+    """`a batch` or `an epoch`, and the tasks without a sample in it."""
     if any(share.in_batch for share in shares) and not all(share.in_batch for share in shares):
         return 'a batch', [n for n, share in enumerate(shares) if not share.in_batch]
     return 'an epoch', [n for n, share in enumerate(shares) if not share.samples]
 
 
 def _least_total(tasks: Sequence[Task], opt: Mapping[str, Any], kind: str, total: int) -> list[str]:
-    """The smallest batch, or epoch, of which every task gets a sample."""
+    """The smallest batch or epoch in which every task has a sample, as advice."""
     smallest = min(share.asked for share in epoch_shares(tasks, opt))
     enough = math.ceil(1 / smallest) + 1 if smallest else math.inf
     if enough > (1000 if kind == 'a batch' else 1e9):
@@ -185,7 +185,7 @@ def _least_total(tasks: Sequence[Task], opt: Mapping[str, Any], kind: str, total
 
 
 def _least_share(tasks: Sequence[Task], opt: Mapping[str, Any], left_out: Sequence[int], total: int) -> list[str]:
-    """What would make the share of the tasks large enough."""
+    """Options that would make the shares of the tasks large enough, as advice."""
     options = _sampling(opt)
     if 'temperature' in options:
         for temperature in (1, 1.5, 2, 3, 5, 10, 20, 50, 100):
@@ -211,6 +211,6 @@ def _least_share(tasks: Sequence[Task], opt: Mapping[str, Any], left_out: Sequen
 
 
 def _round_up(number: float) -> float:
-    """To two digits."""
+    """Round up to two digits."""
     unit = 10.0 ** (math.floor(math.log10(number)) - 1)
     return float(f'{math.ceil(number / unit) * unit:g}')

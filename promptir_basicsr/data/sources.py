@@ -1,4 +1,4 @@
-"""Where images come from: a source lists names and opens one of them."""
+"""Image sources, folders or LMDBs: they list names and open images."""
 
 import importlib.resources
 import os
@@ -18,21 +18,21 @@ SKIMAGE = 'skimage://'
 
 
 class StoredImage(Protocol):
-    """One image of a source, opened; what is not asked for is not decoded."""
+    """An opened image of a source, which decodes only what is requested."""
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
 
     def pixels(self) -> np.ndarray:
-        """The whole image: (H, W, 3) RGB, uint8 or uint16. Not to be written to."""
+        """The whole image: (H, W, 3) RGB, uint8 or uint16. Read only."""
 
     def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """An area of it: the very pixels of the whole. Not to be written to."""
+        """An area of the image, with the same pixels as in the whole image. Read only."""
 
 
 class BorderCut:
-    """A stored image without its border of some pixels at each side."""
+    """A stored image without a border of some pixels at each side."""
 
     def __init__(self, image: StoredImage, border: int) -> None:
         self._image, self._border = image, border
@@ -43,23 +43,23 @@ class BorderCut:
         return without_border(self._image.size, self._border)
 
     def pixels(self) -> np.ndarray:
-        """The whole of it. Not to be written to."""
+        """The whole image without the border. Read only."""
         return self.crop(0, 0, *self.size)
 
     def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """An area of it. Not to be written to."""
+        """An area of the image without the border. Read only."""
         return self._image.crop(top + self._border, left + self._border, height, width)
 
 
 class Source(Protocol):
-    """A place that holds images: a folder or an LMDB. Names are relative paths with forward slashes.
+    """A source of images: a folder or an LMDB. Names are relative paths with forward slashes.
 
-    A source travels to worker processes, by fork or by pickle; it opens files there, not before.
+    A source is passed to worker processes by fork or by pickle, and opens files only there.
 
     Attributes:
         root: the folder, also of an LMDB.
-        max_pixels: images with more are refused.
-        unread: sentences about pictures of kinds that are not read, once `names` has listed the folder.
+        max_pixels: images with more pixels are refused.
+        unread: messages about unsupported image formats, after `names` has listed the folder.
     """
 
     root: Path
@@ -70,20 +70,20 @@ class Source(Protocol):
         """All images, sorted."""
 
     def where(self, name: str) -> str:
-        """The path to show for a name."""
+        """The path of a name, for messages."""
 
     def open(self, name: str) -> StoredImage:
-        """The image called `name`.
+        """Open the image `name`.
 
         Raises:
-            ImageError: it is not there or damaged; the message names it.
+            ImageError: the image is missing or damaged; the message names it.
         """
 
 
 def resolve(path: str, dataroot: str | None = None) -> Path:
-    """The folder or file meant by an option.
+    """Resolve a path of an option to a folder or file.
 
-    `~` is the home folder, a relative path lies under `dataroot`, and `skimage://` is the folder of photographs that
+    `~` is the home folder, relative paths start at `dataroot`, and `skimage://` is the folder of photographs that
     scikit-image installs.
     """
     if path.startswith(SKIMAGE):
@@ -93,10 +93,10 @@ def resolve(path: str, dataroot: str | None = None) -> Path:
 
 
 def open_source(path: Path) -> Source:
-    """The folder, or the LMDB where the path ends in `.lmdb`.
+    """Open a folder, or an LMDB if the path ends in `.lmdb`.
 
     Raises:
-        ValueError: there is nothing that can be read; says what was found and how to mend it.
+        ValueError: the path cannot be read; the message says what was found and how to fix it.
     """
     if path.suffix == '.lmdb':
         return LmdbSource(path)
@@ -116,7 +116,7 @@ class FolderSource:
         self._prefix = os.path.join(self.root, '')
 
     def names(self) -> list[str]:
-        """All image files below the folder, sorted; hidden files and folders are left out."""
+        """All image files below the folder, sorted; hidden files and folders are skipped."""
         found: list[str] = []
         others: list[str] = []
         for folder, subfolders, files in os.walk(self.root, followlinks=True):
@@ -130,11 +130,11 @@ class FolderSource:
         return sorted(found)
 
     def where(self, name: str) -> str:
-        """The path to show for a name."""
+        """The path of a name, for messages."""
         return self._prefix + name
 
     def open(self, name: str) -> EncodedImage:
-        """The image called `name`; its file is read, not yet decoded."""
+        """Read the file of the image `name`, without decoding it."""
         path = self.where(name)
         try:
             with open_regular(path) as file:
@@ -144,6 +144,6 @@ class FolderSource:
 
 
 def _leads_back(folder: str, name: str) -> bool:
-    """Whether a subfolder is a link to the folder it lies in, or to one above: following it would never end."""
+    """Whether a subfolder links to its own folder or a parent of it; following such a link would never end."""
     path = os.path.join(folder, name)
     return os.path.islink(path) and Path(folder).resolve().is_relative_to(Path(path).resolve())

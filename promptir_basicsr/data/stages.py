@@ -1,4 +1,4 @@
-"""Progressive training: sizes of crops and batches that change at given iterations."""
+"""Progressive training: crop sizes and batch sizes that change at given iterations."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from promptir_basicsr.core.problems import Keys, Problem, keys, problem
 
 
 class Stage(NamedTuple):
-    """A part of a training.
+    """A stage of a training.
 
     Attributes:
         begin: number of iterations before it.
@@ -27,7 +27,7 @@ def stages_of(opt: Mapping[str, Any]) -> list[Stage]:
     """The stages of a training set; a single one without the option `stages`.
 
     Args:
-        opt: the dataset's options, without those that are wrong by themselves.
+        opt: the dataset's options, without invalid ones.
     """
     given = opt.get('stages') or [{}]
     found: list[Stage] = []
@@ -41,18 +41,16 @@ def stages_of(opt: Mapping[str, Any]) -> list[Stage]:
 
 
 def by_stage(opt: Mapping[str, Any], key: str) -> dict[Keys, int]:
-    """Values of `gt_size` or `batch_size_per_gpu` in the stages, by their places in the options of the data set."""
+    """Values of `gt_size` or `batch_size_per_gpu` in the stages, by their places in the dataset's options."""
     stages = enumerate(opt.get('stages') or [{}])
     found = {('stages', n, key) if stage.get(key) else (key,): stage.get(key) or opt.get(key) for n, stage in stages}
     return {path: value for path, value in found.items() if value}
 
 
 def check_stages(opt: Mapping[str, Any], where: str | Keys) -> list[Problem]:
-    """Whether `sampling.fixed_shares` can hold in every stage; see `stages_of`."""
+    """Check that `sampling.fixed_shares` is possible in every stage; see `stages_of`."""
     sizes = dict.fromkeys(by_stage(opt, 'batch_size_per_gpu').values())
     if len(sizes) < 2 or not (opt.get('sampling') or {}).get('fixed_shares'):
         return []
-    message = (
-        f'needs one batch_size_per_gpu in all stages, not {", ".join(map(str, sizes))}. Change only gt_size there.'
-    )
+    message = f'needs the same batch_size_per_gpu in all stages, not {", ".join(map(str, sizes))}. Only change gt_size.'
     return [problem((*keys(where), 'sampling', 'fixed_shares'), message)]

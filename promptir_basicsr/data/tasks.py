@@ -1,4 +1,4 @@
-"""A task is one degradation of one corpus: its images, its label, how often it is seen in an epoch."""
+"""Tasks: a task is one degradation of one corpus, with images, label and number of copies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,19 +22,19 @@ class Task:
     """One degradation of one corpus.
 
     Attributes:
-        name: unique within the dataset; rows of tables, folders of pictures and log entries carry it.
+        name: unique within the dataset; used in tables, image folders and logs.
         type: a word of the vocabulary of degradations.
-        label: its class id.
-        copies: how often each image is seen in an epoch.
-        weight: its part of the epoch in proportion to the other tasks' weights, if the options give it.
-        names: (lq name, gt name) pairs; of a synthesised task both are the clean image's.
+        label: its class index.
+        copies: number of times each image is drawn per epoch.
+        weight: its part of the epoch relative to the other tasks' weights, if the options set it.
+        names: (lq name, gt name) pairs; for a synthesised task both are the clean image's.
         degrade: makes the degraded image from the clean one; None for a paired task.
-        expected_images: the published count, if the options give it.
-        known_counts: other counts that are met, and what they mean, `what is wrong: more words`.
+        expected_images: the published count, if the options set it.
+        known_counts: other common counts and their meanings, `problem: explanation`.
         channels: of the images, 3 (RGB) or 1 (grey).
-        left_out: files of the lq folder that the pairing rule does not speak of.
-        notes: sentences on how its list was read.
-        crop_border_gt: pixels that the clear images of a paired task lose at each side.
+        left_out: files of the lq folder that do not match the pairing rule.
+        notes: messages about how its list was read.
+        crop_border_gt: border in pixels that is cropped from each side of a paired task's clear images.
     """
 
     name: str
@@ -58,21 +58,21 @@ class Task:
         return self.degrade is None
 
     def __len__(self) -> int:
-        """Images (pairs), copies not counted."""
+        """Number of images (pairs), without copies."""
         return len(self.names)
 
 
 @dataclass
 class TaskSurvey:
-    """What the options of one task came to.
+    """The result of checking the options of one task.
 
     Attributes:
         path: the task's place in the option file.
         name: the task's name, or its type.
-        options: the task's; wrong ones have their defaults.
-        task: what can be used of it; None where the options do not make a task.
-        problems: mistakes in the options.
-        gaps: what is missing among the images.
+        options: the task's options; invalid ones have their defaults.
+        task: the usable part of the task; None if the options do not define one.
+        problems: problems of the options.
+        gaps: missing images.
     """
 
     path: Keys
@@ -84,26 +84,26 @@ class TaskSurvey:
 
     @property
     def where(self) -> str:
-        """The place as it is shown."""
+        """The place in the option file, for messages."""
         return place(self.path)
 
     def __contains__(self, problem: Problem) -> bool:
-        """Whether a problem is with this task."""
+        """Whether a problem belongs to this task."""
         return problem.place[: len(self.path)] == self.path
 
 
 def build_tasks(
     options: Mapping[str, Any], where: str | Keys, surveys: dict[Keys, list[TaskSurvey]] | None = None
 ) -> list[Task]:
-    """The tasks of a dataset.
+    """Build the tasks of a dataset.
 
     Args:
         options: the dataset's options: `tasks`, `dataroot`, `degradations`.
         where: their place in the option file, e.g. ('datasets', 'train').
-        surveys: filled at `where` with what each task came to, for those who go on where images are missing.
+        surveys: filled at `where` with the survey of each task, for callers that continue if images are missing.
 
     Raises:
-        OptionError: every mistake found, missing folders and files included.
+        OptionError: all problems found, including missing folders and files.
     """
     options, problems = AllInOneOptions.sound(options, where)
     found, more = survey_tasks(options, where)
@@ -114,10 +114,10 @@ def build_tasks(
 
 
 def survey_tasks(options: Mapping[str, Any], where: str | Keys) -> tuple[list[TaskSurvey], list[Problem]]:
-    """`build_tasks` that goes on where images are missing: what each task came to, and all problems.
+    """Build tasks as `build_tasks`, but continue if images are missing; return surveys and all problems.
 
     Args:
-        options: as for `build_tasks`, without those that are wrong by themselves.
+        options: as for `build_tasks`, without invalid ones.
     """
     where = (*keys(where), 'tasks')
     vocabulary, sources = options.get('degradations') or DEGRADATION_TYPES, _Sources()
@@ -125,7 +125,7 @@ def survey_tasks(options: Mapping[str, Any], where: str | Keys) -> tuple[list[Ta
     problems: list[Problem] = []
     for position, task in enumerate(options.get('tasks', ())):
         if not isinstance(task, Mapping):
-            message = f'give options such as {{type: denoise, clean: ...}}, not {task!r}.'
+            message = f'set options such as {{type: denoise, clean: ...}}, not {task!r}.'
             problems.append(problem((*where, position), message))
             continue
         name = task.get('name', task.get('type'))
@@ -135,24 +135,24 @@ def survey_tasks(options: Mapping[str, Any], where: str | Keys) -> tuple[list[Ta
         problems += [*survey.problems, *survey.gaps]
     names = [survey.task.name for survey in surveys if survey.task is not None]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(problem(where, f"two tasks are called '{name}'. Give each a `name` of its own."))
+        problems.append(problem(where, f"two tasks have the name '{name}'. Set a unique `name` for each."))
     return surveys, problems + _same_channels([survey for survey in surveys if not survey.problems], where)
 
 
 def _same_channels(surveys: Sequence[TaskSurvey], where: Keys) -> list[Problem]:
-    """A batch is one tensor, and so are the images of a network."""
+    """Check that all tasks have the same number of channels, because a batch is one tensor."""
     grey, colour = ([survey.name for survey in surveys if survey.options.channels == number] for number in (1, 3))
     if not (grey and colour):
         return []
-    message = f'images of 1 channel ({first_few(grey)}) and of 3 ({first_few(colour)}) in one data set.'
+    message = f'images with 1 channel ({first_few(grey)}) and with 3 ({first_few(colour)}) in one dataset.'
     return [problem(where, f'{message} Set the same `channels` in all of its tasks.')]
 
 
 def known_count(found: int, expected: int | None, known: Mapping[int, str]) -> str:
-    """What a number of images is known to mean, or ''.
+    """The known meaning of a number of images, or ''.
 
-    `BSD400 missing: 4,744 of 5,144, this is the WED-only variant`, made of `BSD400 missing: this is the WED-only
-    variant`.
+    For example, `BSD400 missing: this is the WED-only variant` becomes `BSD400 missing: 4,744 of 5,144, this is the
+    WED-only variant`.
     """
     if found not in known or found == expected:
         return ''
@@ -164,7 +164,7 @@ def known_count(found: int, expected: int | None, known: Mapping[int, str]) -> s
 
 
 class _Sources:
-    """Sources by path, each listed once: tasks share folders."""
+    """Sources by path, each listed only once, because tasks share folders."""
 
     def __init__(self) -> None:
         self._sources: dict[Path, Source] = {}
@@ -182,7 +182,7 @@ class _Sources:
 
 
 class _TaskBuilder:
-    """Makes a task, and what there is to say of it, of its options."""
+    """Builds a task and its survey from its options."""
 
     def __init__(
         self,
@@ -199,12 +199,12 @@ class _TaskBuilder:
         self.notes: list[str] = []
 
     def _wrong(self, place: str, message: str, *others: Keys) -> None:
-        """Note a problem with an option of the task."""
+        """Add a problem of an option of the task."""
         path = self.survey.path
         self.survey.problems.append(Problem((*path, place), message, others=others))
 
     def _lacks(self, message: str, *options: str) -> None:
-        """Note a problem with the task as a whole, whose message names options in this order."""
+        """Add a problem of the whole task, whose message names options in this order."""
         self.survey.problems.append(problem(self.survey.path, message, *((key,) for key in options)))
 
     def build(self) -> TaskSurvey:
@@ -215,7 +215,7 @@ class _TaskBuilder:
             names = [(name, name) for name in self._names('clean', lq)]
         else:
             if 'degrade' in self.given:
-                self._wrong('degrade', 'goes with `clean`, the folder of images to degrade.')
+                self._wrong('degrade', 'needs `clean`, the folder of images to degrade.')
             lq, gt, names = self._pairs()
         if not self.survey.problems and lq is not None and gt is not None and names:
             self.survey.task = Task(
@@ -242,7 +242,7 @@ class _TaskBuilder:
         if 'type' not in self.given:
             self._lacks(f'`type` is missing. One of: {", ".join(self.vocabulary)}.', 'type')
         elif kind is not None and kind not in self.vocabulary:
-            advice = ' A degradation of your own joins the vocabulary through `degradations` of the dataset.'
+            advice = ' To add a new degradation, set `degradations` of the dataset.'
             self._lacks(unknown_name('task type', kind, self.vocabulary) + advice, 'type')
         elif kind is not None and label is None:
             return self.vocabulary.index(kind)
@@ -251,11 +251,10 @@ class _TaskBuilder:
     def _check_degrade(self) -> None:
         for key in ('root', 'lq', 'gt', 'pairing', 'crop_border_gt'):
             if key in self.given:
-                self._wrong(key, 'belongs to paired tasks; this one is made from `clean`.')
+                self._wrong(key, 'only for paired tasks; this one is synthesised from `clean`.')
         if 'degrade' not in self.given:
             self._lacks(
-                '`degrade` is missing, e.g. {type: gaussian_noise, sigma: 25}: '
-                'it says how the clean images are degraded.',
+                '`degrade` is missing. Set how to degrade the clean images, e.g. {type: gaussian_noise, sigma: 25}.',
                 'degrade',
                 'clean',
             )
@@ -266,7 +265,7 @@ class _TaskBuilder:
         apart = 'lq' in given or 'gt' in given
         if apart == ('root' in given) or (apart and not ('lq' in given and 'gt' in given)):
             self._lacks(
-                'give `lq` and `gt` (two folders), or `root` (one folder that holds both), or `clean` and `degrade`.',
+                'set `lq` and `gt` (two folders), or `root` (one folder with both), or `clean` and `degrade`.',
                 *('lq', 'gt', 'root', 'clean', 'degrade'),
             )
             return None, None, []
@@ -278,7 +277,7 @@ class _TaskBuilder:
         if ('pairing' in given and not ruled) or lq is None or gt is None:
             return None, None, []
         if rule.lq == rule.gt and not apart:
-            self._wrong('pairing', 'equal names need two folders; give `lq` and `gt`, not `root`.')
+            self._wrong('pairing', 'equal names need two folders. Set `lq` and `gt`, not `root`.')
             return None, None, []
         listed = 'list' in given or 'files' in given
         rule = rule.without_folder() if apart and rule in PAIRING_RULES.values() else rule
@@ -294,20 +293,20 @@ class _TaskBuilder:
             one_folder=not apart,
         )
         self.survey.gaps += pairing.problems
-        if not apart:  # the folder holds clear images as well, of which the rule does not speak
+        if not apart:  # the folder also contains clear images, which do not match the rule
             return lq, gt, pairing.pairs
         self.left_out = pairing.unmatched
         return lq, gt, self._without_own(pairing.pairs, lq, gt, listed)
 
     def _without_own(self, names: list[tuple[str, str]], lq: Source, gt: Source, listed: bool) -> list[tuple[str, str]]:
-        """Where the lq folder holds the gt folder, the clear images in it are no degraded ones."""
+        """Remove clear images from the degraded ones if the lq folder contains the gt folder."""
         lq_root, gt_root = lq.root.resolve(), gt.root.resolve()
         others = [(lq_name, gt_name) for lq_name, gt_name in names if f'{lq_root}/{lq_name}' != f'{gt_root}/{gt_name}']
         own = len(names) - len(others)
         if own and (listed or not others):
             self._lacks(
                 f'{own:,} of {len(names):,} degraded images are their own clear image. '
-                f"Mend `lq` ('{lq.root}'), `gt` ('{gt.root}') or the pairing rule.",
+                f"Fix `lq` ('{lq.root}'), `gt` ('{gt.root}') or the pairing rule.",
                 *('lq', 'gt', 'pairing'),
             )
         return others
@@ -324,7 +323,7 @@ class _TaskBuilder:
 
     @property
     def _dataroot(self) -> Keys:
-        """The option of the data set that is the other cause of a wrong folder: of a protocol's task, the only one."""
+        """The other option that may cause a wrong folder; for tasks of a protocol, the only one."""
         return (*self.survey.path[:-2], 'dataroot')
 
     def _expectation(self) -> str:
@@ -334,12 +333,12 @@ class _TaskBuilder:
         if 'pairing' in self.options.model_fields_set and rule in PAIRING_RULES.values():
             parts.append(f"laid out as '{rule.lq}' with '{rule.gt}'")
         expected = f' Expected there: {", ".join(parts)}.' if parts else ''
-        return f'{expected} Mend the path, or `dataroot` of the dataset (now {self.dataroot or "."!r}).'
+        return f'{expected} Fix the path, or `dataroot` of the dataset (now {self.dataroot or "."!r}).'
 
     def _names(self, key: str, source: Source | None, clear: Clear | None = None) -> list[str]:
-        """The names to use: the list's, the option's, or all in the folder."""
+        """The names to use: from `list`, from `files`, or all in the folder."""
         if 'list' in self.given and 'files' in self.given:
-            self._lacks('give `list` (a text file) or `files` (names), not both.', 'list')
+            self._lacks('set `list` (a text file) or `files` (names), not both.', 'list')
         if source is None:
             return []
         if 'list' in self.given or 'files' in self.given:
@@ -356,38 +355,36 @@ class _TaskBuilder:
         given: str | Sequence[str] | None = getattr(self.options, key)
         if not given:
             if given is not None:
-                self._wrong(key, 'no names in it.')
+                self._wrong(key, 'contains no names.')
             return []
         present = Names(self.sources.names(source), source.root)
         if isinstance(given, str):
             path = resolve(given, self.dataroot)
             try:
                 listing = read_list(path, present, clear)
-            except (OSError, ValueError) as error:  # not there, not text, no name of a file
+            except (OSError, ValueError) as error:  # missing, not text, or not a file name
                 self._wrong(key, f"'{path}' cannot be read as text ({error}).")
                 return []
         else:
             listing = find_names([Entry(text) for text in given], present, clear)
         self.notes += listing.notes
         if not listing.entries:
-            self._wrong(key, 'no names in it.')
+            self._wrong(key, 'contains no names.')
         for mistake in listing.mistakes:
             self._wrong(key, mistake)
         if listing.missing:
             total = listing.entries
             meaning = known_count(total - len(listing.missing), total, self.options.known_counts or {})
-            several = (
-                (entry, f', which may be {" or ".join(like)}' if like else '') for entry, like in listing.missing
-            )
+            several = ((entry, f', possibly {" or ".join(like)}' if like else '') for entry, like in listing.missing)
             example = next(iter(self.sources.names(source)), '') if not listing.names else ''
             message = (
                 f"{len(listing.missing):,} of {total:,} entries are not in '{source.root}': "
                 f'{first_few(f"{entry}{like}" for entry, like in several)}. {meaning}{". " if meaning else ""}'
                 + (f"Images there have names such as '{example}'. " if example else '')
                 + (
-                    'Write the names as those of the files are.'
+                    'Use the exact names of the files.'
                     if all(like for _, like in listing.missing)
-                    else 'Complete the folder, or take the names out of the list.'
+                    else 'Add the files, or remove the names from the list.'
                 )
             )
             items = tuple((entry.text, entry.place) for entry, _ in listing.missing)

@@ -1,4 +1,4 @@
-"""A page in the browser to try a network."""
+"""Web demo: a page to try a network in the browser."""
 
 from promptir_basicsr.demo.app import build_page
 

@@ -1,4 +1,4 @@
-"""The page of `basicsr demo`, in which a network is tried. `docs/web.md` tells how to use it."""
+"""The page of `basicsr demo`, to try a network in the browser. See `docs/web.md`."""
 
 import html
 import logging
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger('basicsr')
 
 _KEPT = 3600  # seconds that a restored file can be downloaded
-_WAITING = 32  # visitors at most; each takes their turn
-_UNSHOWN = ('TIFF', 'PPM')  # by browsers
-_BLIND, _TOLD = 'Let the sensor look', 'I tell what is wrong'
-# On a telephone the result is below the fold: with a picture, go there while it is made.
+_WAITING = 32  # largest number of waiting visitors
+_UNSHOWN = ('TIFF', 'PPM')  # formats that browsers cannot show
+_BLIND, _TOLD = 'Detect the degradation', 'Choose the degradation'
+# On a phone the result is below the fold: if there is an image, scroll there while it is restored.
 _SHOW_RESULT = """(...inputs) => {
   const result = document.getElementById('result');
   if (inputs[0] && result.getBoundingClientRect().top > innerHeight / 2) result.scrollIntoView();
@@ -44,11 +44,11 @@ _SHOW_RESULT = """(...inputs) => {
 
 @dataclass(frozen=True)
 class Activity:
-    """What is going on behind a page.
+    """Activity of a page.
 
     Attributes:
-        busy: held while a picture is being restored.
-        closing: set when the page ends; a restoration then ends after the next pass of the network.
+        busy: held while an image is being restored.
+        closing: set when the page closes; a running restoration then ends after the next pass of the network.
     """
 
     busy: threading.Lock = field(default_factory=threading.Lock)
@@ -58,12 +58,12 @@ class Activity:
 def build_page(
     restorer: Restorer, work: Path, examples: list[tuple[str, Path]], most_pixels: int, activity: Activity | None = None
 ) -> 'gradio.Blocks':
-    """The page; nothing is served yet.
+    """Build the page without serving it.
 
     Args:
-        work: a folder for restored files.
+        work: folder for restored files.
         examples: name and file of each.
-        most_pixels: larger pictures are refused.
+        most_pixels: larger images are refused.
     """
     import gradio as gr
 
@@ -72,12 +72,12 @@ def build_page(
     labels = list(traits.labels) if traits.takes_degradation else []
     has_sensor = bool(labels) and traits.holds_sensor
 
-    originals: dict[str, str] = {}  # by the file that stands for one that browsers cannot show
-    tracker = gr.Progress()  # gradio finds it as a default
+    originals: dict[str, str] = {}  # by the preview of a file that browsers cannot show
+    tracker = gr.Progress()  # gradio finds it as a default value
 
-    # Events with `preprocess=False` are given the file as it is: gradio would decode it, with errors of its own.
+    # Events with `preprocess=False` get the original file; gradio would decode it, with its own errors.
     def look(dropped: dict[str, Any] | None) -> Any:
-        """Of a file that was just dropped: say at once what is wrong with it, show it where the browser cannot."""
+        """Check a dropped file at once, and make a preview if browsers cannot show it."""
         if dropped is None:
             return gr.skip()
         path = dropped['path']
@@ -95,7 +95,7 @@ def build_page(
 
     def restore(dropped: dict[str, Any] | None, *controls: Any, progress: Any = tracker) -> list[Any]:
         if dropped is None:
-            raise gr.Error('There is no picture yet: drop one, or take an example.', print_exception=False)
+            raise gr.Error('There is no image yet. Drop one, or choose an example.', print_exception=False)
         path = originals.get(dropped['path'], dropped['path'])
         mode, strength, *shares = controls if labels else (_BLIND, 1.0)
 
@@ -118,7 +118,7 @@ def build_page(
             logger.warning(f'Not restored: {error}')
             raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
-            advice = 'The picture needs more memory than there is. Start the page with a smaller `--tile`.'
+            advice = 'Not enough memory for this image. Start the page with a smaller `--tile`.'
             raise gr.Error(advice, duration=None, print_exception=False) from error
         return [
             comparison_markup(_address(before), _address(after), result.before.shape[1]),
@@ -127,14 +127,14 @@ def build_page(
             weights_markup(result.weights, result.part),
         ]
 
-    with gr.Blocks(title='Restore a picture', analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
+    with gr.Blocks(title='Restore an image', analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
         gr.Markdown(_head(restorer), elem_id='head')
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
                 picture = gr.Image(
                     image_mode=None,
                     sources=['upload', 'clipboard'],
-                    label='Picture',
+                    label='Image',
                     height=360,
                     elem_id='picture',
                     buttons=[],
@@ -163,7 +163,7 @@ def build_page(
 
 
 def _examples(gr: Any, examples: list[tuple[str, Path]], picture: Any) -> None:
-    """A button for each example, with its name and its picture."""
+    """A button for each example, with its name and its image."""
     gr.Markdown('Examples', elem_id='examples-title')
     with gr.Row(elem_id='examples'):
         for name, path in examples:
@@ -173,16 +173,16 @@ def _examples(gr: Any, examples: list[tuple[str, Path]], picture: Any) -> None:
 
 
 def _controls(gr: Any, labels: list[str], has_sensor: bool) -> list[Any]:
-    """What a network with labels is told: who tells, strength, a slider each."""
+    """Controls for a network with labels: mode, strength, and one slider per label."""
     mode = gr.Radio(
         [_BLIND, _TOLD],
         value=_BLIND if has_sensor else _TOLD,
-        label='What is wrong with it?',
+        label='Degradation',
         visible=has_sensor,
         elem_id='mode',
     )
     with gr.Column(visible=not has_sensor, elem_id='mixture') as mixture:
-        gr.Markdown('What is wrong with it?', visible=not has_sensor)
+        gr.Markdown('Degradation', visible=not has_sensor)
         with gr.Group():
             sliders = [
                 gr.Slider(0, 1, value=float(number == 0), step=0.05, label=label, elem_id=f'label-{number}')
@@ -194,7 +194,7 @@ def _controls(gr: Any, labels: list[str], has_sensor: bool) -> list[Any]:
         value=1,
         step=0.05,
         label='Strength',
-        info='1 is as trained, 0 leaves the labels out',
+        info='1 is as trained, 0 ignores the labels',
         elem_id='strength',
     )
     mode.change(
@@ -209,26 +209,26 @@ def _controls(gr: Any, labels: list[str], has_sensor: bool) -> list[Any]:
 
 
 def _mixture(labels: list[str], shares: list[float]) -> dict[str | int, float]:
-    """What the network is told.
+    """The labels for the network.
 
     Raises:
-        ValueError: nothing.
+        ValueError: all shares are 0.
     """
     told: dict[str | int, float] = {
         int(label) if label.isdecimal() else label: share for label, share in zip(labels, shares, strict=True) if share
     }
     if not told:
-        raise ValueError('All labels are at 0. Move the slider of what is wrong with the picture.')
+        raise ValueError('All labels are at 0. Move the slider of a degradation.')
     return told
 
 
 def _address(path: Path) -> str:
-    """Of a file below gradio's folder, as seen from the page."""
+    """URL of a file below gradio's folder, relative to the page."""
     return f'gradio_api/file={quote(path.as_posix())}'
 
 
 def _results(work: Path) -> Path:
-    """The folder of restored files, without those of long ago. Below gradio's own, which it serves."""
+    """The folder of restored files, below gradio's folder, which it serves; removes old files."""
     folder = work / 'uploads' / 'restored'
     folder.mkdir(parents=True, exist_ok=True)
     remove_older(folder, _KEPT)
@@ -241,6 +241,6 @@ def _head(restorer: Restorer) -> str:
     where = 'GPU' if restorer.device.type == 'cuda' else 'CPU'
     kind = type(restorer.net).__name__
     return (
-        f'# Restore a picture\n\n{kind} with {count / 1e6:.3g} million parameters, weights of <code>{name}</code>, on '
-        f'the {where}. Pictures stay on the machine that serves this page.'
+        f'# Restore an image\n\n{kind} with {count / 1e6:.3g} million parameters, weights of <code>{name}</code>, on '
+        f'the {where}. Images stay on the machine that serves this page.'
     )

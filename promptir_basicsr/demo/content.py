@@ -1,4 +1,4 @@
-"""What the page of `basicsr demo` shows: restored pictures, the weights of the prompts, examples. No gradio here."""
+"""Content of the page of `basicsr demo`, without gradio: restored images, prompt weights, examples."""
 
 import html
 import math
@@ -28,9 +28,9 @@ from promptir_basicsr.pictures.io import decode_picture, measure_picture, write_
 from promptir_basicsr.pictures.picture import EXTENSIONS, Picture, PictureError
 
 PREVIEW = 2048
-"""Longest side of what the slider shows, in pixels; the file to download has all of them."""
+"""Longest side of the preview in the slider, in pixels; the file to download has the full size."""
 
-_MIDDLE = 768  # side of what the weights are told of; that much is cheap next to the restoration
+_MIDDLE = 768  # side of the crop whose prompt weights are shown; cheap compared with the restoration
 _MOST_EXAMPLES = 12
 _EXAMPLES = (
     ('noise', 'astronaut.png', {'type': 'gaussian_noise', 'sigma': 25}),
@@ -43,16 +43,16 @@ _EXAMPLES = (
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """A restored picture as the page shows it.
+    """A restored image for the page.
 
     Attributes:
-        before, after: (H, W, 3) RGB uint8, reduced to at most PREVIEW pixels a side.
-        file: the restored picture, at the input's size, depth and format.
-        size: height and width of the picture.
-        weights: level -> prompt -> weight; empty where the network has none.
-        part: what the weights are of, in words; '' for the whole picture.
-        seconds: of the restoration.
-        notes: what was changed about the picture, in words.
+        before, after: (H, W, 3) RGB uint8, reduced to sides of at most PREVIEW pixels.
+        file: the restored image, with the input's size, bit depth and format.
+        size: height and width of the image.
+        weights: level -> prompt -> weight; empty if the network has none.
+        part: description of the crop of the weights; '' for the whole image.
+        seconds: duration of the restoration.
+        notes: messages about changes of the image, such as its format.
     """
 
     before: np.ndarray
@@ -77,12 +77,12 @@ def restore_upload(
     """Restore a file for the page.
 
     Args:
-        folder: where the restored file goes.
-        most_pixels: larger pictures are refused.
-        degradation, strength, progress: as of `Restorer.restore`.
+        folder: folder of the restored file.
+        most_pixels: larger images are refused.
+        degradation, strength, progress: as in `Restorer.restore`.
 
     Raises:
-        ValueError: in words for the page: no picture, too large, or the network does not understand what it is told.
+        ValueError: with a message for the page: not an image, too large, or labels that the network does not know.
     """
     name = printable(os.path.basename(path))
     picture = read_upload(path, most_pixels)
@@ -99,10 +99,10 @@ def restore_upload(
 
 
 def read_upload(path: str | os.PathLike[str], most_pixels: int) -> Picture:
-    """A picture that is not too large; it is not decoded to find out.
+    """Read an image; its size is checked before it is decoded.
 
     Raises:
-        PictureError: no picture, or too large.
+        PictureError: not an image, or too large.
     """
     name = f"'{printable(os.path.basename(path))}'"
     size = measure_picture(path)
@@ -117,13 +117,13 @@ def _check_size(name: str, size: tuple[int, int], most_pixels: int) -> None:
     height, width = size
     if height * width > most_pixels:
         raise PictureError(
-            f'{name} has {width:,} x {height:,} pixels, {height * width / 1e6:.1f} megapixels. This page takes at most '
-            f'{most_pixels / 1e6:g}: crop or reduce it. `basicsr restore` has no limit.'
+            f'{name} has {width:,} x {height:,} pixels, {height * width / 1e6:.1f} megapixels. This page accepts at '
+            f'most {most_pixels / 1e6:g}. Crop or reduce it, or use `basicsr restore`, which has no limit.'
         )
 
 
 def _ending(picture: Picture, name: str) -> str:
-    """The ending of the upload where it tells the format of the result, else that of the format."""
+    """The upload's extension if it matches the format of the result, else the usual one of the format."""
     usual = {'JPEG': ('.jpg', '.jpeg'), 'TIFF': ('.tif', '.tiff'), 'PPM': ('.ppm', '.pgm', '.pnm')}
     endings = usual.get(picture.format, (f'.{picture.format.lower()}',))
     ending = os.path.splitext(name)[1]
@@ -131,7 +131,7 @@ def _ending(picture: Picture, name: str) -> str:
 
 
 def preview(image: np.ndarray) -> np.ndarray:
-    """An image of any kind -> (H', W', 3) RGB uint8 for a screen, at most PREVIEW pixels a side; alpha is left out."""
+    """Preview of any image: (H', W', 3) RGB uint8 with sides of at most PREVIEW pixels, without alpha."""
     image = image if image.dtype == np.uint8 else to_bytes(to_float(image))
     channels = image.shape[2] if image.ndim == 3 else 1
     if channels <= 2:
@@ -148,44 +148,44 @@ def preview(image: np.ndarray) -> np.ndarray:
 def prompt_shares(
     restorer: Restorer, image: np.ndarray, degradation: Any = None
 ) -> tuple[dict[str, dict[str, float]], str]:
-    """How much of each prompt a picture is given: level -> prompt -> weight, and what part of it was looked at.
+    """Prompt weights of an image, level -> prompt -> weight, and a description of the crop that was used.
 
-    It is the whole, or the middle of large pictures: reducing them would take away their noise.
+    It is the whole image, or the centre of a large one, because reducing it would remove its noise.
     """
     net, traits = unwrapped(restorer.net), restorer.traits
     if not traits.has_prompt_weights or traits.levels == ():
         return {}, ''
     whole = image_tensor(image, restorer.channels)[None].to(restorer.device)
     if traits.takes_degradation and degradation is None:
-        degradation = net.degradation_weights(whole)  # the sensor sees all of the picture, as in the restoration
+        degradation = net.degradation_weights(whole)  # the sensor sees the whole image, as in the restoration
     height, width = whole.shape[-2:]
     top, left = max(0, height - _MIDDLE) // 2, max(0, width - _MIDDLE) // 2
     part = whole[..., top : top + _MIDDLE, left : left + _MIDDLE]
     shares = named_weights(net, pad_to_multiple(part, traits.size_multiple), degradation)
     cut = part.shape != whole.shape and not traits.takes_degradation
-    return shares, f'the middle {part.shape[-1]} x {part.shape[-2]} pixels' if cut else ''
+    return shares, f'the central {part.shape[-1]} x {part.shape[-2]} pixels' if cut else ''
 
 
 def comparison_markup(before: str, after: str, width: int) -> str:
-    """Two pictures on each other and the edge between them, as HTML: a slider that a pointer and the keyboard move.
+    """HTML of a before/after slider, which works with pointer and keyboard.
 
     Args:
-        before, after: addresses of the pictures, RGB.
+        before, after: URLs of the images, RGB.
         width: of both, in pixels.
     """
     first, second = html.escape(before), html.escape(after)
     return (
         f'<div class="comparison" style="--edge: 50%; --width: {width}px"><div class="view" tabindex="0" role="group" '
         f'aria-label="Before and after"><div class="frame"><img src="{first}" alt="Before">'
-        f'<img class="after" src="{second}" alt="After"><input type="range" step="0.5" aria-label="Edge: before is '
-        "left of it, after is right\" oninput=\"this.closest('.comparison').style.setProperty('--edge', "
+        f'<img class="after" src="{second}" alt="After"><input type="range" step="0.5" aria-label="Edge: before on '
+        "the left, after on the right\" oninput=\"this.closest('.comparison').style.setProperty('--edge', "
         "this.value + '%')\"></div></div><p>Before (left) and after (right)"
         '<label><input type="checkbox"> Actual size</label></p></div>'
     )
 
 
 def weights_markup(weights: Mapping[str, Mapping[str, float]], part: str = '') -> str:
-    """A table of bars as HTML: a row a prompt, a column a level. Nothing for no weights."""
+    """HTML table of bars, with one row per prompt and one column per level; '' without weights."""
     if not weights:
         return ''
     levels = list(weights)
@@ -199,7 +199,7 @@ def weights_markup(weights: Mapping[str, Mapping[str, float]], part: str = '') -
     )
     of = f' in {html.escape(part)}' if part else ''
     return (
-        f'<table class="prompt-weights"><caption>How much of each prompt the network has used{of}</caption>'
+        f'<table class="prompt-weights"><caption>Weight of each prompt{of}</caption>'
         f'<thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     )
 
@@ -212,23 +212,23 @@ def _bar(share: float) -> str:
 
 
 def _level_name(level: str) -> str:
-    """`level 3` of `level3`."""
+    """Readable name of a level: `level 3` for `level3`."""
     return re.sub(r'(?<=\D)(?=\d)', ' ', level)
 
 
 def summary(restored: Restored, device: str) -> str:
-    """A line on a restored picture, in Markdown without any."""
+    """A line about a restored image, as plain text."""
     height, width = restored.size
     pixels = height * width / 1e6
     line = f'{width:,} x {height:,} pixels in {restored.seconds:.1f} s on the {device} '
     line += f'({pixels / max(restored.seconds, 1e-9):.2g} megapixels/s).'
     if max(restored.size) > PREVIEW:
-        line += f' The slider shows it reduced to {PREVIEW:,} pixels; the file has all.'
+        line += f' The slider shows it reduced to {PREVIEW:,} pixels; the file has the full size.'
     return ' '.join([line, *(f'{note[:1].upper()}{note[1:]}.' for note in restored.notes)])
 
 
 def make_examples(folder: Path) -> list[tuple[str, Path]]:
-    """Degraded photographs of scikit-image: name and file of each."""
+    """Write degraded photographs of scikit-image as examples: name and file of each."""
     made = []
     for name, photograph, spec in _EXAMPLES:
         path = resolve(f'skimage://{photograph}')
@@ -241,17 +241,17 @@ def make_examples(folder: Path) -> list[tuple[str, Path]]:
 
 
 def copy_examples(source: Path, folder: Path) -> list[tuple[str, Path]]:
-    """The first pictures of a folder, copied: name and file of each.
+    """Copy the first images of a folder as examples: name and file of each.
 
     Raises:
-        OptionError: there is no such folder, or no picture in it.
+        OptionError: the folder does not exist, or contains no images.
     """
     if not source.is_dir():
         raise OptionError(f"--examples: '{source}' is not a folder.")
     found = sorted(path for path in source.iterdir() if path.suffix[1:].lower() in EXTENSIONS and path.is_file())
     readable = [path for path in found if measure_picture(path) is not None][:_MOST_EXAMPLES]
     if not readable:
-        raise OptionError(f"--examples: there is no picture in '{source}'. Allowed: {', '.join(EXTENSIONS)}.")
+        raise OptionError(f"--examples: no images in '{source}'. Allowed: {', '.join(EXTENSIONS)}.")
     folder.mkdir(parents=True, exist_ok=True)
     for path in readable:
         atomic_write(path.read_bytes(), folder / path.name)
@@ -259,7 +259,7 @@ def copy_examples(source: Path, folder: Path) -> list[tuple[str, Path]]:
 
 
 def remove_older(folder: Path, seconds: float) -> None:
-    """Remove the subfolders that were made longer ago."""
+    """Remove subfolders that are older."""
     limit = time.time() - seconds
     for each in folder.iterdir() if folder.is_dir() else ():
         if each.stat().st_mtime < limit:

@@ -1,4 +1,4 @@
-"""Whom the page answers."""
+"""Host check of the demo page, against DNS rebinding."""
 
 import ipaddress
 from collections.abc import Set
@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 
 
 class KnownHosts:
-    """Answers requests for this machine alone.
+    """ASGI middleware that only accepts requests with a host name of this machine.
 
-    A page of somebody else could point its own name to this machine and then read the answers ("DNS rebinding"); its
-    requests carry that name. Addresses of numbers cannot be taken over like that.
+    A third-party site could point its own name to this machine and then read the responses ("DNS rebinding"); such
+    requests have that name. Numeric addresses are not affected.
 
     Args:
         app: ASGI application.
@@ -22,17 +22,17 @@ class KnownHosts:
         self.names = names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a known request on; refuse others with status 421."""
+        """Forward requests with a known host; refuse others with status 421."""
         if scope['type'] != 'http' or self.knows(dict(scope['headers']).get(b'host', b'').decode('latin-1')):
             await self.app(scope, receive, send)
             return
-        body = b'This page is served under the names of this machine: start it with `--host NAME` for another one.\n'
+        body = b'This page only accepts the host names of this machine. Start it with `--host NAME` for another one.\n'
         headers = [(b'content-type', b'text/plain; charset=utf-8'), (b'content-length', str(len(body)).encode())]
         await send({'type': 'http.response.start', 'status': 421, 'headers': headers})
         await send({'type': 'http.response.body', 'body': body})
 
     def knows(self, host: str) -> bool:
-        """Whether a `Host` header, `NAME[:PORT]`, means this machine."""
+        """Whether a `Host` header, `NAME[:PORT]`, names this machine."""
         try:
             name = urlsplit(f'//{host}').hostname or ''
         except ValueError:

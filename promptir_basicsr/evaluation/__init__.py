@@ -1,1 +1,1 @@
-"""What a validation measures, and its tables and pictures."""
+"""Evaluation: measurements of a validation, its tables and images, and comparisons of runs."""

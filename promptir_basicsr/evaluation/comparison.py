@@ -1,4 +1,4 @@
-"""Results side by side: what can be compared, best and second best, means over seeds, tables for papers."""
+"""Comparison of results: comparability, best and second best, means over seeds, tables for papers."""
 
 import csv
 import html
@@ -28,10 +28,10 @@ class Entry:
 
     Attributes:
         name: of the row.
-        facts: what is known of it, as of `Results`; `source` of a published row.
-        values: (task, metric) -> value; the mean where there are several seeds.
-        spread: the sample standard deviation over seeds, where there are several.
-        runs: how many results it is made of; 0 for a published row.
+        facts: facts about it, as in `Results`; `source` of a published row.
+        values: (task, metric) -> value; the mean over several seeds.
+        spread: sample standard deviation over several seeds.
+        runs: number of its results; 0 for a published row.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Comparison:
 
     Attributes:
         entries: the rows.
-        tasks: in the order of the first result; more than one are followed by AVERAGE.
+        tasks: in the order of the first result; several tasks are followed by AVERAGE.
         metrics: of each cell.
-        lower: metrics of which less is better.
-        notes: what to know about the numbers.
+        lower: metrics for which lower is better.
+        notes: remarks on the results.
     """
 
     entries: Sequence[Entry]
@@ -65,7 +65,7 @@ class Comparison:
 
     @property
     def heads(self) -> list[str]:
-        """Of all columns but the first: what is known of the networks' sizes, then `columns`."""
+        """Heads of all columns but the first: known sizes of the networks, then `columns`."""
         return [
             head for head, fact in _SIZES.items() if any(fact in each.facts for each in self.entries)
         ] + self.columns
@@ -79,7 +79,7 @@ class Comparison:
         ]
 
     def rank(self, entry: Entry, task: str, metric: str) -> int:
-        """0 for the best of a column as it is printed, 1 for the second best, 2 for others."""
+        """Rank in a column by printed digits: 0 for the best, 1 for the second best, 2 for others."""
         found = {in_digits(each.values[task, metric]) for each in self.entries if (task, metric) in each.values}
         if (task, metric) not in entry.values or len(self.entries) < 2:
             return 2
@@ -94,16 +94,16 @@ def compare(
     seeds: bool = False,
     anyway: bool = False,
 ) -> Comparison:
-    """Put results side by side.
+    """Compare results.
 
     Args:
-        metrics: names of those to show. Default: all that every result has.
+        metrics: names of the metrics to show. Default: all that every result has.
         published: a protocol, whose published rows come first.
-        seeds: results that differ by seed and name alone become one row.
-        anyway: also where the numbers are not comparable; the reasons become notes.
+        seeds: merge results that differ only by seed and name into one row.
+        anyway: also compare results that are not comparable; the reasons become notes.
 
     Raises:
-        OptionError: the numbers are not comparable, or there is nothing to compare.
+        OptionError: the results are not comparable, or have nothing in common.
     """
     common = [name for name in results[0].metrics if all(name in each.metrics for each in results)]
     metrics = list(metrics or common)
@@ -122,7 +122,7 @@ def compare(
         raise OptionError(f'the runs have no task in common{of}. Compare runs with the same test sets.')
     reasons = differences(results, tasks, metrics)
     if reasons and not anyway:
-        advice = 'Leave such runs out, or compare them all the same with --anyway.'
+        advice = 'Omit these runs, or compare them anyway with --anyway.'
         raise OptionError([f'not comparable: {reason}' for reason in reasons] + [advice])
     entries = [_entry(each, tasks, metrics) for each in results]
     if seeds:
@@ -136,7 +136,7 @@ def compare(
 
 
 def differences(results: Sequence[Results], tasks: Sequence[str], metrics: Sequence[str]) -> list[str]:
-    """Why the numbers of several results mean different things, a sentence each."""
+    """Reasons why several results are not comparable, one sentence each."""
     found = []
     for metric in metrics:
         found += _unlike(f'{metric} is', [(each.name, each.metrics[metric]) for each in results])
@@ -172,7 +172,7 @@ def _entry(results: Results, tasks: Sequence[str], metrics: Sequence[str]) -> En
 
 
 def _averaged(entry: Entry, tasks: Sequence[str], metrics: Sequence[str]) -> Entry:
-    """With the mean over tasks, each counting once, of what all of them have."""
+    """Add the mean over tasks, with equal weights, for each metric that all tasks have."""
     values = {key: value for key, value in entry.values.items() if key[0] in tasks}
     for metric in metrics:
         found = [values[name, metric] for name in tasks if (name, metric) in values]
@@ -210,7 +210,7 @@ def _published(protocol: str) -> list[Entry]:
 
 
 def cell(comparison: Comparison, entry: Entry, task: str, marked: Callable[[str, int], str]) -> str:
-    """`31.31 / 0.8880`; `marked` shows the rank of each number."""
+    """A cell such as `31.31 / 0.8880`; `marked` formats each number by its rank."""
     parts = []
     for metric in comparison.metrics:
         value = entry.values.get((task, metric))
@@ -222,12 +222,12 @@ def cell(comparison: Comparison, entry: Entry, task: str, marked: Callable[[str,
 
 
 def label(entry: Entry) -> str:
-    """The name of a row, with its number of seeds where there are several."""
+    """The name of a row, with the number of seeds if there are several."""
     return f'{entry.name} ({entry.runs} seeds)' if entry.runs > 1 else entry.name
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """A table; the best number of a column is bold, the second best is underlined."""
+    """Markdown table; the best number of a column is bold, the second best is underlined."""
     marks = ('**{}**', '<u>{}</u>', '{}')
     head = f'| {" / ".join(comparison.metrics)} | {" | ".join(comparison.heads)} |'
     lines = [head, f'|:--|{"--:|" * len(comparison.heads)}']
@@ -239,7 +239,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_latex(comparison: Comparison) -> str:
-    """A table for `\\usepackage{booktabs}`; the best number of a column is bold, the second best is underlined."""
+    """LaTeX table for `\\usepackage{booktabs}`; the best number of a column is bold, the second best underlined."""
     marks = (r'\textbf{{{}}}', r'\underline{{{}}}', '{}')
     columns = [_escaped(name, _LATEX) for name in comparison.heads]
     lines = [f'% {note}' for note in comparison.notes]
@@ -256,7 +256,7 @@ def as_latex(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A line a row, task and metric, with all digits and the facts of the row."""
+    """CSV with one line per row, task and metric, with all digits and the facts of the row."""
     facts = list(dict.fromkeys(key for entry in comparison.entries for key in entry.facts))
     out = io.StringIO()
     writer = csv.writer(out)
@@ -271,7 +271,7 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def as_html(comparison: Comparison) -> str:
-    """One page without scripts, the facts of each row below its name."""
+    """HTML page without scripts, with the facts of each row below its name."""
     marks = ('<b>{}</b>', '<u>{}</u>', '{}')
     head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in ['', *comparison.columns])
     rows = []

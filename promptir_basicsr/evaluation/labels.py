@@ -1,4 +1,4 @@
-"""What a network is told of the images of a validation, and who says it."""
+"""Labels of a network in a validation: from the data, a sensor or a fixed mixture."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from promptir_basicsr.runtime.processes import Share
 
 @dataclass(frozen=True)
 class Sensed:
-    """What a sensor said of an image of a task: its confidence, and whether that was right, where that is known."""
+    """A sensor's prediction for an image of a task: its confidence, and whether it is right, if that is known."""
 
     task: str
     confidence: float
@@ -23,23 +23,23 @@ class Sensed:
 
 
 class LabelSource:
-    """Where the labels of a network come from in a validation of one data set; what its sensor says, task by task.
+    """Source of a network's labels in the validation of a dataset; collects the sensor's predictions by task.
 
     Args:
         net: the network.
-        wanted: `val.labels`: True for those of the data, 'sensor' for the sensor's, {name or id: weight} for the same
-            mixture of all images. Images without a label are left to the sensor, if there is any.
-        dataset: name of the data set.
+        wanted: `val.labels`: True for the data's labels, 'sensor' for the sensor's, {name or id: weight} for the same
+            mixture for all images. Images without a label use the sensor, if there is one.
+        dataset: name of the dataset.
     """
 
     def __init__(self, net: nn.Module, wanted: bool | str | Mapping[Any, float], dataset: str) -> None:
         self.net: Conditioned = unwrapped(net)
         self.wanted, self.dataset, self.traits = wanted, dataset, traits_of(net)
         self._told = False
-        self._sensed: list[Sensed | None] = []  # an entry an image
+        self._sensed: list[Sensed | None] = []  # one entry per image
 
     def give(self, lq: Tensor, data: Mapping[str, Any], label: Tensor | None) -> Tensor | None:
-        """The label or the weights for one image lq: (1, 3, H, W), before any padding; `label` is the true one."""
+        """The label or the weights for one image lq: (1, 3, H, W), before padding; `label` is the true one."""
         traits = self.traits
         if traits.takes_degradation and isinstance(self.wanted, Mapping):
             return weights_of(self.wanted, lq, traits.num_degradations, traits.degradations, 'val.labels')
@@ -56,19 +56,19 @@ class LabelSource:
         return found if self.traits.hard_sensor else probabilities
 
     def complete(self, share: Share) -> None:
-        """Bring in what other processes heard, each of its share of the images."""
+        """Collect the predictions of all processes, each for its share of the images."""
         self._sensed = share.in_order(self._sensed)
 
     def lines(self) -> list[str]:
-        """For people: whose labels the network was given, and of the sensor's the confidence in each task."""
+        """Lines for the log: source of the labels, and the sensor's confidence in each task."""
         takes = self.traits.takes_degradation
         if takes and isinstance(self.wanted, Mapping):
             return [f'Labels: {dict(self.wanted)} for every image.']
         confidence = self.confidence()
         if not takes or not confidence:
-            return ['Labels: true ones.'] if takes and self._told else []
-        kind = 'the likeliest of each image' if self.traits.hard_sensor else 'probabilities'
-        lines = [f"Labels: the sensor's, {kind}."]
+            return ['Labels: true labels of the data.'] if takes and self._told else []
+        kind = 'the most likely one of each image' if self.traits.hard_sensor else 'probabilities'
+        lines = [f'Labels: predicted by the sensor, {kind}.']
         for task, value in confidence.items():
             right = [each.right for each in self._sensed if each and each.task == task and each.right is not None]
             known = f'{sum(right):,} of {len(right):,} recognised, ' if right else ''
@@ -76,7 +76,7 @@ class LabelSource:
         return lines
 
     def confidence(self) -> dict[str, float]:
-        """Mean probability of the likeliest degradation, task by task."""
+        """Mean probability of the most likely degradation, by task."""
         values: dict[str, list[float]] = {}
         for each in self._sensed:
             if each:
@@ -84,6 +84,6 @@ class LabelSource:
         return {task: math.fsum(found) / len(found) for task, found in values.items()}
 
     def write(self, iteration: int | str, tb_logger: Any) -> None:
-        """The confidences for TensorBoard."""
+        """Write the confidences to TensorBoard."""
         for task, value in self.confidence().items() if tb_logger else ():
             tb_logger.add_scalar(f'metrics/{self.dataset}/{task}/sensor_confidence', value, iteration)

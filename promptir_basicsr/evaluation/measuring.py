@@ -1,4 +1,4 @@
-"""Measure images: one against its target, or folders of restored images, whoever has made them."""
+"""Compute metrics of an image and its target, or of folders of restored images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,16 @@ from promptir_basicsr.options.pairing import PAIRING_RULES, PairingRule
 
 
 def measure_image(metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """Every metric of an (H, W, 3) RGB or (H, W, 1) grey float image in [0, 1].
+    """Compute every metric of an (H, W, 3) RGB or (H, W, 1) grey float image in [0, 1].
 
-    A metric with `wants_float` gets the clipped, unrounded images, any other what BasicSR gives it: (H, W, 3) BGR or
+    A metric with `wants_float` gets the clipped, unrounded images, others get BasicSR's format: (H, W, 3) BGR or
     (H, W) grey, rounded to 8 bit.
 
     Args:
         metrics: name -> options, as in `val.metrics`.
 
     Raises:
-        OptionError: a metric cannot be computed of these images.
+        OptionError: a metric cannot be computed for these images.
     """
     exact = {'img': np.clip(image, 0, 1), 'img2': target}
     rounded: dict[str, np.ndarray] = {}
@@ -46,11 +46,11 @@ def measure_image(metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, t
             results[name] = float(calculate_metric(exact if wants_float else rounded, options))
         except MemoryError:
             raise
-        except Exception as error:  # whatever it is; a metric of others may know colours alone
+        except Exception as error:  # third-party metrics may only support colour
             if wants_float or not grey:
                 raise OptionError(problems_of(('val', 'metrics', name), error)) from error
             what = f'{type(error).__name__}: {first_line(error)}'
-            message = f'{options["type"]} has failed on a grey image ({what}). Leave it out with `channels: 1`.'
+            message = f'{options["type"]} failed on a grey image ({what}). Remove it for tasks with `channels: 1`.'
             raise OptionError(Problem(('val', 'metrics', name), message)) from error
     return results
 
@@ -61,10 +61,10 @@ class Pairs:
 
     Attributes:
         name: of the task.
-        restored, target: where they are.
-        names: (restored, target), each below its source.
-        crop_multiple: both are cut at the centre to sides that are multiples of this.
-        border: pixels that the targets lose at each side before.
+        restored, target: sources of the images.
+        names: (restored, target), relative to their sources.
+        crop_multiple: both are cropped at the centre to sides that are multiples of this.
+        border: pixels that are cropped from each side of the targets before.
     """
 
     name: str
@@ -76,10 +76,10 @@ class Pairs:
 
 
 def pairs_by_rule(restored: str, target: str, rule: PairingRule, crop_multiple: int = 1) -> Pairs:
-    """Restored images of a folder with targets of another one.
+    """Pair restored images of a folder with targets of another one.
 
     Raises:
-        OptionError: a folder is not there, images have no target, or no image fits the rule.
+        OptionError: a folder does not exist, images have no target, or no image matches the rule.
     """
     sources = [_source(flag, path) for flag, path in (('RESTORED', restored), ('--target', target))]
     names, targets = (source.names() for source in sources)
@@ -94,12 +94,12 @@ def pairs_by_rule(restored: str, target: str, rule: PairingRule, crop_multiple: 
 
 
 def pairs_of_task(restored: str, task: Task, crop_multiple: int) -> Pairs:
-    """Restored images of a task of a protocol.
+    """Find the restored images of a task of a protocol.
 
-    They are called as `basicsr test` calls them, as the degraded image or as the clear one, with anything behind `_`.
+    They may be named as by `basicsr test`, as the degraded image or as the clear one, with any suffix after `_`.
 
     Raises:
-        OptionError: some are missing, or there are several of one name.
+        OptionError: images are missing, or several have the same name.
     """
     source = _source('RESTORED', os.path.join(restored, task.name))
     found: dict[str, list[str]] = {}
@@ -119,7 +119,7 @@ def pairs_of_task(restored: str, task: Task, crop_multiple: int) -> Pairs:
     if absent:
         raise OptionError(
             f"RESTORED: {len(absent):,} of {len(task.names):,} images of {task.name} are not in '{source.root}': "
-            f'{first_few(absent)}. Call them as their inputs, or as `basicsr test` does, NAME_restored.'
+            f'{first_few(absent)}. Name them like their inputs, or NAME_restored as `basicsr test` does.'
         )
     return Pairs(task.name, source, task.gt, names, crop_multiple, task.crop_border_gt)
 
@@ -132,11 +132,11 @@ def _source(flag: str, path: str) -> Source:
 
 
 def measure_pairs(pairs: Pairs, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each metric over the images.
+    """Compute the mean of each metric over the images.
 
     Raises:
-        OptionError: a metric cannot be computed of these images.
-        ImageError: an image cannot be read, or two differ in size.
+        OptionError: a metric cannot be computed for these images.
+        ImageError: an image cannot be read, or two images differ in size.
     """
     mean = Mean()
     for restored, target in pairs.names:
@@ -146,7 +146,7 @@ def measure_pairs(pairs: Pairs, metrics: Mapping[str, Mapping[str, Any]]) -> dic
             sizes = ' and '.join(f'{image.shape[1]}x{image.shape[0]}' for image in cut)
             raise ImageError(
                 f'{pairs.restored.where(restored)} and {pairs.target.where(target)} differ in size ({sizes}). '
-                'Check --pairing, and --crop-multiple where only restored images are cut.'
+                'Check --pairing, and set --crop-multiple if only the restored images are cropped.'
             )
         mean.add(measure_image(metrics, to_float(cut[0]), to_float(cut[1])))
     return mean.result()

@@ -1,4 +1,4 @@
-"""`results.json`: what was measured, of which network, on which images and how, for programs."""
+"""`results.json`: machine-readable results, with network, images, metrics and versions."""
 
 import json
 import math
@@ -27,15 +27,15 @@ _MOST_BYTES = 10_000_000
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What was measured of a task.
+    """Results of a task.
 
     Attributes:
-        dataset: that it belongs to; '' where there is none.
+        dataset: name of its dataset, or ''.
         task: its name.
-        images: how many.
-        made_by: how the degraded images were made, 'pairs' for those that were there.
+        images: number of images.
+        made_by: how the degraded images were made, 'pairs' for existing ones.
         values: metric -> mean over the images.
-        inputs: the same of the degraded images; empty where they were not measured.
+        inputs: the same for the degraded images; empty if they were not measured.
     """
 
     dataset: str
@@ -51,12 +51,12 @@ class Results:
     """The content of a `results.json`.
 
     Attributes:
-        name: of the run, or of what was measured.
-        facts: where the numbers come from: network, parameters, protocol, iteration, seed, versions, ...
-        metrics: name -> its definition in words.
-        lower_is_better: names of such metrics.
-        tasks: what was measured.
-        remarks: what to know about the numbers.
+        name: of the run, or of the measured folder.
+        facts: origin of the results: network, parameters, protocol, iteration, seed, versions, ...
+        metrics: name -> definition.
+        lower_is_better: names of metrics for which lower is better.
+        tasks: results of each task.
+        remarks: remarks on the results.
     """
 
     name: str
@@ -67,17 +67,17 @@ class Results:
     remarks: Sequence[str] = ()
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the file whole or not at all.
+        """Write the file atomically.
 
         Raises:
-            SaveError: it could not be written.
+            SaveError: the file could not be written.
         """
         content = {'schema': SCHEMA, **vars(self), 'tasks': [vars(task) for task in self.tasks]}
         atomic_write(json.dumps(_finite(content), indent=1, ensure_ascii=False) + '\n', path)
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: a PSNR of equal images is written as text."""
+    """Replace non-finite numbers by text, because JSON has no infinity, such as the PSNR of equal images."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -86,36 +86,36 @@ def _finite(value: Any) -> Any:
 
 
 def read_results(path: str | os.PathLike[str]) -> Results:
-    """The results of a run.
+    """Read the results of a run.
 
     Args:
-        path: a `results.json`, or the folder of a run that holds one.
+        path: a `results.json`, or the folder of a run that contains one.
 
     Raises:
-        OptionError: there is none, or it cannot be read.
+        OptionError: the file does not exist or cannot be read.
     """
     file = Path(path) / NAME if os.path.isdir(path) else Path(path)
     where = printable(file)
     try:
         if file.stat().st_size > _MOST_BYTES:
-            raise OptionError(f"'{where}' is too large for results: {file.stat().st_size:,} bytes.")
+            raise OptionError(f"'{where}' is too large for a results file: {file.stat().st_size:,} bytes.")
         content = json.loads(file.read_bytes())
         return _parsed(content)
     except OSError as error:
         reason = 'the run has no validation yet' if os.path.isdir(path) else error.strerror
-        raise OptionError(f"'{where}' cannot be read: {reason}. Give the folder of a run, or its {NAME}.") from error
+        raise OptionError(f"'{where}' cannot be read: {reason}. Pass the folder of a run, or its {NAME}.") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, OptionError):
             raise
         raise OptionError(
-            f"'{where}' does not hold results of this package ({type(error).__name__}: {first_line(error)}). Validate "
-            'the run again.'
+            f"'{where}' has no results of this package ({type(error).__name__}: {first_line(error)}). Validate the "
+            'run again.'
         ) from error
 
 
 def _parsed(content: Any) -> Results:
     if content['schema'] > SCHEMA:
-        raise OptionError(f'results of format {content["schema"]}; this release reads up to {SCHEMA}. Update it.')
+        raise OptionError(f'results of format {content["schema"]}; this release supports up to {SCHEMA}. Update it.')
     tasks = [
         TaskResult(
             str(task['dataset']),
@@ -144,7 +144,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tasks_of(rows: Sequence[Row], made_by: Mapping[tuple[str, str], str]) -> list[TaskResult]:
-    """The rows of a validation, with how their images were made, by data set and task."""
+    """Results of the rows of a validation, with how their images were made, by dataset and task."""
     return [
         TaskResult(row.dataset, row.task, row.images, made_by.get((row.dataset, row.task), ''), row.values, row.inputs)
         for row in rows
@@ -152,7 +152,7 @@ def tasks_of(rows: Sequence[Row], made_by: Mapping[tuple[str, str], str]) -> lis
 
 
 def circumstances() -> dict[str, Any]:
-    """When and with what numbers are made: date, versions, commit of the repository of the current folder."""
+    """Date, versions, and commit of the repository of the current folder."""
     return {
         'date': time.strftime('%Y-%m-%d %H:%M'),
         'promptir_basicsr': __version__,
@@ -164,10 +164,10 @@ def circumstances() -> dict[str, Any]:
 
 @cache
 def _commit(folder: str) -> str | None:
-    """Of the repository that a folder is in, `-dirty` where files have changed; None outside of one."""
+    """Commit of the repository that a folder is in, with `-dirty` if files have changed; None outside of one."""
     command = ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
     try:
         found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):  # no git, or a repository that takes long
+    except (OSError, subprocess.TimeoutExpired):  # no git, or a very large repository
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None

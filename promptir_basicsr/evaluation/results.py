@@ -1,4 +1,4 @@
-"""What validation found: a row a task, their average, in the log, a CSV file and a Markdown table."""
+"""Results of a validation: one row per task and their average, for the log, a CSV file and a Markdown table."""
 
 import csv
 import io
@@ -18,11 +18,11 @@ class Row:
     """Mean metrics of one task.
 
     Attributes:
-        dataset: name of the data set it belongs to.
+        dataset: name of its dataset.
         task: name of the task.
-        images: how many images were measured.
-        values: metric name -> mean over the images, restored against target.
-        inputs: the same of the degraded images themselves.
+        images: number of measured images.
+        values: metric name -> mean over the images, of restored image and target.
+        inputs: the same for the degraded images.
     """
 
     dataset: str
@@ -33,7 +33,7 @@ class Row:
 
 
 class Mean:
-    """Means by name; exact summation, so that the order of images does not matter."""
+    """Means by name; sums are exact, so the order of images does not matter."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = {}
@@ -47,7 +47,7 @@ class Mean:
 
 
 def average(rows: Sequence[Row]) -> Row:
-    """The mean over tasks, each counting once whatever its number of images, as in the papers' tables."""
+    """The mean over tasks, with equal weights whatever their numbers of images, as in papers."""
     values, inputs = Mean(), Mean()
     for row in rows:
         values.add(row.values)
@@ -56,7 +56,7 @@ def average(rows: Sequence[Row]) -> Row:
 
 
 def markdown_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
-    """Lines of a table: a row a task and the average; `restored (input)` in each metric's column."""
+    """Lines of a table: one row per task and the average, with `restored (input)` in each metric's column."""
     several = len({row.dataset for row in rows}) > 1
     inputs = ' (input)' if any(row.inputs for row in rows) else ''
     lines = [
@@ -71,13 +71,13 @@ def markdown_table(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
 
 def number(metric: str, values: Mapping[str, float], inputs: Mapping[str, float]) -> str:
-    """`31.31 (20.17)`."""
+    """A cell such as `31.31 (20.17)`."""
     shown = in_digits(values[metric]) if metric in values else '-'
     return f'{shown} ({in_digits(inputs[metric])})' if metric in inputs else shown
 
 
 def in_digits(value: float, beside: float | None = None) -> str:
-    """Two digits after the point for decibels, four for what stays below one; or as many as a value beside it has."""
+    """Format a value with two decimals, or four if it is below 2; or with as many as the value `beside`."""
     return f'{value:.4f}' if abs(value if beside is None else beside) < 2 else f'{value:.2f}'
 
 
@@ -100,13 +100,13 @@ def append_csv(
     inputs: bool = True,
     known: str = '',
 ) -> str:
-    """Add rows to `metrics.csv`; a new file starts with a header. The columns of the inputs can be left out.
+    """Add rows to `metrics.csv`; a new file starts with a header. The columns of the inputs are optional.
 
-    Rows of this iteration are replaced. A file of another run's columns, or one that another program has changed, is
-    kept under the name `metrics.csv.old`. The rows are there all or none.
+    Rows of this iteration are replaced. A file with other columns, or one that another program has changed, is renamed
+    to `metrics.csv.old`. The rows are written atomically.
 
     Args:
-        known: the text of the file as it was, for one that another program has changed.
+        known: previous text of the file, in case another program has changed it.
 
     Returns:
         The text of the file.
@@ -151,7 +151,7 @@ def read_best(path: str) -> dict[str, Any] | None:
 
 
 def has_iteration(table: str, iteration: int) -> bool:
-    """Whether the text of a `metrics.csv` has the rows of a validation."""
+    """Whether the text of a `metrics.csv` has rows of an iteration."""
     return any(line[:1] == [str(iteration)] for line in _lines(table))
 
 
@@ -163,7 +163,7 @@ def up_to(table: str, iteration: int) -> str:
 
 
 def read_table(path: str) -> str | None:
-    """The text of a `metrics.csv`: '' where there is none, None where another program has changed it."""
+    """The text of a `metrics.csv`: '' if it does not exist, None if another program has changed it."""
     if not os.path.exists(path):
         return ''
     try:
@@ -187,7 +187,7 @@ def _text(lines: Iterable[Sequence[Any]]) -> str:
 
 
 def measured(iteration: int | str, rows: Sequence[Row]) -> dict[str, Any]:
-    """A validation: its rows, each with dataset, task, images and the mean of each metric."""
+    """A validation as a mapping, with rows of dataset, task, images and the mean of each metric."""
     return {
         'iteration': iteration,
         'rows': [
@@ -204,7 +204,7 @@ def measured(iteration: int | str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def last_measured(table: str) -> dict[str, Any] | None:
-    """The same of the last validation in the text of a `metrics.csv`, or None where there is none."""
+    """`measured` for the last validation in the text of a `metrics.csv`, or None."""
     rows = list(csv.DictReader(io.StringIO(table, newline='')))
     iterations = [row['iter'] for row in rows if row.get('iter', '').isdecimal()]
     if not iterations:

@@ -1,4 +1,4 @@
-"""Measure a sensor: accuracy, confidence and calibration of every task, and what was taken for what."""
+"""Evaluation of a sensor: accuracy, confidence, calibration and confusion matrix of every task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from promptir_basicsr.evaluation.validation import Measurement, Report
 
 _BINS = 15
 
+# `basicsr compare` compares these texts, so results of earlier versions stay comparable only if they do not change.
 MEANINGS = {
     'accuracy': 'share of the images whose likeliest degradation is the true one',
     'confidence': 'mean probability of the likeliest degradation',
@@ -23,14 +24,14 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a sensor says of one image.
+    """A sensor's prediction for one image.
 
     Attributes:
-        task: the image's.
-        label: the true id.
-        found: the likeliest id.
+        task: of the image.
+        label: the true label.
+        found: the most likely label.
         confidence: its probability.
-        cross_entropy: -log of the probability of the true one.
+        cross_entropy: -log of the probability of the true label.
     """
 
     task: str
@@ -41,14 +42,14 @@ class Prediction:
 
     @classmethod
     def of(cls, task: str, label: int, logits: torch.Tensor) -> 'Prediction':
-        """From logits: (T,)."""
+        """Create a prediction from logits: (T,)."""
         logs = logits.double().log_softmax(dim=0)
         found = int(logs.argmax())
         return cls(task, label, found, float(logs[found].exp()), float(F.nll_loss(logs, torch.tensor(label))))
 
 
 def measures(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """The numbers of `MEANINGS` over images, each counting once."""
+    """The metrics of `MEANINGS` over images with equal weights."""
     number = len(predictions)
     return {
         'accuracy': sum(each.found == each.label for each in predictions) / number,
@@ -68,14 +69,13 @@ def calibration_error(predictions: Sequence[Prediction], bins: int = _BINS) -> f
 
 
 class SensorReport(Report):
-    """What the validations of a sensor found, and its files.
+    """Report of the validations of a sensor, and its files.
 
-    The best weights are those of the highest accuracy, averaged over the tasks; of equal ones, those of the lowest
-    cross entropy.
+    The best weights have the highest accuracy, averaged over the tasks, and among equal ones the lowest cross entropy.
 
     Attributes:
-        names: of the degradations, by id.
-        predictions: those of the last validation, by data set.
+        names: of the degradations, by label.
+        predictions: of the last validation, by dataset.
     """
 
     heading = 'the sensor'
@@ -96,15 +96,15 @@ class SensorReport(Report):
         return {**found, 'iter': iteration}
 
     def totals(self) -> list[Row]:
-        """The average over tasks, and all images together."""
+        """The average over tasks, and the average over all images."""
         return [*super().totals(), Row('', 'all images', len(self._all()), measures(self._all()))]
 
     def legend(self) -> list[str]:
-        """What the numbers are of, and the images of each task by what they were taken for."""
+        """The confusion matrix, and a summary."""
         return [*self._confusion(), '', *self._words()]
 
     def notes(self) -> list[str]:
-        """The same for the log."""
+        """The legend for the log."""
         return [*aligned(self._confusion()), *self._words()]
 
     def define(self, name: str) -> str:
@@ -117,13 +117,13 @@ class SensorReport(Report):
         images = self._all()
         values, right = measures(images), sum(each.found == each.label for each in images)
         return [
-            f'{right:,} of {len(images):,} images are recognised ({values["accuracy"]:.2%}), at a mean confidence of '
-            f'{values["confidence"]:.2%}; calibration error {values["calibration_error"]:.4f}. '
-            'The average counts every task once.'
+            f'{right:,} of {len(images):,} images are classified correctly ({values["accuracy"]:.2%}), with a mean '
+            f'confidence of {values["confidence"]:.2%}; calibration error {values["calibration_error"]:.4f}. '
+            'The average weights every task equally.'
         ]
 
     def _confusion(self) -> list[str]:
-        """A table of tasks and what their images were taken for; the true degradation stands in brackets."""
+        """Table of tasks and predicted degradations; the true degradation is in brackets."""
         lines = [f'| task | {" | ".join(self.names)} |', f'|:--|{"--:|" * len(self.names)}']
         several = len(self.predictions) > 1
         for dataset, predictions in self.predictions.items():
@@ -139,7 +139,7 @@ class SensorReport(Report):
 
 
 class SensorMeasurement(Measurement):
-    """One data set in one validation of a sensor."""
+    """One dataset in one validation of a sensor."""
 
     report: SensorReport
 
@@ -148,12 +148,12 @@ class SensorMeasurement(Measurement):
         self.images: list[Prediction] = []
 
     def add(self, visuals: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
-        """Take one image: `logits` (1, T); `data` is its sample."""
+        """Add one image: `logits` (1, T); `data` is its sample."""
         task = data['task'][0] if 'task' in data else self.dataset
         self.images.append(Prediction.of(task, int(data['degradation'][0]), visuals['logits'][0]))
 
     def rows(self) -> list[Row]:
-        """A row a task, in the order of the data set."""
+        """One row per task, in the order of the dataset."""
         self.report.predictions[self.dataset] = self.images
         tasks: dict[str, list[Prediction]] = {}
         for each in self.images:

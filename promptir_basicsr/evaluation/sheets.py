@@ -1,4 +1,4 @@
-"""Pictures of results: input, restored and target side by side."""
+"""Images of results: input, restored and target side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _TEXT = 16
 
 
 def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Float pictures of equal size beside each other, with a white gap -> (H, W', C) uint8."""
+    """Join float images of equal size side by side, with a white gap: (H, W', C) uint8."""
     gap = np.full((images[0].shape[0], _GAP, images[0].shape[2]), 255, np.uint8)
     parts = [part for image in images for part in (gap, to_bytes(image))]
     return np.concatenate(parts[1:], axis=1)
@@ -21,7 +21,7 @@ def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass
 class ContactRow:
-    """A line of a contact sheet: what it shows, its pictures, and a word under each."""
+    """A row of a contact sheet: title, images, and a caption below each image."""
 
     title: str
     images: Sequence[np.ndarray]
@@ -29,14 +29,14 @@ class ContactRow:
 
 
 def middle(image: np.ndarray, side: int) -> np.ndarray:
-    """At most `side` x `side` pixels at the centre."""
+    """Crop at most `side` x `side` pixels at the centre."""
     height, width = (min(side, length) for length in image.shape[:2])
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
 
 def contact_sheet(rows: Sequence[ContactRow], side: int = 256) -> np.ndarray:
-    """One row of pictures a task, cut at their centre to `side` pixels -> (H, W, 3) RGB uint8."""
+    """Sheet with one row of images per task, cropped at their centre to `side` pixels: (H, W, 3) RGB uint8."""
     font = ImageFont.load_default(_TEXT)
     columns = max(len(row.images) for row in rows)
     height = side + 2 * (_TEXT + _GAP) + _GAP

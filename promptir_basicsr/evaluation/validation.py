@@ -1,4 +1,4 @@
-"""Measure restored images and report: log, TensorBoard, `metrics.csv`, `results.md`, pictures."""
+"""Validation: measure restored images, and report to log, TensorBoard, `metrics.csv`, `results.md` and images."""
 
 import logging
 import math
@@ -31,25 +31,25 @@ _UNSHOWN = (
     'total_iter',
     'weights',
     'date',
-)  # in the table of a run: long, or in its first line
+)  # not in the table of a run: too long, or in its first line
 
 
 class Report:
-    """What the validations of a run found, and its files.
+    """Report of the validations of a run, and its files.
 
     Args:
         opt: the options of the run.
 
     Attributes:
         metrics: name -> options of each metric.
-        datasets: names of the data sets of a validation.
+        datasets: names of the datasets of a validation.
         validated: the iteration of the last complete validation.
         best: metric, value and iter of the best average so far.
-        heading: what the numbers are of, for the log.
+        heading: heading of the table in the log.
         measures_inputs: whether the degraded images are measured as well.
-        remarks: lines about each data set of a validation, for log and table.
-        facts: where the numbers come from, as of `record.Results`.
-        made_by: (data set, task) -> how its images were made.
+        remarks: lines about each dataset of a validation, for log and table.
+        facts: origin of the results, as in `record.Results`.
+        made_by: (dataset, task) -> how its images were made.
     """
 
     heading = 'restored (input)'
@@ -70,7 +70,7 @@ class Report:
         self.facts: dict[str, Any] = {}
         self.made_by: dict[tuple[str, str], str] = {}
         self._picture_failed = self._grey = False
-        self.known = ''  # of the table, in case that another program changes it
+        self.known = ''  # text of the table, in case another program changes it
         self._rows: dict[str, list[Row]] = {}
 
     @property
@@ -78,14 +78,14 @@ class Report:
         return [row for rows in self._rows.values() for row in rows]
 
     def add(self, dataset: str, rows: list[Row]) -> bool:
-        """Take the rows of one data set; True once every data set of the validation is there."""
+        """Add the rows of one dataset; return True once all datasets of the validation are complete."""
         if len(self._rows) == len(self.datasets):
             self._rows = {}
         self._rows[dataset] = rows
         return len(self._rows) == len(self.datasets)
 
     def measure(self, image: np.ndarray, target: np.ndarray | None) -> dict[str, float]:
-        """Every metric of an (H, W, 3) RGB or (H, W, 1) grey float image in [0, 1]; nothing without a target."""
+        """Compute every metric of an (H, W, 3) RGB or (H, W, 1) grey float image in [0, 1]; none without a target."""
         if target is None:
             return {}
         self._grey = image.shape[2] == 1
@@ -105,7 +105,7 @@ class Report:
         return {'metric': metric, 'value': value, 'iter': iteration}
 
     def write(self, iteration: int | str, tb_logger: Any, best: Mapping[str, Any] | None) -> None:
-        """Report the rows of a complete validation; of several processes, the first does."""
+        """Report the rows of a complete validation; only rank 0 does."""
         self.validated = iteration
         if self.opt.get('rank'):
             return
@@ -132,11 +132,11 @@ class Report:
             self.save_picture(sheet, self._path('contact_sheet.png'))
             if tb_logger:
                 tb_logger.add_image('contact_sheet', sheet, iteration, dataformats='HWC')
-        if names:  # last: a validation whose rows are there is not repeated by a training that is resumed
+        if names:  # last, because a resumed training does not repeat a validation that has rows
             self.known = append_csv(self.table_path, iteration, rows, names, self.measures_inputs, self.known)
 
     def results(self, iteration: int | str) -> Results:
-        """The last complete validation, for programs."""
+        """The last complete validation as `Results`."""
         facts = {**self.facts, **({'iteration': iteration} if self.opt['is_train'] else {}), **circumstances()}
         lower = [name for name, options in self.metrics.items() if lower_is_better(options)]
         metrics = {name: self.define(name) for name in self.metrics}
@@ -152,7 +152,7 @@ class Report:
         return self.known if text is None else text
 
     def save_picture(self, image: np.ndarray, path: str) -> None:
-        """Write an (H, W, 3) RGB or (H, W, 1) grey picture. One that cannot be written ends a test, but not a training.
+        """Write an (H, W, 3) RGB or (H, W, 1) grey image. A failure ends a test, but not a training.
 
         Raises:
             SaveError: in a test.
@@ -163,31 +163,31 @@ class Report:
             except OSError as error:
                 if not self.opt['is_train']:
                     raise
-                logger.warning(f'No more pictures of validations are written: {error}')
+                logger.warning(f'Writing images of validations stopped: {error}')
                 self._picture_failed = True
 
     def totals(self) -> list[Row]:
-        """The rows below those of the tasks."""
+        """Rows below those of the tasks."""
         return [average(self.rows)]
 
     def legend(self) -> list[str]:
-        """What stands below the table in `results.md`."""
-        lines = ['Restored, and in brackets the degraded input. The average counts every task once.']
+        """Lines below the table in `results.md`."""
+        lines = ['Restored, and in brackets the degraded input. The average weights every task equally.']
         notes = self.notes()
         return [*lines, '', *(f'- {note}' for note in notes)] if notes else lines
 
     def notes(self) -> list[str]:
-        """What is to be told of the data sets of a validation."""
+        """Remarks on the datasets of a validation."""
         several = len(self._rows) > 1
         return [f'{name}: {line}' if several else line for name in self._rows for line in self.remarks.get(name, ())]
 
     def define(self, name: str) -> str:
-        """The definition of a metric, in words."""
+        """The definition of a metric."""
         return definition(self.metrics[name], self._grey)
 
     def tell_files(self) -> None:
-        """Log where the results are."""
-        for about, name in (('Table', 'results.md'), ('Numbers', 'metrics.csv'), ('Picture', 'contact_sheet.png')):
+        """Log the paths of the results."""
+        for about, name in (('Table', 'results.md'), ('Metrics', 'metrics.csv'), ('Images', 'contact_sheet.png')):
             if os.path.exists(self._path(name)):
                 logger.info(f'{about}: {self._path(name)}')
 
@@ -207,7 +207,7 @@ class Report:
         if best:
             lines.append(
                 f'Best average {best["metric"]}: {best["value"]:.4f} at iteration {best["iter"]}, '
-                'kept as `models/net_g_best.pth`.'
+                'saved as `models/net_g_best.pth`.'
             )
         lines += ['', 'Metrics:', '']
         lines += [f'- {name}: {self.define(name)}' for name in self.metrics]
@@ -221,12 +221,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one image.
+    """Measured metrics of one image.
 
     Attributes:
-        task: the image's.
-        values: metric name -> number, restored against target.
-        inputs: the same of the degraded image, where it was measured.
+        task: of the image.
+        values: metric name -> value, of restored image and target.
+        inputs: the same for the degraded image, if it was measured.
     """
 
     task: str
@@ -235,16 +235,16 @@ class Measured:
 
 
 class Measurement:
-    """One data set in one validation.
+    """One dataset in one validation.
 
     Args:
-        report: the run's.
-        dataset: name of the data set.
+        report: of the run.
+        dataset: name of the dataset.
         iteration: of the training, or the name of the test.
-        save_img: write pictures of the images.
+        save_img: write the restored images.
 
     Attributes:
-        images: what was measured of each image.
+        images: metrics of each image.
     """
 
     def __init__(self, report: Report, dataset: str, iteration: int | str, save_img: bool) -> None:
@@ -259,14 +259,14 @@ class Measurement:
         return not self._counts[data['task'][0] if 'task' in data else self.dataset]
 
     def add(self, visuals: Mapping[str, torch.Tensor], data: Mapping[str, Any]) -> None:
-        """Take one image: `lq`, `result` and perhaps `gt`, (1, C, H, W); `data` is its sample."""
+        """Add one image: `lq`, `result` and optionally `gt`, (1, C, H, W); `data` is its sample."""
         task = data['task'][0] if 'task' in data else self.dataset
         images = {key: np.ascontiguousarray(x[0].permute(1, 2, 0).numpy()) for key, x in visuals.items()}
         values = self.report.measure(images['result'], images.get('gt'))
         self._counts[task] += 1
         show = self._counts[task] == 1 and self.report.val.get('contact_sheet', False)
         inputs = None
-        # The inputs of a validation never change, so they are measured in the first one only.
+        # The inputs never change, so only the first validation measures them.
         if (self.dataset, task) not in self.report.inputs or show:
             inputs = self.report.measure(images['lq'], images.get('gt'))
             if show:
@@ -276,7 +276,7 @@ class Measurement:
         self.images.append(Measured(task, values, inputs))
 
     def complete(self, share: Share) -> None:
-        """Bring in what other processes measured, each of its share of the images."""
+        """Collect the metrics of all processes, each for its share of the images."""
         self.images = share.in_order(self.images)
         sheets = share.gather(self._sheet)
         counts: Counter[str] = Counter()
@@ -285,12 +285,12 @@ class Measurement:
             rank, place = number % share.processes, number // share.processes
             if counts[image.task] == 1 and image.task in sheets[rank]:
                 self.report.sheet[self.dataset, image.task] = sheets[rank][image.task]
-            # A process knows of its own images how many of a task there were before.
+            # A process counts only its own images, so it may have written too many comparisons.
             if rank == share.rank and place in self._comparisons and counts[image.task] > self._most():
                 Path(self._comparisons[place]).unlink(missing_ok=True)
 
     def rows(self) -> list[Row]:
-        """A row a task, in the order of the data set."""
+        """One row per task, in the order of the dataset."""
         values: dict[str, Mean] = {}
         inputs: dict[str, Mean] = {}
         for image in self.images:
@@ -306,12 +306,12 @@ class Measurement:
         ]
 
     def _most(self) -> float:
-        """Comparisons a task."""
+        """Largest number of comparisons per task."""
         most = self.report.val.get('comparisons')
         return math.inf if most is None else most
 
     def _save_pictures(self, images: Mapping[str, np.ndarray], data: Mapping[str, Any], task: str) -> None:
-        """In training one comparison an iteration; in a test the restored image as well, as deep as its input."""
+        """Save a comparison; in a test also the restored image, with the bit depth of its input."""
         val, opt = self.report.val, self.report.opt
         folder = os.path.join(opt['path']['visualization'], self.dataset, task)
         name = data['name'][0] if 'name' in data else os.path.splitext(os.path.basename(data['lq_path'][0]))[0]
@@ -330,7 +330,7 @@ class Measurement:
 def contact_row(
     task: str, images: Mapping[str, np.ndarray], inputs: Mapping[str, float], values: Mapping[str, float]
 ) -> ContactRow:
-    """A task's line of the contact sheet; the first metric stands under the pictures."""
+    """A task's row of the contact sheet, with the first metric below the images."""
     titles = {'lq': ('input', inputs), 'result': ('restored', values), 'gt': ('target', {})}
     shown = [key for key in titles if key in images]
     captions = []

@@ -1,4 +1,4 @@
-"""What `basicsr explain` measures, draws and writes."""
+"""Explanation of prompts: measurements, figures and report of `basicsr explain`."""
 
 from promptir_basicsr.explain.prompted import PromptedNet, fixed
 from promptir_basicsr.explain.run import Settings, explain

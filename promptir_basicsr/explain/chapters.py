@@ -1,4 +1,4 @@
-"""The chapters of `basicsr explain`: numbers, figures and honest words about them.
+"""Chapters of the report of `basicsr explain`: numbers, figures and text.
 
 Shapes: n images, T tasks, K prompts of a level.
 """
@@ -28,11 +28,11 @@ from promptir_basicsr.explain.writer import (
 )
 
 LEAST_GAIN = 0.005
-"""In dB: what is below would be written as 0.00."""
+"""In dB; smaller gains would be printed as 0.00."""
 
 
 def chapters(study: Study, writer: Writer) -> list[Section]:
-    """All chapters, with their files written."""
+    """Create all chapters, and write their files."""
     with style():
         found = [restored_section(study, writer)]
         found.append(label_section(study, writer) if study.prompted.told else weights_section(study, writer))
@@ -50,7 +50,7 @@ def chapters(study: Study, writer: Writer) -> list[Section]:
 
 
 def restored_section(study: Study, writer: Writer) -> Section:
-    """A picture of each task before and after, and what restoring gains."""
+    """An image of each task before and after restoration, and the gain in PSNR."""
     comparisons: list[Comparison] = []
     rows: list[list[Any]] = []
     before = np.array([quality(each.lq, each.gt) for each in study.samples])
@@ -67,16 +67,19 @@ def restored_section(study: Study, writer: Writer) -> Section:
         rows.append([name, count, degraded_mean, restored_mean, restored_mean - degraded_mean])
     caption = f'Mean PSNR in dB of {"RGB" if study.prompted.channels == 3 else "grey"} floats, not rounded.'
     if study.prompted.told:
-        caption += ' The network is told the true degradation.'
+        caption += ' The network gets the true degradation label.'
     columns = ('task', 'images', 'degraded', 'restored', 'gain')
     table = writer.table('restored', 'What the network restores', columns, rows, caption)
     gains = [row[-1] for row in rows]
-    text = f'{study.sizes()}, cut at their centres. Restoring gains {min(gains):+.2f} to {max(gains):+.2f} dB a task.'
+    text = (
+        f'{study.sizes()}, cropped at their centres. Restoration gains {min(gains):+.2f} to {max(gains):+.2f} dB '
+        'per task.'
+    )
     least = numbers.least_p(study.ids)
     if least > numbers.ALPHA:
         text += (
-            f'\n\nSo few images can be grouped in so few ways that no p is below {least:.2f}: nothing here can be told '
-            'from chance. Take more images of each task.'
+            f'\n\nWith so few images no p is below {least:.2f}, so no result can be distinguished from chance. '
+            'Use more images of each task.'
         )
     return Section('Restored images', text, tables=[table], comparisons=comparisons)
 
@@ -85,7 +88,7 @@ def restored_section(study: Study, writer: Writer) -> Section:
 
 
 def weights_section(study: Study, writer: Writer) -> Section:
-    """Prompts that find their weights themselves: which answers what."""
+    """Networks that compute prompt weights from the image: which prompt responds to which degradation."""
     weights, ids, tasks = study.found.seen.weights, study.ids, study.tasks
     theirs = {level: [each.seen.weights[level] for each in study.untrained] for level in weights}
     rows = [
@@ -123,10 +126,10 @@ def weights_section(study: Study, writer: Writer) -> Section:
     ]
     columns = ('level', 'most possible', 'prompts used', *SCORE_COLUMNS)
     caption = (
-        "Mutual information in bits of the task and a prompt drawn with an image's weights; every task is equally "
+        "Mutual information in bits between the task and a prompt drawn with an image's weights; every task is equally "
         'likely. "Prompts used": 2 to the power of the weights\' entropy, mean over the images. ' + SCORE_WORDS
     )
-    table = writer.table('information', 'What the weights tell of the task', columns, rows, caption)
+    table = writer.table('information', 'Information of the weights about the task', columns, rows, caption)
     cells = [
         [level, a.prompt + 1, tasks[a.task], a.share, 1 / len(tasks), a.mean, *score_cells(a.score)]
         for level in weights
@@ -134,21 +137,21 @@ def weights_section(study: Study, writer: Writer) -> Section:
     ]
     heads = ('level', 'prompt', 'task', 'share', 'share by chance', 'mean weight', *SCORE_COLUMNS)
     caption = (
-        "For each prompt the task that gives it the largest mean weight, and that task's share of the prompt. "
+        "For each prompt the task with the largest mean weight, and that task's share of the prompt. "
         '"Value": the bits that the prompt adds to its level. '
-        'The text says that a prompt answers a task where this was learned and the share is at least '
-        f'{numbers.CLEAR:g} times that by chance. Chance is that of the most telling prompt of the level.'
+        'The text says that a prompt responds to a task if this was learned and the share is at least '
+        f'{numbers.CLEAR:g} times that by chance. Chance is that of the most informative prompt of the level.'
     )
-    answered = writer.table('answers', 'Which prompt answers which task', heads, cells, caption)
-    caption = 'An image a row, grouped by task; the weights of a row and level add up to 1.'
+    answered = writer.table('answers', 'Which prompt responds to which task', heads, cells, caption)
+    caption = 'One row per image, grouped by task; the weights of a row and level sum to 1.'
     shown = figures.weights_figure(weights, ids, tasks)
     drawn = [writer.figure('prompt_weights', 'Prompt weights of each image', shown, caption)]
     shown = figures.mean_weights_figure(means, tasks)
     drawn += [writer.figure('mean_weights', 'Mean weights of each task', shown, f'Means over {study.sizes()}.')]
     shown = figures.scores_figure(scores, 'Mutual information of prompt and task, bits')
-    drawn += [writer.figure('information', 'What the weights tell of the task', shown, CHANCE_CAPTION)]
+    drawn += [writer.figure('information', 'Information of the weights about the task', shown, CHANCE_CAPTION)]
     return Section(
-        'Which prompt answers which degradation',
+        'Which prompt responds to which degradation',
         _weights_text(study, total, scores, list(most.values()), answers),
         drawn,
         [table, answered],
@@ -168,18 +171,20 @@ def _weights_text(
     ]
     named = [
         f'{words(level)}: '
-        + ', '.join(f'prompt {a.prompt + 1} answers {words(study.tasks[a.task])} ({a.share:.0%} of it)' for a in clear)
+        + ', '.join(f'prompt {a.prompt + 1} responds to {words(study.tasks[a.task])} ({a.share:.0%})' for a in clear)
         + '.'
         for level, each in answers.items()
         if (clear := [a for a in each if a.clear])
     ]
     chance = f'By chance a task has {1 / len(study.tasks):.0%} of a prompt.'
-    part = total.value / sum(most) if sum(most) else 0.0  # one prompt has nothing to tell
+    part = total.value / sum(most) if sum(most) else 0.0  # a single prompt has no information
     paragraphs = [
-        f'{verdict("The weights", total)} All levels together: {part:.1%} of what is possible, '
+        f'{verdict("The weights", total)} All levels together: {part:.1%} of the maximum, '
         f'{told(total, f"of {sum(most):.2f} bits")}.',
         '\n\n'.join(lines),
-        '\n\n'.join([*named, chance] if named else ['No single prompt stands for a task clearly more than by chance.']),
+        '\n\n'.join(
+            [*named, chance] if named else ['No single prompt responds to a task clearly more than by chance.']
+        ),
     ]
     return '\n\n'.join(paragraphs)
 
@@ -188,7 +193,7 @@ def _weights_text(
 
 
 def embedding_section(study: Study, writer: Writer) -> Section:
-    """Where the images lie by their features and by the prompts they are given."""
+    """Embeddings of the images by features and by prompts."""
     ids, tasks, seen = study.ids, study.tasks, study.found.seen
     kinds = {'features': 'Features', 'prompts': 'Prompts'}
     scores: dict[str, list[Score]] = {}
@@ -219,55 +224,53 @@ def embedding_section(study: Study, writer: Writer) -> Section:
     writer.table('embeddings', 'Coordinates of the maps', columns, rows, '')
     panels = len(study.prompted.levels) if len(study.prompted.levels) <= 4 else 3
     captions = {
-        'pca': f'Main components, with their shares of the variance; {study.sizes()}. {_EMBEDDED[study.prompted.told]}',
-        'tsne': f't-SNE, perplexity {perplexity:.1f}. Distances between groups and the sizes of groups mean nothing.',
+        'pca': f'Principal components with their shares of variance; {study.sizes()}. {_EMBEDDED[study.prompted.told]}',
+        'tsne': f't-SNE, perplexity {perplexity:.1f}. Distances between groups and sizes of groups have no meaning.',
     }
     drawn = [
         writer.figure(kind, title, figures.embedding_figure(maps[kind], ids, tasks, panels), captions[kind])
-        for kind, title in (('pca', 'Main components'), ('tsne', 't-SNE'))
+        for kind, title in (('pca', 'Principal components'), ('tsne', 't-SNE'))
         if maps[kind]
     ]
     rows = [[place, score.name, *score_cells(score)] for place, each in scores.items() for score in each]
     caption = (
-        'Silhouette: -1 to 1, above 0 where tasks lie apart. 1-NN: share of the images whose nearest other image is of '
-        'the same task. Linear probe: a ridge regression on the tasks, asked about images that it has not seen '
-        '(leave-one-out). ' + SCORE_WORDS
+        'Silhouette: -1 to 1, above 0 if tasks are separated. 1-NN: share of the images whose nearest other image has '
+        'the same task. Linear probe: a ridge regression on the tasks, evaluated on unseen images (leave-one-out). '
+        + SCORE_WORDS
     )
-    table = writer.table(
-        'separation', 'How far apart the tasks lie', ('embedding', 'score', *SCORE_COLUMNS), rows, caption
-    )
+    table = writer.table('separation', 'Separation of the tasks', ('embedding', 'score', *SCORE_COLUMNS), rows, caption)
     lines = [f'{place}: silhouette {told(each[0])}.\n\nLinear probe {told(each[2])}.' for place, each in scores.items()]
     text = _EMBEDDED[study.prompted.told]
     if not maps['tsne']:
-        text += f' There is no t-SNE of fewer than {numbers.LEAST_FOR_TSNE} images.'
+        text += f' t-SNE needs at least {numbers.LEAST_FOR_TSNE} images.'
     return Section('Embeddings', '\n\n'.join([_probed(scores), text, *lines]), drawn, [table])
 
 
 def _probed(scores: Mapping[str, Sequence[Score]]) -> str:
-    """The linear probes of all embeddings in one sentence."""
+    """A sentence about the linear probes of all embeddings."""
     probes = {place: each[2] for place, each in scores.items()}
     learned = [f'{place.lower()} ({score.value:.0%})' for place, score in probes.items() if score.learned]
     best = max(score.value for score in probes.values())
     chance = max(score.chance for score in probes.values())
     if learned:
-        return f'A linear probe tells the tasks apart better than in any untrained network by: {", ".join(learned)}.'
+        return f'A linear probe separates the tasks better than in any untrained network by: {", ".join(learned)}.'
     if any(score.depends for score in probes.values()):
         compared = 'no better than in untrained networks' if any(score.untrained for score in probes.values()) else ''
-        also = f', {compared}' if compared else '; untrained networks were not asked'
-        return f'A linear probe tells the tasks of up to {best:.0%} of the images, by chance {chance:.0%}{also}.'
-    return f'A linear probe tells the tasks no better than chance: of up to {best:.0%} of the images, {chance:.0%}.'
+        also = f', {compared}' if compared else '; not compared with untrained networks'
+        return f'A linear probe recognises the task of up to {best:.0%} of the images, by chance {chance:.0%}{also}.'
+    return f'A linear probe is no better than chance: {best:.0%} of the images at most, by chance {chance:.0%}.'
 
 
-_FEATURES = 'Features: mean and deviation over the pixels of the features that meet the prompts'
+_FEATURES = 'Features: mean and standard deviation over the pixels of the input features of the prompt modules'
 _EMBEDDED = {
-    False: f'{_FEATURES}. Prompts: what each image is given, the prompts times its weights.',
-    True: f'{_FEATURES}, with an equal mixture of all labels given, so that they tell only what the network sees. '
-    'Prompts: mean and deviation of the prompt that each image is given with its true label; they lie apart because '
-    'the network is told so, and have no score.',
+    False: f'{_FEATURES}. Prompts: the prompts times the weights of each image.',
+    True: f'{_FEATURES}, with an equal mixture of all labels, so they only show what the network sees. '
+    'Prompts: mean and standard deviation of the prompt of each image with its true label; they are separated by the '
+    'labels, so they have no score.',
 }
 
 
-# The prompts themselves
+# prompts
 
 
 def pictures_section(study: Study, writer: Writer) -> Section:
@@ -279,8 +282,8 @@ def pictures_section(study: Study, writer: Writer) -> Section:
             'prompts',
             'The prompts as images',
             figures.prompts_figure(study.prompted.pictures()),
-            f'{what}, two rows each: the three main components of the channels as red, green and blue, and the mean of '
-            'the channels. Ranges are those of the level, so a strong pattern may be a small one.',
+            f'{what}, two rows each: the three principal components of the channels as red, green and blue, and the '
+            'mean of the channels. Ranges are those of the level, so a strong pattern may have small values.',
         )
     ]
     if told:
@@ -289,18 +292,18 @@ def pictures_section(study: Study, writer: Writer) -> Section:
                 'vectors',
                 'The degradation prompts',
                 figures.vectors_figure(study.prompted.vectors(), study.prompted.degradations),
-                'The vector of each degradation, a channel a column.',
+                'The vector of each degradation, one column per channel.',
             )
         )
     text = (
-        'The prompts are learned as images of a fixed size and resized to that of the features. An untrained prompt is '
-        'noise: a visible pattern has been learned.'
+        'Prompts are learned as images of a fixed size and resized to the size of the features. An untrained prompt is '
+        'noise, so a visible pattern has been learned.'
     )
     return Section('The prompts', text, drawn)
 
 
 def similarity_section(study: Study, writer: Writer) -> Section:
-    """How alike the prompts of a level are."""
+    """Similarity of the prompts of a level."""
     names = study.prompted.degradations if study.prompted.told else None
     matrices = study.found.similarity
     rows, summary, lines = [], [], []
@@ -319,17 +322,18 @@ def similarity_section(study: Study, writer: Writer) -> Section:
     writer.table('similarity', 'Cosine similarity', ('level', 'prompt', 'other prompt', 'cosine'), rows, '')
     columns = ('level', 'prompts', 'mean', 'untrained networks', 'untrained least', 'untrained most')
     caption = (
-        'Mean cosine of two different prompts. PromptIR starts with values from 0 to 1, so untrained ones are alike.'
+        'Mean cosine of two different prompts. PromptIR initialises prompts with values from 0 to 1, so untrained ones '
+        'are similar.'
     )
     table = writer.table('similarity_mean', 'Mean similarity', columns, summary, caption)
-    caption = 'Cosine of the angle between the prompts of a level, each as one vector.'
+    caption = 'Cosine similarity between the prompts of a level, each as one vector.'
     shown = figures.similarity_figure(matrices, names)
-    drawn = writer.figure('similarity', 'How alike the prompts are', shown, caption)
-    return Section('How alike the prompts are', '\n\n'.join(lines), [drawn], [table])
+    drawn = writer.figure('similarity', 'Similarity of the prompts', shown, caption)
+    return Section('Similarity of the prompts', '\n\n'.join(lines), [drawn], [table])
 
 
 def label_section(study: Study, writer: Writer) -> Section:
-    """Prompts that are told the degradation: what a wrong label costs."""
+    """Networks with degradation labels: the effect of wrong labels."""
     prompted, trials, tasks = study.prompted, study.found.trials, study.tasks
     names = prompted.degradations
     tried = {**dict(zip(names, trials.choices.T, strict=True)), **trials.others}
@@ -341,32 +345,32 @@ def label_section(study: Study, writer: Writer) -> Section:
         for column in means
     ]
     columns = ('task', 'images', 'told', 'psnr', 'difference to the true label')
-    table = writer.table('labels', 'What labels do', columns, rows, 'Mean PSNR in dB.')
+    table = writer.table('labels', 'Effect of labels', columns, rows, 'Mean PSNR in dB.')
     drawn = writer.figure(
         'labels',
-        'What labels do',
+        'Effect of labels',
         figures.table_figure(
             np.array(list(means.values())).T,
             list(map(words, tasks)),
             [words(column) if column in names else column.capitalize() for column in means],
-            'Label that is given',
+            'Label passed to the network',
             'Task',
             '.2f',
             np.array(list(gaps.values())).T,
         ),
         'Mean PSNR in dB; the colour is the difference to the true label. "Equal mixture": all labels with equal '
-        'weights. "Strength 0": without what the degradation prompts add.',
+        'weights. "Strength 0": without the contribution of the degradation prompts.',
     )
     text, table2 = _choice_section(study, writer, 'label_scores', 'Does the label matter?', 'label')
     text += (
-        '\n\nThis network is told the degradation: its prompt weights are the label, so they tell nothing of what it '
-        'has learned. What the label does to the restored image does.'
+        '\n\nThis network gets the degradation as a label. Its prompt weights are the label, so only the effect of the '
+        'label on the restored image shows what it has learned.'
     )
-    return Section('What labels do', text, [drawn], [table, table2])
+    return Section('Effect of labels', text, [drawn], [table, table2])
 
 
 def _choice_section(study: Study, writer: Writer, name: str, title: str, what: str) -> tuple[str, Table]:
-    """Whether the true choice is the best one, as a text and a table NAME.csv."""
+    """Whether the true choice is the best one, as text and table NAME.csv."""
     trials, theirs = study.found.trials, [each.trials for each in study.untrained]
     measures = {
         'gain of the true one, dB': numbers.choice_gain,
@@ -384,14 +388,14 @@ def _choice_section(study: Study, writer: Writer, name: str, title: str, what: s
     ]
     rows = [[score.name, *score_cells(score)] for score in scores]
     caption = (
-        f'Choices of the {what}. Gain: PSNR with the true one less the mean over all of them, in dB. {SCORE_WORDS}'
+        f'Choices of the {what}. Gain: PSNR with the true one minus the mean over all of them, in dB. {SCORE_WORDS}'
     )
     table = writer.table(name, title, ('score', *SCORE_COLUMNS), rows, caption)
-    found = 'matters, and more than in any untrained network' if gain.learned else f'matters: {gain.verdict}'
+    found = 'matters more than in any untrained network' if gain.learned else f'matters: {gain.verdict}'
     if abs(gain.value) < LEAST_GAIN:
-        found = f'makes no difference that could be seen (below {LEAST_GAIN} dB), whatever p says'
+        found = f'makes no visible difference (below {LEAST_GAIN} dB), whatever its p'
     text = (
-        f'Over the mean of all {trials.choices.shape[1]} the true one gains {told(gain, "dB")}.\n\n'
+        f'Compared with the mean of all {trials.choices.shape[1]}, the true one gains {told(gain, "dB")}.\n\n'
         f'The true one is the best for {share.value:.0%} of the images, by chance {share.chance:.0%} '
         f'(p = {share.p:.3f}; N = {share.n}).'
     )
@@ -399,7 +403,7 @@ def _choice_section(study: Study, writer: Writer, name: str, title: str, what: s
 
 
 def ablation_section(study: Study, writer: Writer) -> Section:
-    """Prompts that find their weights themselves: what other weights do."""
+    """Networks that compute prompt weights from the image: the effect of other weights."""
     trials, tasks = study.found.trials, study.tasks
     rows, effects = [], {}
     for level, changes in trials.levels.items():
@@ -413,20 +417,20 @@ def ablation_section(study: Study, writer: Writer) -> Section:
                 rows.append([level, change, name, int(mine.sum()), values[mine].mean(), lost.mean(), error])
     columns = ('level', 'weights', 'task', 'images', 'psnr', 'difference', 'standard error')
     caption = (
-        'Mean PSNR in dB, and its difference to the network as it is. "Only k": prompt k alone. "Without k": the '
-        'others in their proportion. "Equal": all alike. "As for X": the mean weights of task X.'
+        'Mean PSNR in dB, and its difference to the unchanged network. "Only k": only prompt k. "Without k": the '
+        'others in proportion. "Equal": equal weights. "As for X": the mean weights of task X.'
     )
-    table = writer.table('ablation', 'What other weights do', columns, rows, caption)
+    table = writer.table('ablation', 'Effect of other weights', columns, rows, caption)
     shown = {level: [_change_words(change) for change in changes] for level, changes in trials.levels.items()}
     drawn = writer.figure(
         'ablation',
-        'What other weights do to the restored images',
+        'Effect of other weights on the restored images',
         figures.effects_figure(effects, tasks, shown, 'Difference in PSNR, dB'),
-        'Difference in mean PSNR to the network as it is, in dB, where the weights of a level are replaced.',
+        'Difference in mean PSNR to the unchanged network, in dB, if the weights of a level are replaced.',
     )
-    what = 'task whose mean weights are given'
+    what = 'task whose mean weights are used'
     text, table2 = _choice_section(study, writer, 'choice_scores', 'Do the right weights matter?', what)
-    return Section('What other weights do', f'{_worst(effects, shown, tasks)}\n\n{text}', [drawn], [table, table2])
+    return Section('Effect of other weights', f'{_worst(effects, shown, tasks)}\n\n{text}', [drawn], [table, table2])
 
 
 def _change_words(change: str) -> str:
@@ -443,13 +447,13 @@ def _worst(effects: Mapping[str, np.ndarray], shown: Mapping[str, Sequence[str]]
     if effects[level][task, column] >= 0:
         return 'No other weights lower the mean PSNR of any task.'
     return (
-        f'The largest loss is {effects[level][task, column]:+.2f} dB, of {words(tasks[int(task)])} with the weights '
+        f'The largest loss is {effects[level][task, column]:+.2f} dB, for {words(tasks[int(task)])} with the weights '
         f'"{shown[level][int(column)]}" ({words(level)}).'
     )
 
 
 def sensor_section(study: Study, writer: Writer) -> Section:
-    """What the sensor of a network that is told says."""
+    """Predictions of the sensor of a network with degradation labels."""
     names, said = study.prompted.degradations, study.found.sensed
     assert said is not None
     labels = np.array([sample.label for sample in study.samples])
@@ -459,15 +463,15 @@ def sensor_section(study: Study, writer: Writer) -> Section:
         for sample, guess, row in zip(study.samples, guessed, said, strict=True)
     ]
     columns = ('task', 'image', 'degradation', 'sensed', *names)
-    writer.table('sensed', 'What the sensor says', columns, rows, 'Probabilities, an image a row.')
+    writer.table('sensed', 'Predictions of the sensor', columns, rows, 'Probabilities, one row per image.')
     counts = np.array(
         [[np.sum(guessed[study.ids == t] == k) for k in range(len(names))] for t in range(len(study.tasks))]
     )
     rows = [[task, *row] for task, row in zip(study.tasks, counts, strict=True)]
-    caption = 'Images of each task by the degradation that the sensor finds likeliest'
+    caption = 'Images of each task by the most likely degradation according to the sensor'
     table = writer.table('confusion', 'Sensed degradations', ('task', *names), rows, f'{caption}.')
     drawing = figures.table_figure(
-        counts, list(map(words, study.tasks)), list(map(words, names)), 'Likeliest degradation', 'Task', 'd', None
+        counts, list(map(words, study.tasks)), list(map(words, names)), 'Predicted degradation', 'Task', 'd', None
     )
     drawn = writer.figure('confusion', 'Sensed degradations', drawing, f'{caption}; {study.sizes()}.')
     theirs = [each.sensed for each in study.untrained if each.sensed is not None]
@@ -480,4 +484,4 @@ def sensor_section(study: Study, writer: Writer) -> Section:
     )
     rows = [['accuracy', *score_cells(score)]]
     table2 = writer.table('sensor_score', 'Accuracy of the sensor', ('score', *SCORE_COLUMNS), rows, SCORE_WORDS)
-    return Section('What the sensor says', f'Accuracy {told(score)}.', [drawn], [table, table2])
+    return Section('Predictions of the sensor', f'Accuracy {told(score)}.', [drawn], [table, table2])

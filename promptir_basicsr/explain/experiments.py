@@ -1,6 +1,6 @@
-"""What `basicsr explain` asks a network: what its prompts do, and what happens where they are told something else.
+"""Experiments of `basicsr explain`: observe the prompts of a network, and restore with other weights or labels.
 
-Shapes: n images, T tasks, K prompts of a level, C choices of what the prompts can be told.
+Shapes: n images, T tasks, K prompts of a level, C choices of labels or weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +18,15 @@ from promptir_basicsr.explain.scores import ALL_LEVELS, cosine_similarity
 
 @dataclass(frozen=True)
 class Trials:
-    """PSNR in dB of n samples, restored as the network does it and otherwise.
+    """PSNR in dB of n samples, restored by the unchanged network and with other weights or labels.
 
     Attributes:
-        base: (n,), as it is; of a network that is told, with the true label.
-        choices: (n, C). Of a network that is told, with each label; of others, with the mean weights of each task in
+        base: (n,), unchanged; for a network with labels, with the true label.
+        choices: (n, C). For a network with labels, with each label; for others, with the mean weights of each task in
             all levels, where an image itself does not count for its own task.
-        truth: (n,), which of the choices is the true one.
+        truth: (n,), index of the true choice.
         levels: level or ALL_LEVELS -> name of other weights -> (n,).
-        others: of a network that is told, further things to tell -> (n,).
+        others: for a network with labels, further inputs -> (n,).
     """
 
     base: np.ndarray
@@ -38,11 +38,11 @@ class Trials:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that is found out about a network.
+    """All findings about a network.
 
     Attributes:
         similarity: level -> (K, K) cosines of its prompts.
-        sensed: (n, T) probabilities of the sensor, where there is one.
+        sensed: (n, T) probabilities of the sensor, if there is one.
     """
 
     seen: Observation
@@ -52,7 +52,7 @@ class Findings:
 
 
 Passed = Callable[[int], Any]
-"""Called with the number of images that the network has just been run on."""
+"""Called with the number of images that the network has just processed."""
 
 
 def investigate(
@@ -64,12 +64,12 @@ def investigate(
     detailed: bool = True,
     passed: Passed = lambda _: None,
 ) -> Findings:
-    """Look at a network, and try what happens where its prompts are told something else.
+    """Observe a network, and restore with other weights or labels.
 
     Args:
         ids: (n,), the task of each sample.
         tasks: names of the T tasks.
-        detailed: try everything; otherwise only what scores need.
+        detailed: run all experiments; otherwise only those that scores need.
     """
     seen = observe(prompted, samples, lambda: passed(1))
     if prompted.told:
@@ -82,7 +82,7 @@ def investigate(
 
 
 def passes(prompted: PromptedNet, tasks: int, detailed: bool) -> int:
-    """How often `investigate` runs the network on each sample, as `passed` counts it."""
+    """Number of runs of the network per sample in `investigate`, as `passed` counts them."""
     if prompted.told:
         return 2 + len(prompted.degradations) + detailed * (2 + prompted.sensing)
     counts = [len(vectors) for vectors in prompted.vectors().values()]
@@ -91,7 +91,7 @@ def passes(prompted: PromptedNet, tasks: int, detailed: bool) -> int:
 
 
 def untrained_network(options: Mapping[str, Any], seed: int) -> nn.Module:
-    """A network of `type` and arguments with random weights; other random numbers stay as they are."""
+    """Build a network of `type` and arguments with random weights, without changing the random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return new_network(options).eval()
@@ -146,7 +146,7 @@ def _blind_trials(
 
 
 def _changes(means: Mapping[str, np.ndarray], tasks: Sequence[str]) -> dict[str, dict[str, dict[str, Change]]]:
-    """Level -> name -> what becomes of the weights of which levels."""
+    """Changes by level and name: level -> name -> change of the weights of each level."""
     found: dict[str, dict[str, dict[str, Change]]] = {}
     for level, mean in means.items():
         count = mean.shape[1]
@@ -160,7 +160,7 @@ def _changes(means: Mapping[str, np.ndarray], tasks: Sequence[str]) -> dict[str,
 
 
 def _means_without(weights: np.ndarray, ids: np.ndarray, image: int) -> np.ndarray:
-    """Mean weights (T, K) of the tasks; an image counts for its own task only where that has no other."""
+    """Mean weights (T, K) of the tasks; an image counts for its own task only if that has no other image."""
     rows = []
     for task in range(ids.max() + 1):
         members = np.flatnonzero(ids == task)

@@ -1,7 +1,7 @@
-"""The figures of `basicsr explain`, from numbers alone.
+"""Figures of `basicsr explain`.
 
-Nothing of matplotlib's `pyplot` is used, so no state is shared with a program that draws figures of its own. Colours
-are those of Okabe and Ito, which people with any colour vision tell apart; every colour has a marker of its own, too.
+They do not use matplotlib's `pyplot`, so they share no state with other figures of a program. Colours are those of
+Okabe and Ito, which are distinguishable with any colour vision; every colour also has its own marker.
 
 Shapes: n images, T tasks, K prompts of a level, D channels, S prompt size.
 """
@@ -24,17 +24,17 @@ from promptir_basicsr.explain.scores import ALL_LEVELS, Score, principal_compone
 
 DPI = 150
 WIDTH = 7.0
-"""Of a figure in inches: both columns of a paper."""
+"""Width of a figure in inches: both columns of a paper."""
 
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#999999', '#000000')
 MARKERS = 'osD^vPX*'
 GREY = '#767676'
 SEQUENTIAL, DIVERGING = 'cividis', 'PuOr'
-"""Colour maps for values from 0 up, and for values of either sign."""
+"""Colour maps for non-negative values, and for values of either sign."""
 
 RC: dict[Any, Any] = {
     'font.family': 'sans-serif',
-    'font.sans-serif': ['DejaVu Sans'],  # comes with matplotlib, so figures are the same everywhere
+    'font.sans-serif': ['DejaVu Sans'],  # part of matplotlib, so figures are the same everywhere
     'font.size': 8,
     'axes.titlesize': 9,
     'axes.labelsize': 8,
@@ -57,15 +57,15 @@ _WORDS = {'denoise': 'Noise', 'derain': 'Rain', 'dehaze': 'Haze', 'deblur': 'Blu
 Array = np.ndarray
 
 LEAST_SPAN = 0.1
-"""In dB: smaller differences do not get the strongest colours, however small the others are."""
+"""In dB: smallest range of the colour map, so that small differences do not get the strongest colours."""
 
-_MOST_COLUMNS = 4  # of small maps beside each other
-_TILE = 0.62  # inches of a prompt drawn as an image
+_MOST_COLUMNS = 4  # of small maps side by side
+_TILE = 0.62  # inches per prompt drawn as an image
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """A context in which figures are made and written, whatever settings of matplotlib the user has."""
+    """Context for making and writing figures, independent of the user's matplotlib settings."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
@@ -73,15 +73,15 @@ def style() -> Iterator[None]:
 
 
 def drawing(height: float, width: float = WIDTH) -> Drawing:
-    """An empty figure, in inches."""
+    """Create an empty figure; sizes in inches."""
     return Drawing(figsize=(width, height), layout='constrained')
 
 
 def save_both(figure: Drawing, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write NAME.png and NAME.svg; the same figure gives the same bytes. Returns both paths."""
+    """Write NAME.png and NAME.svg, reproducibly to the byte. Returns both paths."""
     png, svg = folder / f'{name}.png', folder / f'{name}.svg'
     _print(FigureCanvasAgg(figure), png, 'png', {'Software': None})
-    figure.set_layout_engine('none')  # what was laid out stays, for both files alike
+    figure.set_layout_engine('none')  # keeps the layout, so both files are alike
     _print(FigureCanvasSVG(figure), svg, 'svg', {'Date': None})
     return png, svg
 
@@ -91,7 +91,7 @@ def _print(canvas: Any, path: Path, kind: str, metadata: Mapping[str, Any]) -> N
 
 
 def words(name: str) -> str:
-    """The name of a task, a degradation or a level for people: `denoise_25` is `Noise 25`."""
+    """Readable name of a task, a degradation or a level: `denoise_25` is `Noise 25`."""
     for known, word in _WORDS.items():
         if name == known or name.startswith(f'{known}_'):
             return f'{word}{name.removeprefix(known).replace("_", " ")}'
@@ -112,11 +112,11 @@ def heat_map(
     form: str = '',
     numbers: np.ndarray | None = None,
 ) -> Any:
-    """Values (R, C) as coloured cells. Returns what a colour bar needs.
+    """Draw values (R, C) as coloured cells. Returns the mesh, for a colour bar.
 
     Args:
-        form: of the numbers in the cells; none where it is empty.
-        numbers: (R, C), instead of the values.
+        form: format of the numbers in the cells; '' for no numbers.
+        numbers: (R, C), shown instead of the values.
     """
     mesh = axes.pcolormesh(values, cmap=colours, vmin=low, vmax=high, edgecolors='face', linewidth=0.1)
     axes.set_xticks(np.arange(values.shape[1]) + 0.5, columns)
@@ -137,25 +137,25 @@ def heat_map(
 
 
 def slant(axes: Axes, degrees: float) -> None:
-    """Turn the labels below a map, so that their ends stand below their columns."""
+    """Rotate the labels below a map, so that they end below their columns."""
     for text in axes.get_xticklabels():
         text.set(rotation=degrees, ha='right', rotation_mode='anchor')
 
 
 def in_digits(value: float, form: str) -> str:
-    """A value as figures show it: with a real minus, and none before zero."""
+    """Format a value for figures: with a minus sign, but none before zero."""
     text = format(value, form)
     return text.replace('-', '\N{MINUS SIGN}') if text.strip('-0.') else text.lstrip('-')
 
 
 def _ink(colour: Any) -> str:
-    """Black or white, whichever is read better on a colour."""
+    """Black or white, whichever is more readable on a colour."""
     red, green, blue = colour[:3]
     return 'black' if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else 'white'
 
 
 def weights_figure(weights: Mapping[str, Array], tasks: Array, names: Sequence[str]) -> Drawing:
-    """Heat maps of the weights, an image a row: {level: (n, K)}, tasks (n,) ids, T names."""
+    """Heat maps of the weights, one row per image: {level: (n, K)}, tasks (n,) ids, T names."""
     order = np.argsort(tasks, kind='stable')
     edges = np.cumsum(np.bincount(tasks, minlength=len(names)))
     figure, panels = _panels(len(weights), min(max(0.08 * len(tasks) + 0.9, 2.2), 8.0))
@@ -171,7 +171,7 @@ def weights_figure(weights: Mapping[str, Array], tasks: Array, names: Sequence[s
 
 
 def mean_weights_figure(means: Mapping[str, Array], names: Sequence[str]) -> Drawing:
-    """The mean weight of each prompt in each task, with numbers: {level: (T, K)}."""
+    """Heat maps of the mean weight of each prompt in each task, with numbers: {level: (T, K)}."""
     figure, panels = _panels(len(means), max(0.28 * len(names) + 0.9, 1.8))
     high = max(1e-9, *(float(each.max()) for each in means.values()))
     for number, (axes, (level, each)) in enumerate(zip(panels, means.items(), strict=True)):
@@ -183,7 +183,7 @@ def mean_weights_figure(means: Mapping[str, Array], names: Sequence[str]) -> Dra
 
 
 def scores_figure(scores: Mapping[str, Score], unit: str) -> Drawing:
-    """Scores with what they are by chance and in untrained networks, a row each."""
+    """Scores with chance and untrained networks, one row each."""
     figure = drawing(0.32 * len(scores) + 1.1, WIDTH * 0.75)
     axes = figure.subplots()
     for row, score in enumerate(scores.values()):
@@ -209,10 +209,10 @@ def scores_figure(scores: Mapping[str, Score], unit: str) -> Drawing:
 def embedding_figure(
     maps: Mapping[str, tuple[Array, str, str]], tasks: Array, names: Sequence[str], columns: int = 3
 ) -> Drawing:
-    """Points of the images in one or more planes, a colour and a marker a task.
+    """Points of the images in one or more planes, with one colour and marker per task.
 
     Args:
-        maps: title -> coordinates (n, 2), and the labels of both axes; empty labels for axes that mean nothing.
+        maps: title -> coordinates (n, 2), and the labels of both axes; '' for axes without a meaning.
     """
     columns = min(columns, len(maps))
     rows = -(-len(maps) // columns)
@@ -234,7 +234,7 @@ def embedding_figure(
 
 
 def _mark(task: int) -> dict:
-    turn = task // len(COLOURS)  # beyond eight tasks the markers move on
+    turn = task // len(COLOURS)  # beyond eight tasks the markers change
     return {
         'color': COLOURS[task % len(COLOURS)],
         'marker': MARKERS[(task + turn) % len(MARKERS)],
@@ -245,11 +245,11 @@ def _mark(task: int) -> dict:
 
 
 def prompts_figure(pictures: Mapping[str, Array]) -> Drawing:
-    """The prompts as images, two rows a level: three main components as red, green and blue, and the mean channel.
+    """Prompts as images, two rows per level: three principal components as RGB, and the mean channel.
 
     Args:
-        pictures: level -> (K, D, S, S). Components and ranges are those of all prompts of the level, so that equal
-            colours mean equal content within a row.
+        pictures: level -> (K, D, S, S). Components and ranges are those of all prompts of the level, so equal colours
+            mean equal content within a row.
     """
     count = max(len(each) for each in pictures.values())
     figure = drawing(2 * len(pictures) * (_TILE + 0.17) + 0.3, max(1.2 + count * (_TILE + 0.1), 3.0))
@@ -275,7 +275,7 @@ def prompts_figure(pictures: Mapping[str, Array]) -> Drawing:
 
 
 def component_images(prompts: Array) -> Array:
-    """(K, D, S, S) -> (K, S, S, 3) in [0, 1]: the three main components of the channels over all pixels and prompts."""
+    """Principal components of the channels over all pixels and prompts: (K, D, S, S) -> (K, S, S, 3) in [0, 1]."""
     count, channels, height, width = prompts.shape
     pixels = prompts.transpose(0, 2, 3, 1).reshape(-1, channels)
     found, _ = principal_components(pixels, 3)
@@ -283,20 +283,20 @@ def component_images(prompts: Array) -> Array:
 
 
 def _stretched(x: Array, axis: int | None = None) -> Array:
-    """From the 2nd to the 98th percentile -> [0, 1]; what does not vary is grey."""
+    """Map the 2nd to 98th percentile to [0, 1]; constant values become grey."""
     low, high = np.percentile(x, [2, 98], axis=axis, keepdims=True)
     span = high - low
     return np.clip(np.where(span > 0, (x - low) / np.where(span > 0, span, 1), 0.5), 0, 1)
 
 
 def enlarged(image: Array, least: int = 128) -> Array:
-    """(S, S[, 3]) with every pixel repeated until a side has at least `least`, so that no viewer smooths them."""
+    """Repeat the pixels of (S, S[, 3]) until a side has at least `least`, so that viewers do not smooth them."""
     times = -(-least // min(image.shape[:2]))
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def similarity_figure(matrices: Mapping[str, Array], names: Sequence[str] | None = None) -> Drawing:
-    """Cosine similarity of the prompts of each level, {level: (K, K)}; names of the K instead of numbers."""
+    """Cosine similarity of the prompts of each level: {level: (K, K)}; optional names of the K."""
     figure, panels = _panels(len(matrices), 2.6 if names is None else 3.0)
     for number, (axes, (level, each)) in enumerate(zip(panels, matrices.items(), strict=True)):
         labels = list(map(words, names)) if names else _numbers(each)
@@ -313,7 +313,7 @@ def similarity_figure(matrices: Mapping[str, Array], names: Sequence[str] | None
 
 
 def vectors_figure(vectors: Mapping[str, Array], names: Sequence[str]) -> Drawing:
-    """PIP's degradation prompts, a degradation a row and a channel a column: {level: (T, D)}."""
+    """PIP's degradation prompts, one row per degradation and one column per channel: {level: (T, D)}."""
     figure = drawing((0.17 * len(names) + 0.55) * len(vectors) + 0.3)
     panels = np.atleast_1d(figure.subplots(len(vectors), 1))
     high = max(1e-9, *(float(np.abs(each).max()) for each in vectors.values()))
@@ -327,7 +327,7 @@ def vectors_figure(vectors: Mapping[str, Array], names: Sequence[str]) -> Drawin
 def effects_figure(
     effects: Mapping[str, Array], names: Sequence[str], columns: Mapping[str, Sequence[str]], label: str
 ) -> Drawing:
-    """What changes do to each task in dB, level by level: {level: (T, changes)}, {level: names of the changes}."""
+    """Effect of changes on each task in dB, by level: {level: (T, changes)}, {level: names of the changes}."""
     figure = drawing((0.24 * len(names) + 1.15) * len(effects) + 0.3)
     panels = np.atleast_1d(figure.subplots(len(effects), 1))
     finite = [np.abs(each[np.isfinite(each)]) for each in effects.values()]
@@ -356,7 +356,7 @@ def curves_figure(curves: Mapping[str, Sequence[tuple[float, float]]], unit: str
 def table_figure(
     values: Array, rows: Sequence[str], columns: Sequence[str], across: str, up: str, form: str, shades: Array | None
 ) -> Drawing:
-    """A matrix of numbers (R, C), shaded by themselves from 0 up, or by `shades` (R, C) in dB."""
+    """A matrix of numbers (R, C), shaded by their values or by `shades` (R, C) in dB."""
     figure = drawing(0.34 * len(rows) + 1.2, min(WIDTH, 0.75 * len(columns) + 2.2))
     axes: Axes = figure.subplots()
     if shades is None:
@@ -371,7 +371,7 @@ def table_figure(
 
 
 def _panels(count: int, height: float) -> tuple[Drawing, list[Axes]]:
-    """A figure with that many panels beside each other, at most a few in a line; `height` is that of a line."""
+    """Create a figure with panels in rows of at most a few; `height` is the height of a row."""
     across = min(count, _MOST_COLUMNS)
     down = -(-count // across)
     figure = drawing(height * down, WIDTH if across > 1 else WIDTH * 0.6)

@@ -1,4 +1,4 @@
-"""What `basicsr explain` looks at: images of each task, and what a network's prompts do with them.
+"""Samples of each task, and observation of a network's prompts, for `basicsr explain`.
 
 Shapes: B batch, C feature channels, H W height and width, K prompts of a level, T degradations, D prompt channels,
 S prompt size.
@@ -23,18 +23,18 @@ from promptir_basicsr.inference.restoring import Settings, restore_images
 from promptir_basicsr.metrics.paper_metric import psnr
 
 Change = Callable[[Tensor], Tensor]
-"""From the weights that a level's prompts would get, (B, K), to those that they are to get."""
+"""Maps the prompt weights of a level, (B, K), to those to use instead."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """An image of a task, cut at its centre.
+    """An image of a task, cropped at its centre.
 
     Attributes:
         task: name of the task.
-        name: the image's, within its task.
-        label: id of the degradation.
-        lq, gt: (3, H, W) RGB or (1, H, W) grey, [0, 1]; degraded and clear.
+        name: of the image, within its task.
+        label: of the degradation.
+        lq, gt: degraded and clear image: (3, H, W) RGB or (1, H, W) grey, [0, 1].
     """
 
     task: str
@@ -45,17 +45,17 @@ class Sample:
 
 
 def choose_samples(dataset: AllInOneDataset, images: int, seed: int, size: int, multiple: int) -> list[Sample]:
-    """Up to a number of images of each task, in the order of the data set.
+    """Draw up to a number of images of each task, in the order of the dataset.
 
-    The same images are drawn from tasks that have equally many, so that tasks made of the same photographs differ in
-    nothing but the degradation.
+    Tasks with the same number of images get the same positions, so tasks made from the same photographs differ only in
+    the degradation.
 
     Args:
         dataset: of a validation or test.
-        images: of each task, at most.
+        images: largest number of images of each task.
         seed: of the draw.
-        size: longest side in pixels; larger images are cut at their centre.
-        multiple: sides are multiples of it, where the image is as large.
+        size: longest side in pixels; larger images are cropped at their centre.
+        multiple: sides are multiples of it, if the image is large enough.
 
     Raises:
         ImageError: an image cannot be read.
@@ -72,12 +72,12 @@ def choose_samples(dataset: AllInOneDataset, images: int, seed: int, size: int, 
 
 
 def quality(x: Tensor, target: Tensor) -> float:
-    """PSNR in dB of an image (C, H, W) that is clamped to [0, 1] first, as floats; infinite for the target itself."""
+    """PSNR in dB of an image (C, H, W), clamped to [0, 1], as floats; infinite for the target itself."""
     return psnr(x.clamp(0, 1).numpy().transpose(1, 2, 0), target.numpy().transpose(1, 2, 0))
 
 
 def _cut(x: Tensor, size: int, multiple: int) -> Tensor:
-    """(C, H, W), at its centre to sides of at most `size`, whole multiples where it has one."""
+    """Crop (C, H, W) at its centre to sides of at most `size`, and to multiples if possible."""
     height, width = (min(side, size) for side in x.shape[-2:])
     height, width = (side // multiple * multiple or side for side in (height, width))
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
@@ -85,21 +85,21 @@ def _cut(x: Tensor, size: int, multiple: int) -> Tensor:
 
 
 class PromptedNet:
-    """A network's prompts, level by level, and how to look at them and change them.
+    """A network with prompts, with access to the prompts of each level.
 
     Args:
         net: in evaluation mode.
-        device: where it computes.
+        device: device of the network.
 
     Attributes:
-        levels: names of the levels -> their prompt modules, in the order in which features meet them.
-        told: whether it is told the degradation (PIP) instead of finding weights itself (PromptIR).
-        degradations: names of the T degradations of a network that is told, by id.
-        sensing: whether it has a sensor to ask.
+        levels: names of the levels -> their prompt modules, in the order of the forward pass.
+        told: whether it gets the degradation as a label (PIP) or computes weights from the image (PromptIR).
+        degradations: names of the T degradations of a network with labels, by label.
+        sensing: whether it has a sensor.
         channels: of the images.
 
     Raises:
-        OptionError: the network has no prompts; says which networks have.
+        OptionError: the network has no prompts; the message lists networks that have.
     """
 
     def __init__(self, net: nn.Module, device: torch.device | str = 'cpu') -> None:
@@ -113,11 +113,11 @@ class PromptedNet:
         self.levels = self._find()
 
     def _find(self) -> dict[str, PromptGenBlock | PromptInPrompt]:
-        """Modules are called in the order of the levels; so neither names nor places of them need to be known."""
+        """Find the prompt modules by the order of their calls, which is the order of the levels."""
         kind = type(self.net).__name__
         advice = f'Networks with prompts: {", ".join(names_of(lambda traits: traits.has_prompt_weights))}.'
         if not traits_of(self.net).has_prompt_weights:
-            raise OptionError(f'{kind} has no prompts, so there is nothing to explain. {advice}')
+            raise OptionError(f'{kind} has no prompts to explain. {advice}')
         side = -(-64 // self.multiple) * self.multiple
         x = torch.zeros(1, self.channels, side, side, device=self.device)
         called: list[Any] = []
@@ -129,9 +129,9 @@ class PromptedNet:
             called.clear()
             self.net(x, 0 if self.told else None)
         if not names:
-            raise OptionError(f'{kind}: built without prompts, so there is nothing to explain. {advice}')
+            raise OptionError(f'{kind}: built without prompts to explain. {advice}')
         if len(names) != len(called):
-            raise OptionError(f'{kind}: {len(names)} levels of weights and {len(called)} prompt modules. {advice}')
+            raise OptionError(f'{kind}: {len(names)} levels of weights, but {len(called)} prompt modules. {advice}')
         return dict(zip(names, called, strict=True))
 
     @contextmanager
@@ -144,37 +144,37 @@ class PromptedNet:
             yield
 
     def vectors(self) -> dict[str, np.ndarray]:
-        """The prompts that tell degradations apart, each as a vector, level by level: (K, length)."""
+        """The prompts that distinguish degradations, as one vector each, by level: (K, length)."""
         return {level: _array(x) for level, x in self.prompts.prompt_vectors().items()}
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """The prompts that are images: (N, D, S, S), N of PromptIR's and the one basic prompt of PIP's."""
+        """The prompts that are images: (N, D, S, S), N for PromptIR, and one basic prompt for PIP."""
         return {
             level: _array(module.prompt_param[0] if isinstance(module, PromptGenBlock) else module.low_prompt_param)
             for level, module in self.levels.items()
         }
 
     def restore(self, x: Tensor, degradation: Any = None, strength: float = 1.0) -> Tensor:
-        """x: (C, H, W) of any size, restored on the CPU; not clamped."""
+        """Restore x: (C, H, W) of any size; the result is on the CPU and not clamped."""
         settings = Settings(size_multiple=self.multiple)
         return restore_images(self.net, x[None], settings, degradation if self.told else None, strength)[0]
 
     def psnr(self, sample: Sample, degradation: Any = None, strength: float = 1.0) -> float:
-        """In dB, of a sample restored; floats, not rounded."""
+        """PSNR in dB of a restored sample; floats, not rounded."""
         return quality(self.restore(sample.lq, degradation, strength), sample.gt)
 
     def sense(self, sample: Sample) -> np.ndarray:
-        """What the sensor says of a sample: (T,) probabilities."""
+        """Predict the degradation of a sample by the sensor: (T,) probabilities."""
         with torch.no_grad():
             net: Conditioned = unwrapped(self.net)
             return _array(net.sense(sample.lq[None].to(self.device)))[0]
 
     @contextmanager
     def changed(self, changes: Mapping[str, Change]) -> Iterator[None]:
-        """Other weights for the prompts of some levels, in either formulation, until the end of the block.
+        """Context with other prompt weights in some levels, in either formulation.
 
         Args:
-            changes: level -> what becomes of its weights. Only prompts that find their weights themselves.
+            changes: level -> change of its weights. Only for prompts whose weights are computed from the image.
         """
         with ExitStack() as stack:
             for level, change in changes.items():
@@ -184,7 +184,7 @@ class PromptedNet:
 
 @contextmanager
 def _changed_weights(module: nn.Module, change: Change) -> Iterator[None]:
-    """Both formulations of a PromptGenBlock ask `weights`; one of the instance's own goes before the class's."""
+    """Override `weights`, which both formulations of a PromptGenBlock call, on the instance."""
     assert isinstance(module, PromptGenBlock)
     own, before = module.weights, module.__dict__.get('weights')
     module.__dict__['weights'] = lambda x: change(own(x))
@@ -198,13 +198,13 @@ def _changed_weights(module: nn.Module, change: Change) -> Iterator[None]:
 
 
 def fixed(weights: Sequence[float] | np.ndarray) -> Change:
-    """The same (K,) weights for all images."""
+    """A change to the same (K,) weights for all images."""
     row = torch.as_tensor(np.asarray(weights))
     return lambda x: row.to(x).expand_as(x)
 
 
 def without(prompt: int) -> Change:
-    """The others in their proportion, without one; equal ones where it had everything."""
+    """A change that removes one prompt and keeps the proportions of the others; equal weights if it had all."""
 
     def change(x: Tensor) -> Tensor:
         kept = x.clone()
@@ -219,13 +219,13 @@ def without(prompt: int) -> Change:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the prompts of a network do with n samples, level by level.
+    """Observed weights, features and prompts of a network for n samples, by level.
 
     Attributes:
         weights: (n, K).
-        features: (n, 2 C), mean and deviation over the pixels of the features that meet the prompts.
-        prompts: of PromptIR's the weighted prompt in coordinates of the space of the prompts (n, K); of PIP's mean and
-            deviation over the pixels of the prompt that the features are given, (n, 2 D).
+        features: (n, 2 C), mean and standard deviation over the pixels of the input features of the prompt modules.
+        prompts: for PromptIR the weighted prompt in coordinates of the space of the prompts, (n, K); for PIP mean and
+            standard deviation over the pixels of the prompt that the module returns, (n, 2 D).
     """
 
     weights: dict[str, np.ndarray]
@@ -234,10 +234,10 @@ class Observation:
 
 
 def observe(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[], Any] = lambda: None) -> Observation:
-    """Look at prompts and features, one image at a time.
+    """Observe prompts and features, one image at a time.
 
-    A network that is told the degradation is told the true one for weights and prompts, and the equal mixture of all
-    for the features: what they tell of the task, they have not been told.
+    A network with labels gets the true label for weights and prompts, and the equal mixture of all labels for the
+    features, so the features contain no label.
 
     Args:
         seen: called after each image.
@@ -264,7 +264,7 @@ def observe(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[],
                 net(x, sample.label)
             else:
                 weights = prompted.prompts.prompt_weights(x)
-                if len(heard) < len(levels):  # a network may find its weights without making prompts of them
+                if len(heard) < len(levels):  # a network may compute weights without computing prompts
                     net(x)
                 features = {level: heard[level][0] for level in levels}
         for level in levels:
@@ -282,7 +282,7 @@ def observe(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[],
 
 
 def _moments(x: Tensor) -> Tensor:
-    """Mean and deviation over the pixels: (B, C, H, W) -> (B, 2 C)."""
+    """Mean and standard deviation over the pixels: (B, C, H, W) -> (B, 2 C)."""
     variance, mean = torch.var_mean(x.float(), dim=(-2, -1), correction=0)
     return torch.cat([mean, variance.sqrt()], dim=1)
 

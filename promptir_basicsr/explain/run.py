@@ -1,5 +1,4 @@
-"""Show what the prompts of a network have learned: figures, tables, one HTML page. `docs/explain.md` tells how to read
-them."""
+"""Show what the prompts of a network have learned: figures, tables, one HTML page. See `docs/explain.md`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from promptir_basicsr.options.file import read_option_file
 from promptir_basicsr.runtime.precision import find_device
 
 EXTRA = ('matplotlib', 'sklearn')
-"""What this needs beside what the package always needs."""
+"""Packages that `basicsr explain` needs in addition to the package's own requirements."""
 
 PAGE = 'report.html'
 _LEAST_SIZE = 16
@@ -37,20 +36,20 @@ _LEAST_SIZE = 16
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is looked at.
+    """Settings of `explain`.
 
     Attributes:
-        images: of each task, at most.
-        size: longest side of an image in pixels; larger ones are cut at their centre.
-        untrained: networks with random weights to compare with. A network that has learned nothing exceeds all of N
-            with a probability of 1 / (N + 1).
-        permutations: of the tasks among the images.
+        images: largest number of images of each task.
+        size: longest side of an image in pixels; larger images are cropped at their centre.
+        untrained: number of networks with random weights to compare with. A network that has learned nothing exceeds
+            all of N with a probability of 1 / (N + 1).
+        permutations: number of permutations of the tasks among the images.
         seed: of the choice of images, of untrained networks, of permutations and of t-SNE.
-        device: as torch names it; 'auto' for a GPU where there is one.
+        device: a torch device; 'auto' for a GPU if there is one.
         page: write the HTML page.
 
     Raises:
-        OptionError: what is wrong, a line each.
+        OptionError: all problems found.
     """
 
     images: int = EXPLAIN_DEFAULTS['images']
@@ -83,29 +82,29 @@ def explain(
     overwrite: bool = False,
     progress: bool = False,
 ) -> tuple[Report, Path]:
-    """Look into a network and write figures, tables, `report.json` and a page.
+    """Analyse the prompts of a network, and write figures, tables, `report.json` and a page.
 
     Args:
-        opt: option file whose data sets of validation or test give images of each task.
-        weights: file of the network. Default: `path.pretrain_network_g` of the option file.
-        out: folder; written beside its place first, so that it is complete or not there. Default: explain/NAME.
-        settings: how much is looked at.
-        force_yml: replacements, as of `basicsr train --force_yml`.
-        overwrite: replace a folder that this has written before.
-        progress: a bar on standard error where that is a terminal.
+        opt: option file; its validation or test sets provide images of each task.
+        weights: weights of the network. Default: `path.pretrain_network_g` of the option file.
+        out: folder, which is written atomically. Default: explain/NAME.
+        settings: number of images, and other settings.
+        force_yml: overrides, as in `basicsr train --force_yml`.
+        overwrite: replace a folder of an earlier run of this command.
+        progress: show a progress bar on standard error if that is a terminal.
 
     Returns:
         The report, whose figures are files in the folder, and the folder.
 
     Raises:
-        OptionError: mistakes in the options, or a network without prompts.
+        OptionError: wrong options, or a network without prompts.
         ImageError: an image cannot be read.
         SaveError: a file could not be written.
     """
     need_extra('basicsr explain', EXTRA, 'explain')
     options, places = read_option_file(opt, force_yml)
     if not isinstance(options, Mapping):
-        raise OptionError(f"'{opt}' holds no options.")
+        raise OptionError(f"'{opt}' contains no options.")
     folder = Path(out or Path('explain') / str(options.get('name') or Path(opt).stem)).expanduser()
     _check_folder(folder, overwrite)
     try:
@@ -117,17 +116,17 @@ def explain(
     samples = _samples(datasets, prompted, settings)
     tasks = list(dict.fromkeys(sample.task for sample in samples))
     if len(tasks) < 2:
-        raise OptionError(f"'{opt}': its data sets of validation or test have one task, {tasks[0]}. Give two or more.")
+        raise OptionError(f"'{opt}': its validation or test sets have only one task, {tasks[0]}. Set two or more.")
     with atomic_folder(folder) as unfinished:
         report = _report(opt, path, network, prompted, samples, tasks, settings, unfinished, progress)
     return report, folder
 
 
 def _datasets(options: Mapping[str, Any]) -> list[AllInOneDataset]:
-    """The data sets of a validation or test. Those of a training need not be there.
+    """The validation or test sets. The training set need not exist.
 
     Raises:
-        OptionError: what is wrong with them, or there are none of ours.
+        OptionError: all problems found, or there is no AllInOneDataset.
     """
     sets = options.get('datasets')
     problems: list[Problem] = []
@@ -142,7 +141,7 @@ def _datasets(options: Mapping[str, Any]) -> list[AllInOneDataset]:
             except OptionError as error:
                 problems += error.problems
     if not problems and not found:
-        message = 'no AllInOneDataset for validation or test (val, val_1, test), which gives the images.'
+        message = 'no AllInOneDataset for validation or test. Add one with the images (val, val_1 or test).'
         problems.append(problem('datasets', message))
     raise_problems(problems)
     return [AllInOneDataset(given) for given in found.values()]
@@ -152,12 +151,12 @@ def _load(options: Mapping[str, Any], weights: str | None) -> tuple[nn.Module, d
     """The network in evaluation mode, its options, and the file of its weights.
 
     Raises:
-        OptionError: there are no weights, or they do not fit.
+        OptionError: the weights are missing, or do not fit.
     """
     paths = options.get('path') if isinstance(options.get('path'), Mapping) else {}
     path = weights or (paths or {}).get('pretrain_network_g')
     if not path:
-        raise OptionError('--weights: is missing, and so is path.pretrain_network_g of the option file.')
+        raise OptionError('--weights: missing. Pass it, or set path.pretrain_network_g in the option file.')
     network = options.get('network_g') if isinstance(options.get('network_g'), Mapping) else None
     sensor = (paths or {}).get('pretrain_network_sensor')
     try:
@@ -166,7 +165,7 @@ def _load(options: Mapping[str, Any], weights: str | None) -> tuple[nn.Module, d
     except OptionError:
         if not (network and network.get('sensor') and sensor):
             raise
-        # The weights are without the sensor's, which have a file of their own.
+        # The file lacks the sensor's weights, which are in a separate file.
         checkpoint = read_checkpoint(path, {key: value for key, value in network.items() if key != 'sensor'})
     net: Any = build(checkpoint)
     net.attach_sensor(network['sensor'], network.get('hard_sensor', False))
@@ -175,22 +174,22 @@ def _load(options: Mapping[str, Any], weights: str | None) -> tuple[nn.Module, d
 
 
 def _samples(datasets: Sequence[AllInOneDataset], prompted: PromptedNet, settings: Settings) -> list[Sample]:
-    """Of all data sets; tasks of the same name in several are told apart by the names of these.
+    """Samples of all datasets; tasks of the same name get the names of their datasets as prefixes.
 
     Raises:
-        OptionError: the network does not know the label of a task, or takes images of other channels.
+        OptionError: a label is unknown to the network, or the number of channels differs.
         ImageError: an image cannot be read.
     """
     names = [task.name for dataset in datasets for task in dataset.tasks]
     known = len(prompted.degradations)
     problems = [
-        f"the task '{task.name}' has the label {task.label}; the network knows those from 0 to {known - 1}."
+        f"the task '{task.name}' has the label {task.label}, but the network has labels 0 to {known - 1}."
         for dataset in datasets
         for task in dataset.tasks
         if prompted.told and task.label >= known
     ]
     problems += [
-        f"the task '{task.name}' has `channels: {task.channels}`; the network takes images of {prompted.channels}."
+        f"the task '{task.name}' has `channels: {task.channels}`, but the network expects {prompted.channels}."
         for dataset in datasets
         for task in dataset.tasks
         if task.channels != prompted.channels
@@ -222,7 +221,7 @@ def _report(
     ids = np.array([tasks.index(sample.task) for sample in samples])
     total = passes(prompted, len(tasks), True) + settings.untrained * passes(prompted, len(tasks), False)
     with tqdm(
-        total=total * len(samples), desc='Asking the network', unit='pass', disable=None if progress else True
+        total=total * len(samples), desc='Running the network', unit='pass', disable=None if progress else True
     ) as bar:
         found = investigate(prompted, samples, ids, tasks, passed=bar.update)
         untrained = []
@@ -252,20 +251,20 @@ def _report(
     return report
 
 
-# The folder
+# the output folder
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder with files that are not ours to replace.
+    """Refuse a folder with files that this command has not written.
 
     Raises:
-        OptionError: it is such a folder, or no folder.
+        OptionError: the folder has other files, or is not a folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise OptionError(f"--out: '{folder}' is a file. Give the name of a folder.")
+        raise OptionError(f"--out: '{folder}' is a file. Pass the name of a folder.")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
-        raise OptionError(f"--out: '{folder}' is not empty. Take another folder, or replace it with --overwrite.")
+        raise OptionError(f"--out: '{folder}' is not empty. Use another folder, or replace it with --overwrite.")
     if not (folder / 'report.json').is_file():
-        raise OptionError(f"--out: '{folder}' was not written by this command. Take another folder.")
+        raise OptionError(f"--out: '{folder}' was not written by this command. Use another folder.")

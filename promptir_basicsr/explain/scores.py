@@ -1,8 +1,8 @@
-"""Numbers for `basicsr explain`: what weights and embeddings tell of the tasks, and what chance would tell.
+"""Scores of `basicsr explain`: dependence of weights and embeddings on the tasks, compared with chance.
 
-Every score comes with two kinds of chance. Permutations of the tasks among the images say whether it depends on the
-task at all; networks of the same options with random weights say whether training has brought it about, since
-degradations change the statistics of random features, too.
+Every score has two baselines. Permutations of the tasks among the images show whether it depends on the task at all;
+networks with the same options and random weights show whether this was learned, because degradations also change the
+statistics of random features.
 
 Shapes: n images, T tasks, K prompts of a level, D features.
 """
@@ -16,28 +16,28 @@ import numpy as np
 Array = np.ndarray
 
 ALPHA = 0.05
-"""Below this a share of the permutations is no longer taken for chance."""
+"""Significance level: the largest p that does not count as chance."""
 
 PERMUTATIONS = 999
 
 CLEAR = 1.5
-"""Share of a prompt over that by chance, from which on the prompt is said to answer a task."""
+"""Smallest share of a prompt, relative to chance, for which the prompt is said to respond to a task."""
 
 ALL_LEVELS = 'all levels'
-"""Stands where the name of a level stands otherwise."""
+"""Used instead of the name of a level."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score and what it is without meaning.
+    """A score and its baselines.
 
     Attributes:
-        name: what is measured.
-        value: the higher, the more it tells of the task.
-        n: images.
+        name: measured quantity.
+        value: higher values depend more on the task.
+        n: number of images.
         chance: mean over permutations of the tasks among the images.
-        p: share of the permutations, the true order among them, that score at least as much.
-        untrained: the scores of networks of the same options with random weights; none where they were not asked.
+        p: share of the permutations, including the true order, that score at least as high.
+        untrained: scores of networks with the same options and random weights; empty if not computed.
     """
 
     name: str
@@ -49,17 +49,17 @@ class Score:
 
     @property
     def depends(self) -> bool:
-        """Whether it depends on the task more than chance would have it."""
+        """Whether the score depends on the task more than by chance."""
         return self.p <= ALPHA
 
     @property
     def learned(self) -> bool:
-        """Whether it also exceeds every untrained network; never without any."""
+        """Whether the score also exceeds that of every untrained network; False without any."""
         return self.depends and bool(self.untrained) and self.value > max(self.untrained)
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The result as text."""
         if not self.depends:
             return 'no more than chance'
         if not self.untrained:
@@ -75,11 +75,11 @@ def scored(
     seed: int = 0,
     permutations: int = PERMUTATIONS,
 ) -> Score:
-    """A score of tasks: (n,) ids, with its chance.
+    """Compute a score of tasks: (n,) ids, with its baselines.
 
     Args:
-        statistic: of ids (n,).
-        untrained: the same statistic of networks with random weights.
+        statistic: function of ids (n,).
+        untrained: the same statistic for networks with random weights.
         seed: of the permutations.
     """
     value = float(statistic(tasks))
@@ -89,39 +89,39 @@ def scored(
 
 
 def least_p(tasks: Array) -> float:
-    """The smallest p that so many images allow: one over the number of ways to group them like the tasks (n,)."""
+    """The smallest possible p for tasks (n,): one over the number of ways to group the images."""
     counts = np.bincount(tasks)
     ways = math.factorial(len(tasks))
     for count in counts.tolist():
         ways //= math.factorial(count)
-    for alike in np.bincount(counts).tolist():  # tasks of equal size can change places
+    for alike in np.bincount(counts).tolist():  # tasks of equal size are interchangeable
         ways //= math.factorial(alike)
     return 1 / ways
 
 
 def _chance(value: float, found: Array) -> tuple[float, float]:
-    """Mean of permuted values, and the share that is at least `value`, up to rounding."""
+    """Mean of permuted values, and the share of at least `value`, up to rounding."""
     reached = found >= value - 1e-12 * max(1.0, abs(value))
     return float(found.mean()), float((1 + reached.sum()) / (1 + len(found)))
 
 
-# Which prompt answers which task
+# which prompt responds to which task
 
 
 def mean_weights(weights: Array, tasks: Array) -> Array:
-    """The mean weight of each prompt in each task: weights (n, K), tasks (n,) ids from 0 -> (T, K)."""
+    """Mean weight of each prompt in each task: weights (n, K), tasks (n,) ids from 0 -> (T, K)."""
     counts = np.bincount(tasks)
     return (_members(tasks).T @ weights) / counts[:, None]
 
 
 def component_bits(weights: Array, tasks: Array) -> Array:
-    """What each prompt adds to the mutual information of prompt and task, in bits.
+    """Contribution of each prompt to the mutual information of prompt and task, in bits.
 
     A prompt is drawn with the weights of an image, and every task is equally likely. Prompt k adds the sum over tasks
     of p(t, k) log2 p(t, k) / (p(t) p(k)), which is at least 0.
 
     Args:
-        weights: (n, K), each row >= 0 and of sum 1.
+        weights: (n, K), each row >= 0 with sum 1.
         tasks: (n,) ids from 0 to T - 1; each has an image.
 
     Returns:
@@ -136,27 +136,27 @@ def component_bits(weights: Array, tasks: Array) -> Array:
 
 
 def mutual_information(weights: Array, tasks: Array) -> float:
-    """Of prompt and task in bits; see `component_bits`."""
+    """Mutual information of prompt and task in bits; see `component_bits`."""
     return float(component_bits(weights, tasks).sum())
 
 
 def effective_prompts(weights: Array) -> Array:
-    """How many prompts each image uses, 2 to the power of the entropy: (n, K) -> (n,) from 1 to K."""
+    """Effective number of prompts per image, 2 to the power of the entropy: (n, K) -> (n,) from 1 to K."""
     logs = np.log2(np.where(weights > 0, weights, 1.0))
     return np.exp2(-(weights * logs).sum(axis=1))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a prompt answers.
+    """The task that a prompt responds to.
 
     Attributes:
         prompt: its number, from 0.
-        task: the id of the task that it gets the largest mean weight in.
-        share: that task's part of the prompt's weight, each task counted once; 1/T where the prompt does not care.
+        task: id of the task with its largest mean weight.
+        share: this task's part of the prompt's weight, with equal weights of the tasks; 1/T without a preference.
         mean: the mean weight of the prompt.
         tasks: T.
-        score: the bits of this prompt; its permutations are those of the level's most telling prompt, so that p holds
+        score: the bits of this prompt; its permutations are those of the level's most informative prompt, so p holds
             for all prompts of the level together.
     """
 
@@ -169,14 +169,14 @@ class Answer:
 
     @property
     def clear(self) -> bool:
-        """Whether it can be said to answer its task: learned, and half as much again as by chance."""
+        """Whether the prompt responds to its task: learned, and at least `CLEAR` times chance."""
         return self.score.learned and self.share >= CLEAR / self.tasks
 
 
 def answers(
     weights: Array, tasks: Array, untrained: Sequence[Array] = (), seed: int = 0, permutations: int = PERMUTATIONS
 ) -> list[Answer]:
-    """Which prompt answers which task.
+    """The task that each prompt responds to.
 
     Args:
         weights: (n, K).
@@ -196,11 +196,11 @@ def answers(
     return found
 
 
-# How far apart the tasks lie
+# separation of the tasks
 
 
 def standardized(x: Array) -> Array:
-    """Each column with mean 0 and deviation 1, those that do not vary with 0: (n, D) -> (n, D)."""
+    """Scale each column to mean 0 and standard deviation 1, constant columns to 0: (n, D) -> (n, D)."""
     x = x.astype(float) - x.mean(axis=0, dtype=float)
     deviation = x.std(axis=0)
     constant = deviation <= 1e-12 * max(1.0, float(np.abs(x).max(initial=0)))
@@ -208,17 +208,17 @@ def standardized(x: Array) -> Array:
 
 
 def embedded(x: Array, standardize: bool) -> Array:
-    """(n, D) as it is compared: around its mean, and with columns of deviation 1 where their units are not alike."""
+    """Centre (n, D), and scale its columns to standard deviation 1 if their units differ."""
     return standardized(x) if standardize else x.astype(float) - x.mean(axis=0, dtype=float)
 
 
 def separations(
     x: Array, tasks: Array, untrained: Sequence[Array] = (), seed: int = 0, permutations: int = PERMUTATIONS
 ) -> list[Score]:
-    """Three scores of how far apart the tasks lie in an embedding.
+    """Three scores of the separation of the tasks in an embedding.
 
     The silhouette (Rousseeuw 1987), from -1 to 1; the accuracy of the nearest other image (leave-one-out 1-NN); and
-    the accuracy of a linear probe that has not seen the image, see `probe_accuracy`.
+    the leave-one-out accuracy of a linear probe, see `probe_accuracy`.
 
     Args:
         x: (n, D).
@@ -234,7 +234,7 @@ def separations(
 
 
 def _separation(x: Array) -> tuple[Callable[[Array], float], ...]:
-    """The three statistics of one embedding; what does not depend on the tasks is worked out once."""
+    """The three statistics of one embedding; parts that do not depend on the tasks are computed once."""
     x = x.astype(float) - x.mean(axis=0, dtype=float)
     squares = (x * x).sum(axis=1)
     distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * x @ x.T, 0.0))
@@ -248,7 +248,7 @@ def _separation(x: Array) -> tuple[Callable[[Array], float], ...]:
 
 
 def silhouette(distances: Array, tasks: Array) -> float:
-    """The mean silhouette of images: distances (n, n), tasks (n,) ids. An image that is its task's only one has 0."""
+    """Mean silhouette of images: distances (n, n), tasks (n,) ids. The only image of a task has 0."""
     members = _members(tasks)
     counts = members.sum(axis=0)
     sums = distances @ members  # (n, T)
@@ -262,9 +262,9 @@ def silhouette(distances: Array, tasks: Array) -> float:
 
 
 def ridge_hat(x: Array) -> Array:
-    """The matrix that makes the fitted values of a ridge regression from the values: x (n, D) centred -> (n, n).
+    """Hat matrix of a ridge regression, which maps values to fitted values: x (n, D) centred -> (n, n).
 
-    The penalty of the squared coefficients is 1 for x scaled to a mean square length of 1; the intercept is free of it.
+    The penalty of the squared coefficients is 1 for x scaled to a mean square length of 1; the intercept has none.
     """
     n = len(x)
     gram = x @ x.T
@@ -274,10 +274,10 @@ def ridge_hat(x: Array) -> Array:
 
 
 def probe_accuracy(hat: Array, tasks: Array) -> float:
-    """The accuracy of a linear probe on images that it has not seen (leave-one-out).
+    """Accuracy of a linear probe on unseen images (leave-one-out).
 
-    The probe is a ridge regression on the tasks as 0 and 1, `ridge_hat` its matrix; the largest value wins. What it
-    gives an image after a fit without that image follows from the fit with all of them: y - (y - fitted) / (1 - h).
+    The probe is a ridge regression on the tasks as 0 and 1, with the matrix of `ridge_hat`; it predicts the task with
+    the largest value. The prediction without an image follows from the fit with all: y - (y - fitted) / (1 - h).
     """
     target = _members(tasks)
     residuals = (target - hat @ target) / (1 - np.diag(hat))[:, None]
@@ -285,19 +285,19 @@ def probe_accuracy(hat: Array, tasks: Array) -> float:
 
 
 def _members(tasks: Array) -> Array:
-    """(n,) ids -> (n, T) of 0 and 1."""
+    """One-hot encoding: (n,) ids -> (n, T) of 0 and 1."""
     return np.eye(tasks.max() + 1)[tasks]
 
 
-# Maps and likenesses
+# maps and similarities
 
 
 def principal_components(x: Array, count: int = 2) -> tuple[Array, Array]:
-    """Coordinates on the main axes, and their shares of the variance.
+    """Coordinates on the principal axes, and their shares of the variance.
 
     Args:
         x: (n, D).
-        count: axes; those that n or D do not allow are 0.
+        count: number of axes; those beyond n or D are 0.
 
     Returns:
         (n, count) and (count,). Signs are scikit-learn's, the same in every run.
@@ -314,11 +314,11 @@ def principal_components(x: Array, count: int = 2) -> tuple[Array, Array]:
 
 
 LEAST_FOR_TSNE = 20
-"""Fewer images than this give a t-SNE no neighbourhoods to keep."""
+"""Smallest number of images for t-SNE; fewer have no neighbourhoods to preserve."""
 
 
 def tsne(x: Array, seed: int = 0) -> tuple[Array, float] | None:
-    """Coordinates (n, 2) of a t-SNE, and its perplexity: a third of the other images, at most 30.
+    """Coordinates (n, 2) of t-SNE, and its perplexity: a third of the other images, at most 30.
 
     Returns:
         None for fewer than LEAST_FOR_TSNE images.
@@ -330,18 +330,18 @@ def tsne(x: Array, seed: int = 0) -> tuple[Array, float] | None:
     perplexity = min(30.0, (len(x) - 1) / 3)
     if not np.ptp(x, axis=0).any():  # all images in one place
         return np.zeros((len(x), 2)), perplexity
-    x = np.column_stack([x, np.zeros(len(x))]) if x.shape[1] == 1 else x  # the first guess has two components
+    x = np.column_stack([x, np.zeros(len(x))]) if x.shape[1] == 1 else x  # the initialisation has two components
     found = TSNE(perplexity=perplexity, init='pca', random_state=seed, n_jobs=1).fit_transform(x.astype(np.float32))
     return found.astype(float), perplexity
 
 
 def in_their_span(vectors: Array) -> Array:
-    """Few long vectors in coordinates of the space that they span: (K, D) -> (K, min(K, D)); all angles stay."""
+    """Coordinates of vectors in the space that they span: (K, D) -> (K, min(K, D)); angles are preserved."""
     return np.linalg.qr(vectors.astype(float).T)[1].T
 
 
 def cosine_similarity(vectors: Array) -> Array:
-    """(K, D) -> (K, K) from -1 to 1; a vector of zeros is like none."""
+    """Cosine similarity: (K, D) -> (K, K) from -1 to 1; 0 for a vector of zeros."""
     vectors = vectors.astype(float)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
@@ -349,16 +349,16 @@ def cosine_similarity(vectors: Array) -> Array:
 
 
 def off_diagonal_mean(matrix: Array) -> float:
-    """The mean of (K, K) beside the diagonal; NaN for K of 1."""
+    """Mean of (K, K) off the diagonal; NaN for K = 1."""
     k = len(matrix)
     return float((matrix.sum() - np.trace(matrix)) / (k * (k - 1))) if k > 1 else float('nan')
 
 
-# What the right choice is worth
+# value of the true choice
 
 
 def choice_gain(quality: Array, truth: Array) -> float:
-    """Mean over images of the quality with the true choice less the mean over all choices: (n, C), (n,) ids."""
+    """Mean over images of the quality with the true choice minus the mean over all choices: (n, C), (n,) ids."""
     return float((quality[np.arange(len(truth)), truth] - quality.mean(axis=1)).mean())
 
 

@@ -1,4 +1,4 @@
-"""How `basicsr explain` writes what it finds: figures, tables, `report.json`, and scores in words."""
+"""Output of `basicsr explain`: figures, tables, `report.json`, and scores as text."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ SCORE_COLUMNS = ('value', 'images', 'shuffled', 'p', 'untrained networks', 'untr
 
 @dataclass
 class Writer:
-    """Writes figures and tables into a folder as they are made.
+    """Writes figures and tables to a folder.
 
     Attributes:
         files: name of a CSV file -> its table, for `report.json`.
@@ -34,13 +34,13 @@ class Writer:
     files: dict[str, Table] = field(default_factory=dict)
 
     def figure(self, name: str, title: str, drawing: Drawing, caption: str) -> Figure:
-        """NAME.png and NAME.svg; made within `style`."""
+        """Write NAME.png and NAME.svg; the drawing must be made within `style`."""
         return Figure(title, *save_both(drawing, self.folder, name), caption)
 
     def table(
         self, name: str, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str
     ) -> Table:
-        """NAME.csv with all digits."""
+        """Write NAME.csv with all digits."""
         table = Table(title, list(columns), [[_plain(value) for value in row] for row in rows], caption)
         text = StringIO()
         writer = csv.writer(text, lineterminator='\n')
@@ -51,7 +51,7 @@ class Writer:
         return table
 
     def json(self, report: Report) -> None:
-        """Everything as `report.json`; numbers that are not finite are null."""
+        """Write everything as `report.json`; non-finite numbers are null."""
         content = {
             'title': report.title,
             'facts': {name: _finite(value) for name, value in report.facts},
@@ -83,7 +83,7 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Study:
-    """What the chapters are written from.
+    """Input of the chapters.
 
     Attributes:
         tasks: names of the T tasks.
@@ -108,7 +108,7 @@ class Study:
         return np.array([values[self.ids == task].mean() for task in range(len(self.tasks))])
 
     def sizes(self) -> str:
-        """`10 images, 2 of each of 5 tasks`."""
+        """Number of images in words: `10 images, 2 of each of 5 tasks`."""
         counts = sorted(set(np.bincount(self.ids).tolist()))
         each = f'{counts[0]}' if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'
         return f'{len(self.ids)} images, {each} of each of {len(self.tasks)} tasks'
@@ -116,7 +116,7 @@ class Study:
 
 SCORE_WORDS = (
     '"Shuffled": mean with the tasks shuffled among the images; p: how often that reaches the value. "Untrained": '
-    'networks of the same options with random weights.'
+    'networks with the same options and random weights.'
 )
 CHANCE_CAPTION = (
     'Diamonds: this network. Circles: mean with the tasks shuffled among the images. Lines: each untrained network.'
@@ -130,13 +130,13 @@ def score_cells(score: Score) -> list[Any]:
 
 
 def shown(value: float) -> str:
-    """Three decimals, or two digits of what is smaller; what is left of rounding is 0."""
+    """Format with three decimals, or two digits for smaller values; rounding errors are 0."""
     size = abs(value)
     return f'{value:.2g}' if 1e-9 < size < 0.01 else f'{value if size >= 0.01 else 0:.3f}'
 
 
 def told(score: Score, unit: str = '') -> str:
-    """`0.812 bits (shuffled 0.031, p = 0.001; 19 untrained networks 0.002 to 0.144; N = 50): learned`."""
+    """A score: `0.812 bits (shuffled 0.031, p = 0.001; 19 untrained networks 0.002 to 0.144; N = 50): learned`."""
     unit = f' {unit}' if unit else ''
     chance = f'shuffled {shown(score.chance)}, p = {score.p:.3f}'
     if score.untrained:
@@ -148,9 +148,9 @@ def told(score: Score, unit: str = '') -> str:
 
 def verdict(what: str, score: Score) -> str:
     if score.learned:
-        return f'{what} tell the tasks apart, and more than in any untrained network.'
+        return f'{what} separate the tasks more than in any untrained network.'
     if score.depends and not score.untrained:
-        return f'{what} depend on the task. Whether that was learned is not known without untrained networks.'
+        return f'{what} depend on the task. Whether this was learned is unknown without untrained networks.'
     if score.depends:
-        return f'{what} depend on the task no more than in an untrained network: that is no sign of learning.'
-    return f'{what} tell of the task no more than chance.'
+        return f'{what} depend on the task no more than in an untrained network, so this is not a sign of learning.'
+    return f'{what} depend on the task no more than by chance.'

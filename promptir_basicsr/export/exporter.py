@@ -1,6 +1,6 @@
-"""Write a network for other programs: as ONNX, or as a graph of PyTorch (torch.export) that needs no code of ours.
+"""Export a network as ONNX, or as a PyTorch graph (torch.export) that does not need this package.
 
-A file is read back and run on images of several sizes before it is written; `docs/export.md` tells how to use it.
+The export is verified on images of several sizes before the file is written. See `docs/export.md`.
 
 Shapes: B batch, H W height and width, T degradations.
 """
@@ -26,20 +26,20 @@ from promptir_basicsr.export.graphs import Run, Traced, onnx_bytes, program_byte
 from promptir_basicsr.inference.restoring import restore_images
 
 TOLERANCE = 1e-4
-"""The largest difference from the network that a file may have, where values reach 1; more where they reach further."""
+"""Largest allowed difference from the network for values up to 1; scaled up for larger values."""
 
 
 PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
-"""Of the extra `export`."""
+"""Packages of the extra `export`."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What a file gives for images of a size, against what the network gives.
+    """Difference between the outputs of a file and of the network for one image size.
 
     Attributes:
         batch, height, width: of the images.
-        largest: absolute difference; NaN where the file gives another shape, or none for a picture of one colour.
+        largest: absolute difference; NaN for another shape, or for non-finite output for an image of one colour.
         reach: largest absolute value of the network's output.
     """
 
@@ -58,18 +58,18 @@ class Difference:
 
 
 class ExportMismatch(RuntimeError):
-    """A graph that does not compute what the network does; nothing was written.
+    """A graph does not compute the same as the network; nothing was written.
 
     Attributes:
-        differences: of all sizes.
+        differences: for all sizes.
     """
 
     def __init__(self, path: str, differences: Sequence[Difference]) -> None:
         self.differences = list(differences)
         wrong = ', '.join(str(one) for one in differences if not one.agrees)
         super().__init__(
-            f"'{path}' was not written: what it computes differs from the network by more than {TOLERANCE:g}, "
-            f'of values that reach 1 ({wrong}).'
+            f"'{path}' was not written: its output differs from the network's by more than {TOLERANCE:g} for values "
+            f'up to 1 ({wrong}).'
         )
 
 
@@ -83,27 +83,27 @@ def export_onnx(
     opset: int | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> list[Difference]:
-    """Write a network as ONNX, whole or not at all; a file that is there is replaced.
+    """Export a network as ONNX, atomically; replaces an existing file.
 
-    Inputs of the file: `image` (B, C, H, W), float32, [0, 1], C = 3 RGB or 1 grey as the network has, of any size; and
-    for networks that are told the degradation `degradation` (B, T), float32 weights that are divided by their sum.
+    Inputs of the file: `image` (B, C, H, W), float32, [0, 1], C = 3 RGB or 1 grey as in the network, of any size; and
+    `degradation` (B, T), float32 weights that are divided by their sum, for networks with degradation labels.
     Output: `restored` (B, C, H, W), not clamped, or `logits` (B, T) of a sensor.
 
     Args:
-        net: stays as it is.
+        net: not changed.
         path: of the file.
-        sizes: (B, H, W) of images that the file is tried with.
-        labels: ask for `degradation` though the network has a sensor that would find it.
-        fixed: height and width of the only image that the file takes, for networks that need that.
+        sizes: (B, H, W) of images that verify the file.
+        labels: add the input `degradation` even if the network has a sensor.
+        fixed: height and width of the only image size of the file, for networks that need this.
         opset: of ONNX. Default: PyTorch's.
-        metadata: what is told about the network in the file, beside what the network itself tells.
+        metadata: additional metadata for the file.
 
     Returns:
         The difference from the network, on the CPU, for each size.
 
     Raises:
         OptionError: the network cannot be exported, an argument is wrong, or a package is missing.
-        ExportMismatch: the file would compute something else.
+        ExportMismatch: the file would not compute the same as the network.
         SaveError: the file could not be written.
     """
     need_extra('ONNX', PACKAGES, 'export')
@@ -119,12 +119,12 @@ def export_program(
     fixed: tuple[int, int] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> list[Difference]:
-    """Write a network as a graph of PyTorch, for `torch.export.load`; see `export_onnx`."""
+    """Export a network as a PyTorch graph for `torch.export.load`; see `export_onnx`."""
     return _export(net, path, sizes, labels, fixed, metadata, program_bytes, run_program)
 
 
 def describe(net: nn.Module, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a file tells about its network, as JSON has it; in ONNX whatever is no text is written as JSON."""
+    """Metadata of a file about its network, as JSON values; ONNX stores values other than strings as JSON."""
     traits = traits_of(net)
     told = {
         'package': __version__,
@@ -145,10 +145,10 @@ def _export(
     write: Callable[[Traced, Mapping[str, Any]], bytes],
     read: Callable[[bytes], Run],
 ) -> list[Difference]:
-    """Trace, write to memory, read that back, compare, and only then write to the disk."""
+    """Trace, write to memory, read back, compare, and only then write to disk."""
     traits = traits_of(net)
     if labels and not traits.takes_degradation:
-        raise OptionError(f'labels: {type(net).__name__} takes no degradation. Leave it out.')
+        raise OptionError(f'labels: {type(net).__name__} does not use degradation labels. Omit it.')
     labels = labels or traits.needs_degradation
     channels = traits_of(net, (metadata or {}).get('network_g')).image_channels
     traced = trace(net, labels, fixed, channels)
@@ -165,7 +165,7 @@ def _export(
 def _compare(
     net: nn.Module, run: Run, sizes: Iterable[tuple[int, int, int]], labels: bool, channels: int
 ) -> list[Difference]:
-    """What a file gives against what a network gives, as it is used for restoring, on the CPU."""
+    """Compare the outputs of a file and of the network in inference, on the CPU."""
     net, traits = copy.deepcopy(net).cpu().float().eval(), traits_of(net)
     differences = []
     for number, (batch, height, width) in enumerate(sizes):
@@ -182,12 +182,12 @@ def _compare(
 
 
 def _pictures(shape: tuple[int, int, int, int], draw: torch.Generator) -> Tensor:
-    """Soft shapes with some noise."""
+    """Random images: soft shapes with some noise."""
     coarse = torch.rand(*shape[:2], 6, 8, generator=draw)
     soft = F.interpolate(coarse, size=shape[2:], mode='bicubic', align_corners=False)
     return (soft + 0.05 * torch.randn(shape, generator=draw)).clamp(0, 1)
 
 
 def _bears_flat(run: Run, image: Tensor, degradation: Tensor | None) -> bool:
-    """Whether pictures of one colour, whose variances are 0, give numbers. They are too sensitive to be compared."""
+    """Whether outputs for images of one colour, with zero variance, are finite; too sensitive to compare values."""
     return bool(run(image[:, :, :1, :1].expand_as(image).contiguous(), degradation).isfinite().all())

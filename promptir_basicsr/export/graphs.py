@@ -1,4 +1,4 @@
-"""Networks as graphs: traced for images of any size, as bytes of a file, read back and run.
+"""Networks as graphs: trace them for images of any size, convert them to files, and run these.
 
 Shapes: B batch, H W height and width, T degradations.
 """
@@ -22,27 +22,27 @@ from promptir_basicsr.archs.traits import Conditioned, traits_of, unwrapped
 from promptir_basicsr.core.errors import OptionError
 
 METADATA_FILE = 'metadata.json'
-"""What is told about the network, inside a file of torch.export."""
+"""Name of the metadata inside a file of torch.export."""
 
-_TRACED = (43, 59)  # of two images; not alike, and none that a network wants
-_AXES = ('batch', '', 'height', 'width')  # of an image, by their names in ONNX
-_SHORT = 300  # letters of an error of PyTorch
+_TRACED = (43, 59)  # size of two images; different sides that are not multiples
+_AXES = ('batch', '', 'height', 'width')  # names of an image's axes in ONNX
+_SHORT = 300  # characters of a PyTorch error message
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
 """Called with images (B, C, H, W) and weights of degradations (B, T) or None."""
 
 
 class AnySize(nn.Module):
-    """A network that takes images of any size, written so that it can be traced once for all of them.
+    """Wrapper of a network that can be traced once for images of any size.
 
-    Images are continued to the right and below as `pad_to_multiple` does it, by reflection as far as they go and by
-    their last row or column from there, and the output is cut back. Padding proper would branch on the size; here
-    rows and columns are looked up, and the number of them is told to the tracer as a number it cannot know.
+    Images are padded at the right and bottom like in `pad_to_multiple`: by reflection as far as possible, then by
+    their last row or column; the output is cropped back. Ordinary padding would branch on the size. This wrapper looks
+    up rows and columns instead, and their number is a data-dependent value for the tracer.
 
     Args:
         net: keeps the size of its images, or classifies them.
-        multiple: what it wants sides to be multiples of.
-        takes_degradation: whether it is told the weights of the degradations, or has a sensor find them.
+        multiple: number that the network's input sides must be multiples of.
+        takes_degradation: whether it takes weights of degradations, as an input or from a sensor.
         fixed: whether it will be traced for one size only.
     """
 
@@ -51,7 +51,7 @@ class AnySize(nn.Module):
         self.net, self.multiple, self.takes_degradation, self.fixed = net, multiple, takes_degradation, fixed
 
     def forward(self, image: Tensor, degradation: Tensor | None = None) -> Tensor:
-        """image: (B, C, H, W), [0, 1]; degradation: (B, T), >= 0. Returns (B, C, H, W), not clamped."""
+        """Restore image: (B, C, H, W), [0, 1], with degradation: (B, T), >= 0. Returns (B, C, H, W), not clamped."""
         if self.takes_degradation and degradation is None:  # the sensor sees the image as it is
             net: Conditioned = unwrapped(self.net)
             degradation = net.degradation_weights(self._continued(image, 1))
@@ -63,7 +63,7 @@ class AnySize(nn.Module):
         return y.index_select(2, rows).index_select(3, columns)
 
     def _continued(self, image: Tensor, multiple: int) -> Tensor:
-        """The image with sides that are multiples."""
+        """Pad the image to sides that are multiples."""
         for axis in (2, 3):
             last = image.shape[axis] - 1
             count: Any = last // multiple + 1
@@ -90,16 +90,16 @@ class Traced:
 
 
 def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None, channels: int = 3) -> Traced:
-    """The graph of a network, in the plain formulation.
+    """Trace a network in the plain formulation.
 
     Args:
-        net: stays as it is.
-        labels: whether it is told the degradation, as a second input.
-        size: the only height and width; None for any, of any number of images.
+        net: not changed.
+        labels: add the degradation as a second input.
+        size: the only height and width; None for any size and batch size.
         channels: of an image.
 
     Raises:
-        OptionError: the network cannot be traced; says what can be done.
+        OptionError: the network cannot be traced; the message suggests a fix.
     """
     kind, plain = type(net).__name__, copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     set_formulation(plain, 'plain')
@@ -117,11 +117,11 @@ def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None, channels: 
             program = torch.export.export(
                 module, tuple(inputs.values()), dynamic_shapes=free if size is None else None, strict=False
             )
-    except Exception as error:  # whatever a network does that a tracer cannot follow
+    except Exception as error:  # a network may do anything that cannot be traced
         advice = (
-            'What it does depends on the size of the image. Give one: `--fixed HEIGHTxWIDTH`.'
+            'It depends on the size of the image. Set a fixed size: `--fixed HEIGHTxWIDTH`.'
             if size is None
-            else 'Its code cannot be made a graph.'
+            else 'Its code cannot be converted to a graph.'
         )
         raise OptionError(f'{kind} cannot be exported: {_reason(error)} {advice}') from error
     for node in program.graph.nodes:
@@ -131,10 +131,10 @@ def trace(net: nn.Module, labels: bool, size: tuple[int, int] | None, channels: 
 
 
 def onnx_bytes(traced: Traced, metadata: Mapping[str, Any], opset: int | None) -> bytes:
-    """An ONNX file.
+    """Convert a traced network to an ONNX file.
 
     Raises:
-        OptionError: a part of the network has no counterpart in ONNX, or not in this opset.
+        OptionError: a part of the network is not supported by ONNX, or by this opset.
     """
     import onnx
     import onnx_ir.passes.common as passes
@@ -142,7 +142,7 @@ def onnx_bytes(traced: Traced, metadata: Mapping[str, Any], opset: int | None) -
 
     try:
         with quietly():
-            # The optimizer of torch.onnx drops small numbers that are added, such as the 1e-8 within a logarithm.
+            # The optimizer of torch.onnx drops small added numbers, such as 1e-8 in a logarithm.
             exported: Any = torch.onnx.export(
                 traced.program,
                 dynamo=True,
@@ -161,8 +161,8 @@ def onnx_bytes(traced: Traced, metadata: Mapping[str, Any], opset: int | None) -
             passes.DeduplicateInitializersPass()(graph)
             model = exported.model_proto
             onnx.checker.check_model(model)
-    except Exception as error:  # the converter has one class of error a stage, and wraps those of all libraries below
-        raise OptionError(f'The network cannot be written as ONNX: {_reason(error)}') from error
+    except Exception as error:  # the converter wraps errors of several libraries
+        raise OptionError(f'The network cannot be converted to ONNX: {_reason(error)}') from error
     _tidy(model)
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     onnx.helper.set_model_props(model, texts)
@@ -170,7 +170,7 @@ def onnx_bytes(traced: Traced, metadata: Mapping[str, Any], opset: int | None) -
 
 
 def program_bytes(traced: Traced, metadata: Mapping[str, Any]) -> bytes:
-    """A file of torch.export; `METADATA_FILE` in it is JSON."""
+    """Convert a traced network to a file of torch.export; its `METADATA_FILE` is JSON."""
     buffer = io.BytesIO()
     with quietly():
         torch.export.save(traced.program, buffer, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
@@ -178,11 +178,11 @@ def program_bytes(traced: Traced, metadata: Mapping[str, Any]) -> bytes:
 
 
 def run_onnx(content: bytes) -> Run:
-    """An ONNX file as a function, on the CPU."""
+    """Load an ONNX file as a function, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is an exception
+    options.log_severity_level = 4  # errors are raised as exceptions
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
 
@@ -190,7 +190,7 @@ def run_onnx(content: bytes) -> Run:
         inputs = {'image': image.numpy()} | ({} if degradation is None else {'degradation': degradation.numpy()})
         try:
             return torch.from_numpy(session.run(None, inputs)[0])
-        except Exception as error:  # it has a class of errors of its own for each status
+        except Exception as error:  # it has one error class per status
             raise OptionError(
                 f'onnxruntime cannot run the network on {tuple(image.shape)}: {_reason(error)}'
             ) from error
@@ -199,7 +199,7 @@ def run_onnx(content: bytes) -> Run:
 
 
 def run_program(content: bytes) -> Run:
-    """A file of torch.export as a function."""
+    """Load a file of torch.export as a function."""
     with quietly():
         module = torch.export.load(io.BytesIO(content)).module()
 
@@ -215,7 +215,7 @@ def run_program(content: bytes) -> Run:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without what PyTorch says on the way; what goes wrong is an exception anyway."""
+    """Context without PyTorch's warnings and output; errors are raised as exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     silent = io.StringIO()
@@ -228,7 +228,7 @@ def quietly() -> Iterator[None]:
 
 
 def _tidy(model: Any) -> None:
-    """Axes get names that people know, and what only PyTorch understands is left out."""
+    """Rename the axes, and remove metadata of PyTorch."""
     for value in (*model.graph.input, *model.graph.output):
         for axis, dimension in zip(_AXES, value.type.tensor_type.shape.dim, strict=False):
             if dimension.dim_param:

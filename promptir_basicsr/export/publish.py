@@ -1,4 +1,4 @@
-"""Weights as a folder that travels: `model.safetensors`, `config.json` and a model card, in the form of the Hub."""
+"""Publish weights as a folder in Hugging Face Hub format: `model.safetensors`, `config.json` and a model card."""
 
 import json
 import os
@@ -28,11 +28,11 @@ _INPUT = 'input_'
 
 @dataclass(frozen=True)
 class Source:
-    """What is published.
+    """Weights to publish.
 
     Attributes:
-        weights: file.
-        folder: of the run; None for a file alone.
+        weights: the file.
+        folder: of the run; None for a single file.
     """
 
     weights: str
@@ -40,13 +40,13 @@ class Source:
 
 
 def find_source(run: str) -> Source:
-    """The weights of a run: its best ones, or else the newest.
+    """Find the weights of a run: the best ones, else the newest.
 
     Args:
-        run: a name below `experiments`, a folder of a run, or a file of weights.
+        run: a name below `experiments`, a folder of a run, or a weights file.
 
     Raises:
-        OptionError: there are none.
+        OptionError: no weights found.
     """
     path = Path(os.path.expanduser(run))
     if path.is_file():
@@ -54,11 +54,11 @@ def find_source(run: str) -> Source:
         return Source(str(path), folder)
     folder = next((each for each in (path, Path('experiments') / run) if each.is_dir()), None)
     if folder is None:
-        raise OptionError(f"'{run}' is no file of weights, no folder, and no run in 'experiments'.")
+        raise OptionError(f"'{run}' is not a weights file, a folder, or a run in 'experiments'.")
     for name in ('net_g_best.pth', 'net_g_latest.pth'):
         if (folder / 'models' / name).is_file():
             return Source(str(folder / 'models' / name), folder)
-    raise OptionError(f"'{folder}' holds no run with weights: models/net_g_best.pth and net_g_latest.pth are missing.")
+    raise OptionError(f"'{folder}' is not a run with weights: models/net_g_best.pth and net_g_latest.pth are missing.")
 
 
 def publish(
@@ -72,25 +72,25 @@ def publish(
     key: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Write the folder; files of its names are replaced one after the other, each whole or not at all.
+    """Write the folder; existing files of these names are replaced one by one, atomically.
 
     Args:
         name: of the model. Default: that of the run.
-        licence: identifier as the Hub knows it.
-        results: folder of a test or `results.json`, the table of the card. Default: what was measured of these
-            weights in the training.
-        image: picture of the card. Default: the run's contact sheet.
-        network, key: as of `read_checkpoint`.
+        licence: licence identifier of the Hub.
+        results: folder of a test or `results.json`, for the table of the card. Default: results of these weights in
+            the training.
+        image: image of the card. Default: the run's contact sheet.
+        network, key: as in `read_checkpoint`.
 
     Returns:
         The names of the files.
 
     Raises:
-        OptionError: weights, results or image cannot be read, or a file is there.
+        OptionError: weights, results or image cannot be read, or a file exists already.
         SaveError: a file could not be written.
     """
     if licence is not None and not _LICENCE.fullmatch(licence):
-        raise OptionError(f"--license: '{licence}' is no identifier, such as cc-by-4.0, apache-2.0 or other.")
+        raise OptionError(f"--license: '{licence}' is not an identifier such as cc-by-4.0, apache-2.0 or other.")
     sheet = source.folder / _SHEET if source.folder else None
     picture = Path(os.path.expanduser(image)) if image else sheet if sheet and sheet.is_file() else None
     if picture is not None and not picture.is_file():
@@ -98,7 +98,7 @@ def publish(
     shown = f'image{picture.suffix.lower()}' if picture else None
     files = [WEIGHTS, CONFIG, CARD, *([shown] if shown else [])]
     if os.path.lexists(out) and not os.path.isdir(out):
-        raise OptionError(f"--out: '{out}' is a file. Give a folder.")
+        raise OptionError(f"--out: '{out}' is a file. Pass a folder.")
     raise_problems([each for file in files for each in target_problems(os.path.join(out, file), overwrite)])
     checkpoint = read_checkpoint(source.weights, network, key)
     measured = read_results(results) if results else _of_training(checkpoint, source.folder)
@@ -115,7 +115,7 @@ def publish(
 
 
 def _of_training(checkpoint: Checkpoint, folder: Path | None) -> Results | None:
-    """What a validation in the training has measured of these very weights, with the definitions of its metrics."""
+    """Results of these weights in a validation of the training, with the definitions of its metrics."""
     metrics = checkpoint.metadata.get('metrics')
     if not isinstance(metrics, Mapping) or metrics.get('iteration') != checkpoint.metadata.get('iteration'):
         return None
@@ -125,7 +125,7 @@ def _of_training(checkpoint: Checkpoint, folder: Path | None) -> Results | None:
 
 
 def _task(row: Mapping[str, Any]) -> TaskResult:
-    """A row of a checkpoint's metadata."""
+    """Convert a row of a checkpoint's metadata."""
     numbers = {name: value for name, value in row.items() if isinstance(value, float)}
     inputs = {name.removeprefix(_INPUT): value for name, value in numbers.items() if name.startswith(_INPUT)}
     values = {name: value for name, value in numbers.items() if not name.startswith(_INPUT)}
@@ -135,7 +135,7 @@ def _task(row: Mapping[str, Any]) -> TaskResult:
 def model_card(
     title: str, checkpoint: Checkpoint, measured: Results | None, licence: str | None, image: str | None
 ) -> str:
-    """The README.md of a published folder: Markdown below the front matter that the Hub reads."""
+    """The README.md of a published folder: Markdown with the front matter of the Hub."""
     kind, told = str(checkpoint.network['type']).rpartition(':')[2], checkpoint.metadata
     count = sum(parameter.numel() for parameter in new_network(checkpoint.network, 'meta').parameters())
     words = told.get('degradations')
@@ -148,7 +148,7 @@ def model_card(
     parts += [f'![degraded, restored and clear images]({image})'] if image else []
     parts.append(_USE)
     if checkpoint.network['type'] not in RECOGNIZED:
-        parts.append('Add `-opt FILE` (in Python `network=...`): this network is built on the word of its user alone.')
+        parts.append('Add `-opt FILE` (in Python `network=...`), because this network is not part of the package.')
     parts += ['## Results', *_results(measured), '## Files']
     parts.append(
         f'`{WEIGHTS}` has {len(checkpoint.weights):,} tensors; the SHA-256 of their names, types, shapes and bits, '
@@ -167,11 +167,11 @@ def _training(told: Mapping[str, Any]) -> str:
 
 def _results(measured: Results | None) -> list[str]:
     if measured is None:
-        return ['Nothing was measured of these weights in the training.']
+        return ['There are no results of these weights.']
     rows = [Row(task.dataset, task.task, task.images, dict(task.values), dict(task.inputs)) for task in measured.tasks]
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     definitions = [f'- {name}: {measured.metrics[name]}' for name in names if name in measured.metrics]
-    parts = ['\n'.join(markdown_table(rows, names)), 'In brackets: the degraded images themselves.']
+    parts = ['\n'.join(markdown_table(rows, names)), 'In brackets: the degraded inputs.']
     return [*parts, *(['\n'.join(definitions)] if definitions else []), *measured.remarks]
 
 

@@ -1,7 +1,7 @@
-"""Everything that knows BasicSR's insides.
+"""Adaptations of BasicSR's internals.
 
-One small adaptation a function, each with its reason and a test, so that the index release 1.4.2 and the git master
-(which carry the same version number) are both left as they are wherever they already comply.
+Each function is one small adaptation with its reason and a test. They apply to the index release 1.4.2 and to the git
+master, which have the same version number, and change nothing that already behaves as needed.
 """
 
 from promptir_basicsr.host import distributed, optim, options, trainer
@@ -12,6 +12,6 @@ _ADAPTATIONS = (optim, distributed, trainer, options)
 
 
 def adapt() -> None:
-    """Adapt BasicSR, which has been imported. Harmless when called again."""
+    """Adapt BasicSR, which must be imported already. Calling it again has no effect."""
     for part in _ADAPTATIONS:
         part.adapt()

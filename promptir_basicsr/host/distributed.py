@@ -1,4 +1,4 @@
-"""Several processes: torchrun or Slurm, GPUs or CPUs."""
+"""Multi-GPU and multi-process training: torchrun or Slurm, GPUs or CPUs."""
 
 import datetime
 import functools
@@ -28,8 +28,8 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import first_few
 
 TIMEOUT = 1800.0
-"""Seconds that a process waits for the others, unless told otherwise. NCCL's own 10 minutes are short for the one that
-compiles, or has the largest images of a validation."""
+"""Default number of seconds that a process waits for the others. NCCL's own 10 minutes are short for processes that
+compile or restore the largest images of a validation."""
 COUNTERS = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS'}
 _PORT = 29500
 _NEEDED = {
@@ -43,13 +43,13 @@ _START = {
 
 
 def adapt() -> None:
-    """BasicSR asks for a CUDA device and NCCL whatever there is, and passes `dist_params` to Slurm's processes only."""
+    """BasicSR always requires a CUDA device and NCCL, and passes `dist_params` only to Slurm's processes."""
     host_options.init_dist = _started
     wrap_on_cpu()
 
 
 def wrap_on_cpu() -> None:
-    """`BaseModel.model_to_device` asks for the CUDA device of every process."""
+    """Let `BaseModel.model_to_device` work without a CUDA device."""
     host = BaseModel.model_to_device
     if hasattr(host, '__wrapped__'):
         return
@@ -65,13 +65,13 @@ def wrap_on_cpu() -> None:
 
 
 def start_processes(launcher: str, num_gpu: int | str, params: Mapping[str, Any] | None = None) -> None:
-    """Meet the other processes of a run; each GPU has one of them. Without a launcher there are no others.
+    """Initialise the process group of a run, one process per GPU. Does nothing without a launcher.
 
     Args:
         launcher: 'none', 'pytorch' for torchrun, 'slurm' for srun.
         num_gpu: the option; 0 for processes on CPUs.
-        params: the option `dist_params`: `backend`, by default NCCL for GPUs; CPUs, where there is none, take gloo.
-            `timeout`, seconds. `port` of the first node under Slurm, by default that of MASTER_PORT or 29500.
+        params: the option `dist_params`: `backend`, default NCCL for GPUs and gloo for CPUs; `timeout` in seconds;
+            `port` of the first node under Slurm, default MASTER_PORT or 29500.
 
     Raises:
         OptionError: torchrun has started more processes than there are GPUs.
@@ -88,9 +88,9 @@ def start_processes(launcher: str, num_gpu: int | str, params: Mapping[str, Any]
         torch.cuda.set_device(_gpu(launcher))
     if 'nccl' in backend and not (on_gpus and distributed.is_nccl_available()):
         backend = 'gloo'
-    # Of depthwise convolutions, whose single channel has a stride without a meaning. Each process would say it.
+    # From depthwise convolutions, whose single channel has a meaningless stride. Each process would print it.
     warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
-    # Workers of loaders that are forked beside the threads of NCCL and gloo may hang.
+    # Loader workers that are forked while NCCL or gloo threads run may hang.
     if torch.multiprocessing.get_start_method(allow_none=True) is None:
         torch.multiprocessing.set_start_method('spawn')
     patience = datetime.timedelta(seconds=float(timeout))
@@ -103,18 +103,18 @@ def start_processes(launcher: str, num_gpu: int | str, params: Mapping[str, Any]
 def new_part(
     store: distributed.Store, rank: int, processes: int, patience: datetime.timedelta
 ) -> distributed.PrefixStore:
-    """A part of a store that all processes agree on, and no process before them has written to.
+    """A part of a store that all processes agree on and that no earlier process has written to.
 
-    torchrun's store outlives a restart, and a process would be told the addresses of those that are gone
-    (pytorch#135712). Its count of restarts does not help: machines count their own.
+    torchrun's store outlives a restart, and processes would read the addresses of processes that ended
+    (pytorch#135712). Its restart count does not help, because each machine has its own.
 
     Raises:
-        OptionError: other processes have not come in time.
+        OptionError: other processes did not start in time.
     """
     store = distributed.PrefixStore('promptir_basicsr', store)
     own = uuid.uuid4().hex
     if rank:
-        # Names of processes that are gone get no answer any more, or one that nobody reads.
+        # Names of ended processes get no answer, or an answer that nobody reads.
         store.set(f'here/{rank}', own)
         store.wait([f'answer/{own}'], patience)
         name = store.get(f'answer/{own}').decode()
@@ -129,16 +129,16 @@ def new_part(
                 store.set(f'answer/{store.get(f"here/{other}").decode()}', own)
         if time.monotonic() > end:
             missing = ', '.join(map(str, sorted(absent)))
-            raise OptionError(f'dist_params.timeout: {patience.total_seconds():g} s passed without process {missing}.')
+            raise OptionError(f'dist_params.timeout: waited {patience.total_seconds():g} s for process {missing}.')
         time.sleep(0.05)
     return distributed.PrefixStore(own, store)
 
 
 def check_agreement(options: Mapping[str, Any]) -> None:
-    """Compare the options of all processes, before one of them waits for what another one never does.
+    """Compare the options of all processes, because different options could make them wait for each other forever.
 
     Raises:
-        OptionError: they differ, because machines see different files or were given different arguments.
+        OptionError: they differ, because machines have different files or got different arguments.
     """
     if not distributed.is_initialized():
         return
@@ -151,8 +151,8 @@ def check_agreement(options: Mapping[str, Any]) -> None:
     if others:
         named = first_few(f'{rank} on {found[rank][1]}' for rank in others)
         raise OptionError(
-            f'-opt: the options of process {named} are not those of process 0 on {found[0][1]}. Start all processes '
-            'with the same option file and arguments.'
+            f'-opt: the options of process {named} differ from those of process 0 on {found[0][1]}. Start all '
+            'processes with the same option file and arguments.'
         )
 
 
@@ -160,10 +160,10 @@ _MET: list[tuple[str, int]] = []
 
 
 def dead_processes(patience: float = 2.0) -> list[str]:
-    """The other processes of this host that are gone, as `1 (pid 4711)`; those of other hosts cannot be seen.
+    """Other processes of this host that have ended, as `1 (pid 4711)`; those of other hosts are not visible.
 
     Args:
-        patience: seconds to wait for one: its connections end before it does.
+        patience: seconds to wait for one; its connections end before the process does.
     """
     end = time.monotonic() + patience
     while True:
@@ -180,22 +180,22 @@ def _is_gone(pid: int) -> bool:
         state = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]
     except ProcessLookupError:
         return True
-    except OSError:  # of another user, or a system without /proc
+    except OSError:  # process of another user, or a system without /proc
         return False
     return state == 'Z'
 
 
 def end_processes() -> None:
-    """Take leave of the other processes after a run that went well. One that failed must not wait for them."""
+    """Destroy the process group after a successful run. A failed process must not wait for the others."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def leave(status: int) -> None:
-    """End this process, one of several, after a run that failed; of a single process nothing happens.
+    """End this process after a failed run of several processes; does nothing for a single process.
 
-    The others may be anywhere, so they are not waited for. Threads of the process group that still run would be
-    destroyed by an ordinary exit, which aborts the process (SIGABRT) in place of its status.
+    It does not wait for the other processes. An ordinary exit would destroy running threads of the process group, which
+    aborts the process (SIGABRT) and loses its exit status.
     """
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         logging.shutdown()
@@ -206,35 +206,35 @@ def leave(status: int) -> None:
 
 
 def launch_problems(launcher: str) -> list[str]:
-    """Why the processes of this run would not find each other."""
+    """Problems of how the processes of this run were started."""
     lacking = [name for name in _NEEDED.get(launcher, ()) if name not in os.environ]
     if lacking:
         return [
             f'--launcher {launcher}: this process was not started by {_START[launcher].split()[0]}, {lacking[0]} is '
-            f'not in its environment. Type: {_START[launcher]}'
+            f'not in its environment. Run: {_START[launcher]}'
         ]
     number = os.environ.get('WORLD_SIZE', '1')
     if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ and number != '1':
         return [
-            f'--launcher: is missing. torchrun has started {number} processes, which would all train on their own and '
-            'write the same files. Add `--launcher pytorch`.'
+            f'--launcher: missing. torchrun has started {number} processes, which would train independently and write '
+            'the same files. Add `--launcher pytorch`.'
         ]
     return []
 
 
 def processes_of(launcher: str) -> int:
-    """How many processes train together."""
+    """Number of processes of the training."""
     name = COUNTERS.get(launcher)
     return int(os.environ.get(name, 1)) if name else 1
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this process in place of one that failed, as `--max-restarts` allows."""
+    """Whether torchrun has restarted this process after a failure, as `--max-restarts` allows."""
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0) > 0
 
 
 def common_seed() -> int:
-    """A random seed that all processes have; BasicSR lets each draw one, and samples of an epoch would stand twice."""
+    """A random seed that all processes share; BasicSR draws one per process, so samples of an epoch would repeat."""
     seed = [random.randint(1, 10000)]
     if distributed.is_initialized():
         distributed.broadcast_object_list(seed)
@@ -242,17 +242,17 @@ def common_seed() -> int:
 
 
 def first_host(nodes: str) -> str:
-    """`node[07-09,12]-ib,login` -> `node07-ib`: the first host of a list as Slurm writes it."""
+    """The first host of a Slurm node list: `node[07-09,12]-ib,login` -> `node07-ib`."""
     inside = re.sub(r'\[([^\],-]+)[^\]]*\]', r'\1', nodes)
     return inside.partition(',')[0]
 
 
 def _started(*_: Any, **__: Any) -> None:
-    """In place of BasicSR's `init_dist`; the processes have met before its parser runs."""
+    """Replacement of BasicSR's `init_dist`; the process group exists before its parser runs."""
 
 
 def _set_addresses(port: int | None) -> None:
-    """torch's variables from Slurm's."""
+    """Set torch's environment variables from Slurm's."""
     given = os.environ
     given['RANK'], given['WORLD_SIZE'] = given['SLURM_PROCID'], given['SLURM_NTASKS']
     given['LOCAL_RANK'] = given['SLURM_LOCALID']
@@ -269,7 +269,7 @@ def _gpu(launcher: str) -> int:
     place, there = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
     if launcher == 'pytorch' and int(os.environ['LOCAL_WORLD_SIZE']) > there:
         raise OptionError(
-            f'torchrun --nproc_per_node={os.environ["LOCAL_WORLD_SIZE"]}: this machine shows {there} GPUs, and '
-            f'each takes one process. Take --nproc_per_node={there}, or `num_gpu: 0` for the CPU.'
+            f'torchrun --nproc_per_node={os.environ["LOCAL_WORLD_SIZE"]}: this machine has {there} GPUs, and each '
+            f'runs one process. Set --nproc_per_node={there}, or `num_gpu: 0` for the CPU.'
         )
-    return place % there  # Slurm may show a process its own GPU only
+    return place % there  # Slurm may expose to a process only its own GPU

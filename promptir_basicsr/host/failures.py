@@ -1,4 +1,4 @@
-"""Why a run has ended before its time: any exception becomes one sentence with what to do, and an exit status."""
+"""Failures of a run: convert any exception to a message with advice and an exit status."""
 
 import errno
 import logging
@@ -36,11 +36,11 @@ _DISCONNECTED = re.compile(
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KNOWN = (OptionError, ImageError, SaveError, RunError)
-"""Errors that say themselves what is wrong and what to do."""
+"""Errors whose messages already contain the cause and the fix."""
 
 
 def explained(error: Exception, doing: str) -> Exception:
-    """The error to end a run with in place of another one.
+    """The error to end a run with: a known error, or one that explains another exception.
 
     Args:
         doing: 'training' or 'validation'.
@@ -67,7 +67,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _dead_workers() -> list[BaseException]:
-    """torch's error about workers that were killed, which may have shown as an error of a pipe first."""
+    """torch's error about killed workers, which may first appear as a pipe error."""
     try:
         _error_if_any_worker_fails()
     except RuntimeError as error:
@@ -80,33 +80,33 @@ def _worker(error: BaseException) -> Exception | None:
     match = _KILLED.search(text) if isinstance(error, RuntimeError) else None
     if match is None and not _waited_for_worker(error):
         return None
-    how = f'was killed by the signal {match[2]}' if match is not None and match[2] else 'ended without a word'
+    how = f'was killed by signal {match[2]}' if match is not None and match[2] else 'ended without an error message'
     which = f' (pid {match[1]})' if match is not None else ''
     room = ''
     if os.path.isdir('/dev/shm'):
         room = f' /dev/shm, through which workers pass images, has {in_units(shutil.disk_usage("/dev/shm").free)} free.'
     return WorkerDied(
-        f'A worker process of the data loader{which} {how}. In most cases the machine has run out of '
-        f'memory, or a file was changed while it was read.{room} Lower num_worker_per_gpu or batch_size_per_gpu; '
+        f'A worker process of the data loader{which} {how}. Most likely the machine ran out of memory, or a '
+        f'file changed while it was read.{room} Lower num_worker_per_gpu or batch_size_per_gpu; '
         'num_worker_per_gpu: 0 loads images without workers.'
     )
 
 
 def _waited_for_worker(error: BaseException) -> bool:
-    """Whether the pipe of a worker has ended, before torch notices that the worker has."""
+    """Whether the error is the closed pipe of a worker, before torch notices that the worker ended."""
     frames = traceback.extract_tb(error.__traceback__)
     return isinstance(error, EOFError | ConnectionError) and any(frame.name == '_try_get_data' for frame in frames)
 
 
 def _process(error: BaseException) -> Exception | None:
-    """gloo and NCCL tell of the connection to a process that is gone."""
+    """Explain a gloo or NCCL error about the connection to a process that ended."""
     if not distributed.is_initialized() or not _DISCONNECTED.search(str(error)):
         return None
     gone = dead_processes()
     which = f'Process {first_few(gone)} of this training' if gone else 'Another process of this training'
     return ProcessDied(
-        f'{which} has ended, or its connection has. Its own last words are in its output. The state of the last '
-        'checkpoint is whole: start all processes again with --auto_resume.'
+        f'{which} has ended or lost its connection. See its output for the reason. The last checkpoint is complete: '
+        'start all processes again with --auto_resume.'
     )
 
 
@@ -120,7 +120,7 @@ def _memory(error: BaseException, doing: str) -> Exception | None:
         advice = (
             'Lower gt_size or batch_size_per_gpu, or set `train: {accumulate: N}` or `activation_checkpointing: block`.'
         )
-    return OutOfMemory(f'{where} has not enough memory for the {doing}. {advice}')
+    return OutOfMemory(f'{where} does not have enough memory for the {doing}. {advice}')
 
 
 def _disk(error: BaseException) -> Exception | None:
@@ -131,7 +131,7 @@ def _disk(error: BaseException) -> Exception | None:
 
 
 def _keep_traceback(error: Exception) -> str:
-    """Write the traceback to the log file, or to standard error where there is none; where it is."""
+    """Write the traceback to the log file if there is one; return a sentence about where it is."""
     files = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
     text = ''.join(traceback.format_exception(error))
     for handler in files:

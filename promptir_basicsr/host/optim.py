@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules that BasicSR does not know."""
+"""Optimizers and learning rate schedules that BasicSR lacks."""
 
 import functools
 import logging
@@ -20,9 +20,9 @@ def adapt() -> None:
 
 
 def add_optimizers() -> None:
-    """`BaseModel.get_optimizer` of the index release knows Adam only; all-in-one recipes use AdamW.
+    """Add optimizers: `BaseModel.get_optimizer` of the index release only has Adam; all-in-one recipes use AdamW.
 
-    A type that BasicSR refuses is looked up by `build_optimizer`, so the git master keeps its own list.
+    A type that BasicSR refuses is built by `build_optimizer`, so the list of the git master still applies.
     """
     host = BaseModel.get_optimizer
     if hasattr(host, '__wrapped__'):
@@ -44,7 +44,7 @@ def add_optimizers() -> None:
 
 
 def add_schedulers() -> None:
-    """BasicSR has no warm-up with cosine; types of `schedules.SCHEDULERS` are added to its own."""
+    """Add the schedules of `schedules.SCHEDULERS`, such as a cosine schedule with warmup."""
     host = BaseModel.setup_schedulers
     if hasattr(host, '__wrapped__'):
         return

@@ -1,4 +1,4 @@
-"""Read, check and complete options before BasicSR creates anything."""
+"""Reading, checking and completing options before BasicSR creates anything."""
 
 import argparse
 import codecs
@@ -35,24 +35,27 @@ from promptir_basicsr.host.distributed import (
 from promptir_basicsr.options.file import Places, find_option_file, has_base, read_option_file
 
 RESOLVED = 'options.resolved.yml'
-"""The options of a run as they count, in its folder; every verb accepts them."""
+"""File with the effective options of a run, in its folder; every verb accepts it."""
 
 _host_parse_options: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = host_options.parse_options
 
 
 def adapt() -> None:
-    """BasicSR evaluates `--force_yml` as code, lets typos pass, ignores `path: experiments_root` (index release) and
-    asks for CUDA wherever `num_gpu` is not 0. Its own parser still runs, on options that are checked. It copies the
-    option file in the encoding of the locale, in place, and in every process."""
+    """Replace BasicSR's option parser and folder creation.
+
+    BasicSR evaluates `--force_yml` as code, ignores typos and `path: experiments_root` (index release), and requires
+    CUDA unless `num_gpu` is 0. Its own parser still runs, on checked options. It copies the option file in the locale's
+    encoding, in place, and in every process.
+    """
     basicsr.train.parse_options = basicsr.test.parse_options = parse_options
     basicsr.train.make_exp_dirs = basicsr.test.make_exp_dirs = make_exp_dirs
 
 
 def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], argparse.Namespace]:
-    """`basicsr.utils.options.parse_options` on checked options.
+    """Run `basicsr.utils.options.parse_options` on checked options.
 
     Raises:
-        OptionError: every mistake found in the file and in `--force_yml`; nothing has been created then.
+        OptionError: all problems of the file and of `--force_yml`; nothing has been created.
     """
     args = argument_parser('train' if is_train else 'test').parse_args()
     raise_problems(launch_problems(args.launcher))
@@ -65,11 +68,11 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
         raise OptionError(problems, places.located)
     if args.launcher != 'none' and options.get('manual_seed') is None:
         options['manual_seed'] = common_seed()
-    # What torchrun starts again after a failure is to go on, not to start from zero.
+    # Processes that torchrun restarts after a failure must resume.
     args.auto_resume = args.auto_resume or (is_train and restarted())
     with tempfile.TemporaryDirectory() as folder:
         complete = Path(folder) / Path(args.opt).name
-        # In ASCII: BasicSR reads in the encoding of the locale.
+        # In ASCII, because BasicSR reads in the locale's encoding.
         atomic_write(yaml.safe_dump(options, sort_keys=False), complete)
         opt, parsed = _call_host(root_path, is_train, args, str(complete))
     parsed.opt, parsed.force_yml = args.opt, args.force_yml
@@ -78,18 +81,18 @@ def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any]
 
 
 def make_exp_dirs(opt: Mapping[str, Any]) -> None:
-    """BasicSR makes a folder of every key of `path` that it does not know; here, of those that are paths."""
+    """Create the folders of a run. BasicSR would create one for every unknown key of `path`, even for booleans."""
     paths = {key: value for key, value in opt['path'].items() if not isinstance(value, bool)}
     _host_make_exp_dirs({**opt, 'path': paths})
 
 
 @master_only
 def copy_option_file(opt_file: str, force_yml: list[str] | None, experiments_root: str, seed: int | None) -> None:
-    """Copy the option file of a run into its folder, below comments with the time and the command.
+    """Copy the option file of a run to its folder, after comments with the time and the command.
 
-    With `--force_yml` or `base`, the options are written as they count, without the comments and anchors of the file.
-    `options.resolved.yml` is always written so, with the seed that was drawn where none is given. The first process
-    alone does it: it makes the folder, and BasicSR lets the others go on before it is there.
+    With `--force_yml` or `base`, the effective options are written, without comments and anchors of the file.
+    `options.resolved.yml` always has the effective options, including the drawn seed if none is set. Only the first
+    process writes: it creates the folder, and BasicSR lets the others continue before it exists.
 
     Raises:
         SaveError: the copy could not be written.
@@ -115,10 +118,10 @@ def _as_yaml(options: Mapping[str, Any]) -> bytes:
 def checked_options(
     path: str, force_yml: list[str] | None = None, is_train: bool = True, processes: int = 1
 ) -> tuple[dict[str, Any], Places]:
-    """The options of a file with replacements, in which nothing is wrong, and their places in it.
+    """The checked options of a file with overrides, and their places in the file.
 
     Raises:
-        OptionError: every mistake, each with its line in the file; nothing has been created then.
+        OptionError: all problems, each with its line in the file; nothing has been created.
     """
     options, places = read_option_file(path, force_yml)
     problems = check_options(options, is_train, processes)
@@ -131,7 +134,7 @@ def checked_options(
 
 
 def relative_roots(root_path: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """Folders that hold experiments and results: the user's, or below the current folder."""
+    """Folders of experiments and results: as set by the options, or below the current folder."""
     paths = options.get('path') if isinstance(options.get('path'), Mapping) else {}
     return {
         key: os.path.join(root_path, os.path.expanduser(str((paths or {}).get(key) or default)))
@@ -152,16 +155,16 @@ def _call_host(
 
 
 def _complete(opt: dict[str, Any], roots: Mapping[str, str], is_train: bool) -> None:
-    """What the parsed options need on this machine and in this version of BasicSR."""
+    """Complete the parsed options for this machine and this version of BasicSR."""
     for dataset in opt['datasets'].values():
-        # Only of the training set: the noise of a validation must not change with the seed of a run.
+        # Only for the training set: the noise of a validation must not depend on the run's seed.
         if (dataset.get('type'), dataset['phase'], dataset.get('seed')) == ('AllInOneDataset', 'train', None):
             dataset['seed'] = opt['manual_seed']
         if opt['num_gpu'] == 0 and not torch.cuda.is_available():
             dataset['pin_memory'] = False
         if dataset.get('num_worker_per_gpu') == 0:
-            dataset['persistent_workers'] = False  # torch refuses to keep workers that are not there
-    if not is_train:  # BasicSR asks for it, and has an option file without
+            dataset['persistent_workers'] = False  # torch refuses persistent workers without workers
+    if not is_train:  # BasicSR needs it, although one of its own option files lacks it
         opt.setdefault('val', {'save_img': opt.get('save_img', True)})
     paths = opt['path']
     root = os.path.join(roots['experiments_root' if is_train else 'results_root'], opt['name'])

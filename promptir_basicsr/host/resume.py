@@ -1,4 +1,4 @@
-"""Resume without a GPU, from where the run writes, and from what is whole."""
+"""Resuming a training: without a GPU, from the run's folder, and only from complete files."""
 
 import os
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from promptir_basicsr.core.messages import first_few
 
 
 def load_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The training state to continue from, or None for a fresh start, and what was found, for the log.
+    """The training state to resume from, or None for a fresh start, and notes for the log.
 
-    Sets the paths of the networks as well.
+    Also sets the paths of the networks.
 
     Raises:
         OptionError: the file is not a training state, or the weights of its iteration are not in the run's folder;
-            with `--auto_resume`, there are states, and none of them is whole.
+            with `--auto_resume`, there are states, but none of them is complete.
     """
     newest: str | None = None
     notes: list[str] = []
@@ -36,14 +36,14 @@ def load_resume_state(opt: dict[str, Any]) -> tuple[dict[str, Any] | None, list[
     check_resume(opt, state['iter'])
     network = opt['path'].get('pretrain_network_g')
     if network is not None and not os.path.isfile(network):
-        raise OptionError(f"path.resume_state: '{path}' goes with the weights '{network}', which do not exist.")
-    if network is not None and path != newest and (wrong := _other_weights(state, network)):  # else it is compared
+        raise OptionError(f"path.resume_state: '{path}' needs the weights '{network}', which do not exist.")
+    if network is not None and path != newest and (wrong := _other_weights(state, network)):  # else compared already
         raise OptionError(f"path.resume_state: '{path}': {wrong}.")
     return state, notes
 
 
 def _agreed(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """What the first process has found. Another one may see the folder differently for a while."""
+    """The result of the first process; other processes may see an older state of the folder."""
     found: list[Any] = [None, None]
     if opt.get('rank', 0) == 0:
         try:
@@ -58,15 +58,15 @@ def _agreed(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
 
 
 def find_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """The newest state that is whole, with the weights that go with it; and lines about what was found.
+    """The newest complete state with matching weights, and lines for the log.
 
-    What a kill has left of unfinished files is removed.
+    Removes unfinished files of a killed run.
 
     Args:
         opt: the options of a run; a network in `path.ignore_resume_networks` needs no weights.
 
     Raises:
-        OptionError: there are states, and none of them is whole.
+        OptionError: there are states, but none of them is complete.
     """
     paths = opt['path']
     models, states = paths.get('models') or '', paths['training_states']
@@ -74,10 +74,10 @@ def find_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     pictures = [folder for folder, _, _ in os.walk(paths.get('visualization') or '')]
     unfinished = remove_unfinished([models, states, os.path.dirname(states), *pictures])
     if unfinished:
-        lines.append(f'--auto_resume: removed what a kill left unfinished: {first_few(unfinished)}.')
+        lines.append(f'--auto_resume: removed unfinished files of a killed run: {first_few(unfinished)}.')
     iterations = saved_iterations(states, '', '.state')
     if not iterations:
-        instead = f"going on from '{paths['resume_state']}'" if paths.get('resume_state') else 'starting anew'
+        instead = f"resuming from '{paths['resume_state']}'" if paths.get('resume_state') else 'starting from scratch'
         return None, [*lines, f'--auto_resume: no training state in {states}; {instead}.']
     with_weights = 'network_g' not in (paths.get('ignore_resume_networks') or ())
     torn: list[tuple[int, str]] = []
@@ -88,22 +88,22 @@ def find_state(opt: Mapping[str, Any]) -> tuple[str | None, list[str]]:
         if not wrong and with_weights and (other := _other_weights(_read_state(files[0]), files[1])):
             wrong = [other]
         if not wrong:
-            lines += [f'--auto_resume: iteration {each} is not whole ({what}).' for each, what in torn]
-            what = f'the newest whole one of {len(iterations):,}' if torn else f'the newest of {len(iterations):,}'
+            lines += [f'--auto_resume: iteration {each} is not complete ({what}).' for each, what in torn]
+            what = f'the newest complete one of {len(iterations):,}' if torn else f'the newest of {len(iterations):,}'
             return files[0], [*lines, f'--auto_resume: {files[0]} is {what}.']
         torn.append((iteration, '; '.join(wrong)))
     problems = [f'iteration {iteration}: {what}.' for iteration, what in torn]
     raise OptionError(
         [
-            f"--auto_resume: none of the {len(torn)} training states in '{states}' is whole. Put one back, or start "
-            'anew without --auto_resume, which keeps the folder under another name.',
+            f"--auto_resume: none of the {len(torn)} training states in '{states}' is complete. Restore one, or start "
+            'from scratch without --auto_resume, which renames the old folder.',
             *problems,
         ]
     )
 
 
 def _other_weights(state: Mapping[str, Any], path: str) -> str:
-    """Why a state does not go with the weights in a file; '' where it does, or an older version has written it."""
+    """Why a state does not match the weights of a file; '' if it does, or if an older version has written it."""
     expected = state.get('weights')
     if expected is None:
         return ''

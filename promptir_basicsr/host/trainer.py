@@ -1,4 +1,4 @@
-"""What is replaced in BasicSR's trainer: loaders, sampler, model, prefetchers, logger, workers, pipeline."""
+"""Replacements in BasicSR's trainer: loaders, sampler, model, prefetchers, logger, workers, pipeline."""
 
 import functools
 import inspect
@@ -45,25 +45,25 @@ _printable = Printable()
 
 
 def _is_founded(record: logging.LogRecord) -> bool:
-    """BasicSR says at each validation that several data sets need an SRModel, which PromptModel is."""
+    """Drop BasicSR's warning in each validation that several datasets need an SRModel, which PromptModel is."""
     return not str(record.msg).startswith('Multiple validation datasets are')
 
 
 class Trainer:
-    """One training by BasicSR's `train_pipeline`: the functions that it calls, and what happens between iterations.
+    """A training by BasicSR's `train_pipeline`: replaced functions, and events between iterations.
 
-    BasicSR gives nobody a chance there, but asks its prefetcher for every batch. So the events are, in this order:
+    BasicSR has no hooks between iterations, but requests every batch from its prefetcher. The events are, in order:
 
     | event | when |
     |:--|:--|
     | `on_start` | loaders and model are ready; workers are not started yet |
-    | `before_batch` | an iteration is complete, and what BasicSR does at its end is done |
-    | `on_batch` | the next batch is there |
-    | `on_error` | something has ended the training |
-    | `on_end` | the pipeline has ended, well or not |
+    | `before_batch` | an iteration is complete, including BasicSR's work at its end |
+    | `on_batch` | the next batch has arrived |
+    | `on_error` | an error has ended the training |
+    | `on_end` | the pipeline has ended, with or without an error |
 
     Attributes:
-        run: what the model knows of the training.
+        run: objects of the training for the model.
         model: a PromptModel; None for other models, which are trained without events.
     """
 
@@ -85,10 +85,10 @@ class Trainer:
         self._replaced |= {host.__name__: self._prefetcher(host) for host in (CPUPrefetcher, CUDAPrefetcher)}
 
     def train(self, root_path: str) -> None:
-        """Call BasicSR's pipeline with the functions and classes of this object.
+        """Run BasicSR's pipeline with the functions and classes of this object.
 
         Raises:
-            RunError: whatever else has ended the training, in words; what could be saved is.
+            RunError: explains any other error that ended the training; the state is saved if possible.
         """
         _forget_log()
         try:
@@ -102,24 +102,24 @@ class Trainer:
     # the functions, in the order in which the pipeline calls them
 
     def parse_options(self, root_path: str, is_train: bool = True) -> Any:
-        """BasicSR's; from here on the folder of the run is this run's alone."""
+        """Parse options as BasicSR does, and lock the folder of the run."""
         opt, args = self._parse(root_path, is_train)
         self._folder, self._force = lock_folder(opt['path']['experiments_root'], opt), args.force_yml
         self._seed = opt['manual_seed']
         return opt, args
 
     def copy_opt_file(self, opt_file: str, experiments_root: str) -> None:
-        """The option file of the run, with the options of the command line, into its folder."""
+        """Copy the option file of the run, with overrides of the command line, to its folder."""
         copy_option_file(opt_file, self._force, experiments_root, self._seed)
 
     def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
-        """The state to continue from; what was found is kept until there is a log."""
+        """Load the state to resume from; notes are kept until there is a log."""
         self._state, self._notes = load_resume_state(opt)
         return self._state
 
     def init_tb_loggers(self, opt: dict[str, Any]) -> Any:
-        """BasicSR's; the model writes to it as well."""
-        for handler in logger.handlers:  # logging would write a traceback for every line of a log on a full disk
+        """Create BasicSR's TensorBoard logger, which the model uses as well."""
+        for handler in logger.handlers:  # on a full disk, logging would write a traceback for every line
             handler.handleError = partial(_warn_of_log, handler)  # type: ignore[method-assign]
         if (opt['logger'].get('wandb') or {}).get('project'):
             import wandb
@@ -131,7 +131,7 @@ class Trainer:
         return self.run.tb_logger
 
     def create_train_val_dataloader(self, opt: dict[str, Any], host_logger: logging.Logger) -> Any:
-        """BasicSR's; the sampler of a resumed training starts where its state says, and knows the epochs of stages."""
+        """Create loaders as BasicSR does; the sampler starts at the state's position and handles stages."""
         train_loader, sampler, self.run.val_loaders, epochs, total = self._loaders(opt, host_logger)
         self.run.sampler = sampler if isinstance(sampler, EpochSampler) else None
         restarts = self.run.take_position(self._state) if self._state else None
@@ -145,7 +145,7 @@ class Trainer:
         return train_loader, sampler, self.run.val_loaders, epochs, total
 
     def build_model(self, opt: dict[str, Any]) -> Any:
-        """BasicSR's; a PromptModel gets to know the run."""
+        """Build the model as BasicSR does; a PromptModel gets the objects of the run."""
         _warn_of_averages(opt)
         model = self._build_model(opt)
         if isinstance(model, PromptModel):
@@ -156,7 +156,7 @@ class Trainer:
         trainer = self
 
         class Prefetcher(host):
-            """BasicSR's, and the events."""
+            """BasicSR's prefetcher with the events of the trainer."""
 
             def __init__(self, *arguments: Any) -> None:
                 trainer.on_start()
@@ -174,26 +174,29 @@ class Trainer:
     # the events
 
     def on_start(self) -> None:
-        """Notice signals, and make up for the validation of a state's iteration: BasicSR saves before it validates."""
+        """Install signal handlers, and run the validation of a state's iteration if it is missing.
+
+        BasicSR saves before it validates.
+        """
         model = self.model
         if model is None:
             return
-        # Before workers are forked, so that they have the handlers, too.
+        # Before workers are forked, so they have the handlers too.
         self.run.signals.install(
             (*ALWAYS, *(model.opt['logger'].get('stop_signals') or ())), together=model.opt['dist']
         )
         iteration, val = model.state.iteration, model.opt.get('val')
         if not iteration or not val or iteration % val['val_freq'] or model.report.validated == iteration:
             return
-        logger.info(f'The validation of iteration {iteration} is not in the table yet.')
+        logger.info(f'The table has no validation of iteration {iteration}. Validating now.')
         for loader in self.run.val_loaders:
             model.validation(loader, iteration, self.run.tb_logger, val['save_img'])
 
     def before_batch(self) -> None:
-        """Draw random numbers from where the state was, or end if a signal asks for it.
+        """Restore the random state of a resumed training, or end if a signal requests it.
 
-        torch raises of a worker that was killed wherever this process is, in the middle of a step as well. Without its
-        handler the loader notices it when it waits for the next batch.
+        torch's handler raises an error about a killed worker anywhere, even in the middle of a step. Without it, the
+        loader notices the worker when it waits for the next batch.
         """
         if threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD'):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -212,9 +215,9 @@ class Trainer:
             self.run.sampler.count()
 
     def on_error(self, error: Exception) -> Exception:
-        """Save the last complete iteration, where that can be done, and say what has ended the training.
+        """Save the last complete iteration if possible, and return the error that explains the failure.
 
-        Of several processes only this one knows of the error, and a state needs all of them.
+        Several processes do not save: a state needs all of them, and only this one knows about the error.
         """
         model = self.model
         doing = 'validation' if model is not None and model.is_measuring else 'training'
@@ -228,7 +231,7 @@ class Trainer:
         return told
 
     def on_end(self) -> None:
-        """Let signals be what they were, write what TensorBoard's logger still holds, and leave the folder."""
+        """Restore signal handlers, flush the TensorBoard logger, and unlock the folder."""
         self.run.signals.restore()
         if self.run.tb_logger is not None:
             self.run.tb_logger.close()
@@ -238,16 +241,16 @@ class Trainer:
 
 @functools.wraps(_host_pipeline)
 def train_pipeline(root_path: str) -> None:
-    """BasicSR's, with the functions and the events of `Trainer`."""
+    """Run BasicSR's training pipeline with the functions and events of `Trainer`."""
     Trainer().train(root_path)
 
 
 @functools.wraps(_host_test_pipeline)
 def test_pipeline(root_path: str) -> None:
-    """BasicSR's; meanwhile the folder of the results is this run's alone.
+    """Run BasicSR's test pipeline with a locked results folder.
 
     Raises:
-        RunError: whatever else has ended the test, in words.
+        RunError: explains any other error that ended the test.
     """
     parse, build, locks = basicsr.test.parse_options, basicsr.test.build_model, []
 
@@ -272,7 +275,7 @@ def test_pipeline(root_path: str) -> None:
 
 
 def _warn_of_averages(opt: Mapping[str, Any]) -> None:
-    """A model of BasicSR knows nothing of tasks."""
+    """Log that a BasicSR model reports one average over all tasks."""
     tested = {}
     for key, dataset in opt['datasets'].items():
         if key != 'train' and dataset['type'] == 'AllInOneDataset':
@@ -284,7 +287,7 @@ def _warn_of_averages(opt: Mapping[str, Any]) -> None:
 
 @contextmanager
 def replaced(module: ModuleType, names: Mapping[str, Any]) -> Iterator[None]:
-    """Other values for names of a module."""
+    """Temporarily replace names of a module."""
     before = {name: vars(module)[name] for name in names}
     vars(module).update(names)
     try:
@@ -294,7 +297,7 @@ def replaced(module: ModuleType, names: Mapping[str, Any]) -> Iterator[None]:
 
 
 def lock_folder(folder: str, opt: Mapping[str, Any]) -> FolderLock | None:
-    """The folder of a run for this run alone, whose first process holds the lock; None where there are no locks.
+    """Lock the folder of a run by its first process; None if locks are not available.
 
     Raises:
         OptionError: another run writes there; nothing has been renamed or created.
@@ -312,15 +315,15 @@ def lock_folder(folder: str, opt: Mapping[str, Any]) -> FolderLock | None:
         distributed.broadcast_object_list(found)
     if found[0]:
         raise OptionError(
-            f"name: another run writes to '{folder}' ({found[0]}). Wait for its end, or choose another name."
+            f"name: another run writes to '{folder}' ({found[0]}). Wait until it ends, or set another name."
         )
     if found[1]:
-        logger.warning(f"'{folder}' cannot be locked ({found[1]}); a second run of this name would not be noticed.")
+        logger.warning(f"'{folder}' cannot be locked ({found[1]}); a second run of this name will not be detected.")
     return lock
 
 
 class ExactMessageLogger(MessageLogger):
-    """BasicSR's, whose `eta` counts an iteration too few and is negative at the end."""
+    """BasicSR's message logger with a correct `eta`, which counts one iteration too few in BasicSR."""
 
     def __init__(self, opt: dict[str, Any], start_iter: int = 1, tb_logger: Any = None) -> None:
         super().__init__(opt, start_iter, tb_logger)
@@ -328,7 +331,7 @@ class ExactMessageLogger(MessageLogger):
 
 
 class QuietLogger:
-    """A TensorBoard logger whose failures do not end a training: the first one is a warning, the rest is silence.
+    """A TensorBoard logger whose failures do not end a training; only the first one is logged.
 
     Args:
         logger: with methods such as `add_scalar`.
@@ -348,7 +351,7 @@ class QuietLogger:
                 return method(*arguments, **named)
             except Exception as error:
                 if not self._failed:
-                    logger.warning(f'TensorBoard is not written to any more: {error}')
+                    logger.warning(f'TensorBoard logging stopped: {error}')
                 self._failed = True
                 return None
 
@@ -356,13 +359,13 @@ class QuietLogger:
 
 
 def _warn_of_log(handler: logging.Handler, _: logging.LogRecord) -> None:
-    """The log cannot be written: say so once, and go on without it."""
+    """Report once that the log cannot be written, and continue without it."""
     logger.removeHandler(handler)
-    logger.warning(f'The log is not written any more: {sys.exc_info()[1]}')
+    logger.warning(f'Writing the log file stopped: {sys.exc_info()[1]}')
 
 
 def _forget_log() -> None:
-    """BasicSR sets up its logger once in a process; the second run of a process would write to the first one's file."""
+    """Reset BasicSR's logger; otherwise a second run in this process would log to the first run's file."""
     if initialized_logger.pop('basicsr', None):
         for handler in [each for each in logger.handlers if type(each) in (logging.StreamHandler, logging.FileHandler)]:
             logger.removeHandler(handler)
@@ -370,12 +373,12 @@ def _forget_log() -> None:
 
 
 def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
-    """BasicSR's, in a process that outlives the first signal, unless its own parent sends it."""
+    """Initialise a worker as BasicSR does; it survives the first stop signal, unless its parent sends it."""
     _host_worker_init(worker_id, num_workers, rank, seed)
     for name in (*ALWAYS, *STOP_SIGNALS):
         if name != 'SIGTERM' and hasattr(signal, name):
             signal.signal(getattr(signal, name), ignore_once)
-    # The parent ends its workers by SIGTERM and waits for them. Only this call tells who has sent it; macOS lacks it.
+    # The parent ends its workers by SIGTERM and waits. Only sigwaitinfo reports the sender; macOS lacks it.
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_end, daemon=True).start()
@@ -390,11 +393,14 @@ def _wait_for_end() -> None:
 
 
 def adapt() -> None:
-    """BasicSR dies of a signal wherever it is, its workers before it, and loses what it did since the last state.
-    `worker_init_fn` seeds numpy and random by worker only: noise and crops would repeat every epoch, and change with
-    the number of workers. BasicSR's trainer begins an epoch anew where it resumes, asks for the current CUDA device
-    before it loads a state, looks for states below ./experiments wherever the run writes, and takes the newest one,
-    whole or not. Its log passes control characters on to the terminal."""
+    """Replace parts of BasicSR's trainer.
+
+    A signal kills BasicSR and its workers at once, and progress since the last state is lost. Its `worker_init_fn`
+    seeds numpy and random by worker only: noise and crops would repeat every epoch and depend on the number of workers.
+    Its trainer restarts the epoch when it resumes, queries the current CUDA device before it loads a state, searches
+    for states only below ./experiments, and uses the newest one even if it is incomplete. Its log passes control
+    characters to the terminal.
+    """
     basicsr.data.worker_init_fn = worker_init_fn
     basicsr.train.EnlargedSampler = EpochSampler
     basicsr.train.train_pipeline, basicsr.test.test_pipeline = train_pipeline, test_pipeline

@@ -1,4 +1,4 @@
-"""The prompt-aware model and its helpers."""
+"""Models for BasicSR: training and validation of all-in-one restoration networks."""
 
 from promptir_basicsr.models.contrastive_model import ContrastiveModel
 from promptir_basicsr.models.prompt_model import PromptModel

@@ -1,4 +1,4 @@
-"""Images that pass a network together, and what is known of them."""
+"""Batches of images with their tasks and labels, and the outputs of networks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Batch:
 
     Attributes:
         lq: degraded images, (B, 3, H, W), RGB in [0, 1].
-        gt: clean images of the same shape, if there are any.
+        gt: clean images of the same shape, or None.
         task: name of each image's task.
         lq_path: file of each image.
         degradation: labels (B,), or weights of the labels (B, T).
-        key: other crops of the same images, degraded alike, of the shape of `lq`; for training by contrast.
+        key: second crops of the same images, degraded in the same way, same shape as `lq`; for contrastive training.
     """
 
     lq: Tensor
@@ -36,10 +36,10 @@ class Batch:
 
     @classmethod
     def of(cls, data: Mapping[str, Any], device: torch.device, channels_last: bool = False) -> Batch:
-        """A sample of a data loader, moved to a device.
+        """Create a batch from the data of a data loader, on a device.
 
         Args:
-            channels_last: store `lq` and `key` with the channels of a pixel side by side.
+            channels_last: store `lq` and `key` in the channels-last memory format.
         """
         gt, degradation = data.get('gt'), data.get('degradation')
 
@@ -60,14 +60,14 @@ class Batch:
         return len(self.lq)
 
     def parts(self, number: int) -> Iterator[Batch]:
-        """Micro-batches of consecutive images: at most `number`, none of them empty."""
+        """Micro-batches of consecutive images: at most `number`, none empty."""
         bounds = sorted({len(self) * part // number for part in range(number + 1)})
         for start, end in pairwise(bounds):
             values: list[Any] = [None if value is None else value[start:end] for value in vars(self).values()]
             yield Batch(*values)
 
     def images(self) -> list[Tensor]:
-        """`lq`, `key` and `gt`, those that there are."""
+        """`lq`, `key` and `gt`, except those that are None."""
         return [x for x in (self.lq, self.key, self.gt) if x is not None]
 
     def members(self) -> dict[str, list[int]]:
@@ -82,21 +82,21 @@ class Batch:
 
 
 def run_network(net: nn.Module, batch: Batch) -> Tensor:
-    """The output of a network, which gets the labels where it takes them."""
+    """Run a network, with the labels if it takes them."""
     return net(batch.lq, batch.degradation) if traits_of(net).takes_degradation else net(batch.lq)
 
 
 Output = Tensor | Contrasted
-"""What a network makes of a batch in training; each tensor in it has one entry an image."""
+"""Output of a network in training; each tensor in it has one entry per image."""
 
 
 def tensors_of(output: Output) -> list[Tensor]:
-    """What there is in an output."""
+    """The tensors of an output."""
     return [output] if isinstance(output, Tensor) else [part for part in output if part is not None]
 
 
 def mapped(function: Callable[[Tensor], Tensor], output: Output) -> Output:
-    """An output with a function of each tensor of floating-point numbers in it."""
+    """Apply a function to each floating-point tensor of an output."""
 
     def changed(x: Tensor | None) -> Tensor | None:
         return function(x) if x is not None and x.is_floating_point() else x
@@ -105,7 +105,7 @@ def mapped(function: Callable[[Tensor], Tensor], output: Output) -> Output:
 
 
 def joined(outputs: Sequence[Output]) -> Output:
-    """The outputs of the parts of a batch as that of the batch."""
+    """Join the outputs of micro-batches to the output of the batch."""
     if len(outputs) == 1:
         return outputs[0]
     parts = zip(*map(tensors_of, outputs), strict=True)
@@ -114,10 +114,10 @@ def joined(outputs: Sequence[Output]) -> Output:
 
 
 def image_of(output: Output) -> Tensor | None:
-    """The restored images of an output; None of an encoder that was trained alone."""
+    """The restored images of an output; None if only the encoder is trained."""
     return output if isinstance(output, Tensor) else output.restored
 
 
 def chosen(x: Tensor, members: Sequence[int]) -> Tensor:
-    """The images of x: (B, ...) at some positions. A list as an index would be copied to the device, which waits."""
+    """Select images of x: (B, ...) by position. Indexing with a list would synchronise with the device."""
     return x if len(members) == len(x) else torch.cat([x[i : i + 1] for i in members])

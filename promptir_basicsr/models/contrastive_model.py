@@ -1,4 +1,4 @@
-"""The model that trains a restorer together with the contrastive encoder that steers it."""
+"""Model for training a restorer together with its contrastive encoder."""
 
 import logging
 from typing import Any
@@ -21,30 +21,28 @@ logger = logging.getLogger('basicsr')
 
 @register(MODEL_REGISTRY)
 class ContrastiveModel(PromptModel):
-    """Trains and measures a network with a contrastive encoder, such as AirNet.
+    """Trains and validates a network with a contrastive encoder, such as AirNet.
 
-    Up to iteration `encoder_iter` the encoder alone is trained, by contrast: it finds the second crop of an image
-    (`lq_key`) among crops of earlier images. After it, everything is trained, by the losses of images and a part of the
-    contrastive loss. One optimizer goes through both; it passes over weights that have no gradient yet. Queue, pointer
-    and key encoder are tensors of the network, and so are in its checkpoints; a step that is not finite leaves them as
-    they were.
+    Up to iteration `encoder_iter` only the encoder is trained, by contrast: it finds the second crop of an image
+    (`lq_key`) among crops of earlier images. After that, the whole network is trained by the image losses and the
+    weighted contrastive loss. One optimizer serves both stages; it skips weights without a gradient. Queue, pointer and
+    key encoder are tensors of the network, so checkpoints contain them; a non-finite step leaves them unchanged.
 
-    The log has `l_contrast` with its weight, as all losses, and `contrast_accuracy`: how often the second crop was
-    likelier than every key of the queue.
+    The log has the weighted `l_contrast`, like all losses, and `contrast_accuracy`: how often the second crop was more
+    likely than every key of the queue.
 
-    Several processes gather their keys, so that each holds the same queue of all keys. Batch statistics are those of a
-    process.
+    Several processes gather their keys, so each has the same queue of all keys. Batch statistics are per process.
 
-    Options beside PromptModel's, but for `prompt_opt` and `loss_scaler`:
-        train.encoder_iter: last iteration of the encoder alone; validations begin after it. Default: 0.
-        train.contrast_weight: of the contrastive loss beside those of images. Default: 0.1.
+    Options in addition to PromptModel's, except `prompt_opt` and `loss_scaler`:
+        train.encoder_iter: last iteration that trains only the encoder; validations start after it. Default: 0.
+        train.contrast_weight: weight of the contrastive loss next to the image losses. Default: 0.1.
     """
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """PromptModel's, of a network with a contrastive encoder.
+        """Move a network with a contrastive encoder to the device, see PromptModel.
 
         Raises:
-            OptionError: it has none, or is to run on several GPUs of one process.
+            OptionError: no contrastive encoder, or several GPUs in one process.
         """
         if self.is_train and not traits_of(net).contrastive:
             raise OptionError(problem(('network_g', 'type'), f'{type(net).__name__} has no contrastive encoder.'))
@@ -55,13 +53,13 @@ class ContrastiveModel(PromptModel):
             self.opt['find_unused_parameters'] = True
         wrapped = super().model_to_device(net)
         if self.is_train and isinstance(wrapped, DataParallel):
-            message = 'several GPUs of one process do not share a queue of keys. Start one process a GPU (torchrun).'
+            message = 'several GPUs of one process cannot share a queue of keys. Start one process per GPU (torchrun).'
             raise OptionError(problem('num_gpu', message))
         return wrapped
 
     @property
     def encoder_iter(self) -> int:
-        """The last iteration of the encoder alone."""
+        """The last iteration that trains only the encoder."""
         return (self.opt.get('train') or {}).get('encoder_iter') or 0
 
     def build_objective(self) -> Objective:
@@ -72,17 +70,17 @@ class ContrastiveModel(PromptModel):
         return self.losses
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step of the stage that the iteration belongs to; see PromptModel."""
+        """One step of the iteration's stage; see PromptModel."""
         self.losses.restores = current_iter > self.encoder_iter
         if self.encoder_iter and current_iter == 1:
-            logger.info(f'Up to iteration {self.encoder_iter:,} the encoder alone is trained.')
+            logger.info(f'Training only the encoder up to iteration {self.encoder_iter:,}.')
         elif self.encoder_iter and current_iter == self.encoder_iter + 1:
-            logger.info('From here on the restorer is trained with the encoder.')
+            logger.info('Training the restorer and the encoder from here on.')
         super().optimize_parameters(current_iter)
 
     def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        """PromptModel's, once the restorer is trained."""
+        """Validate as PromptModel does; skipped while only the encoder is trained."""
         if self.is_train and isinstance(current_iter, int) and self.state.iteration <= self.encoder_iter:
-            logger.info(f'No validation: the encoder alone is trained up to iteration {self.encoder_iter:,}.')
+            logger.info(f'Validation skipped: only the encoder is trained up to iteration {self.encoder_iter:,}.')
             return
         super().validation(dataloader, current_iter, tb_logger, save_img)

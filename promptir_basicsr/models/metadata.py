@@ -1,4 +1,4 @@
-"""Facts about a run: in the file of its weights, and in `results.json`."""
+"""Facts about a run, for the metadata of its weights and for `results.json`."""
 
 import hashlib
 import json
@@ -32,13 +32,13 @@ def training_metadata(
     metrics: Mapping[str, Any] | None,
     best: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Mappings, lists, numbers and texts, so that every reader of weights allows them.
+    """Metadata of a checkpoint as mappings, lists, numbers and strings, which every reader of weights accepts.
 
     Args:
         opt: the options of the run.
         net: the network, without wrappers.
         iteration: of the weights.
-        epoch: which it belongs to, from 0.
+        epoch: of the iteration, from 0.
         metrics: of the last validation, from `measured` or `last_measured`.
         best: metric, value and iter of the best average so far.
     """
@@ -60,12 +60,12 @@ def training_metadata(
 
 
 def run_facts(opt: Mapping[str, Any], net: nn.Module, device: torch.device) -> dict[str, Any]:
-    """Where the numbers of a run come from, for `results.json`.
+    """Facts about a run that its results depend on, for `results.json`.
 
     Args:
         opt: the options of the run.
         net: the network, without wrappers.
-        device: that it is on.
+        device: of the network.
     """
     sets = opt.get('datasets') or {}
     train = sets.get('train') or {}
@@ -91,14 +91,14 @@ def run_facts(opt: Mapping[str, Any], net: nn.Module, device: torch.device) -> d
 
 
 def operations_of(network: Mapping[str, Any]) -> float | None:
-    """10^9 operations of a network for an image of 256 x 256, of convolutions and matrix products; a multiplication
-    and an addition are two.
+    """Operations of a network for an image of 256 x 256, in 10^9, counting convolutions and matrix products; a
+    multiplication and an addition are two.
 
     Args:
         network: `type` and arguments.
 
     Returns:
-        The number; None for a network that cannot be run without memory, on the meta device.
+        The number; None for a network that cannot run on the meta device.
     """
     return _operations(json.dumps(network, sort_keys=True, default=str))
 
@@ -107,21 +107,21 @@ def operations_of(network: Mapping[str, Any]) -> float | None:
 def _operations(network: str) -> float | None:
     try:
         net = build(ARCH_REGISTRY, json.loads(network), 'meta').eval()
-        set_formulation(net, 'plain')  # as papers count; the fast one saves a few products
+        set_formulation(net, 'plain')  # as papers count; the fast formulation saves a few products
         traits = traits_of(net)
         told = [torch.zeros(1, dtype=torch.long, device='meta')] if traits.takes_degradation else []
         with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter, torch.no_grad():
             net(torch.zeros(1, traits.image_channels, _SIDE, _SIDE, device='meta'), *told)
-    except Exception:  # in whatever way a network of others needs memory
+    except Exception:  # third-party networks may not support the meta device
         return None
     return counter.get_total_flops() / 1e9
 
 
 def _tasks(training: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Options of the tasks of the training set, those of a protocol included."""
+    """Options of the tasks of the training set, including those of a protocol."""
     try:
         tasks = expand_protocol({**training, 'phase': 'train'}, 'datasets.train').get('tasks')
-    except OptionError:  # a data set of another kind, whose options have another meaning
+    except OptionError:  # a dataset of another type, whose options have another meaning
         return []
     listed = tasks if isinstance(tasks, Sequence) and not isinstance(tasks, str) else ()
     return [task for task in listed if isinstance(task, Mapping)]

@@ -1,4 +1,4 @@
-"""Steps of a training whose loss or gradient is not finite: noticed, named, counted and left out."""
+"""Non-finite training steps: detect, report, count and skip steps whose loss or gradient is not finite."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ _MOST_NAMES = 8
 
 @dataclass
 class Step:
-    """What is kept of a step until it is known whether it is sound.
+    """Data of a step, needed until it is known whether the step is finite.
 
     Attributes:
         iteration: counted from 1.
-        flags: (2,) float32; above 0: the step is sick, somebody asked to stop. The same on all processes.
+        flags: (2,) float32, the same on all processes; above 0: the step is non-finite, a stop was requested.
         losses: terms of the loss by name.
         norm: of the whole gradient.
-        images: such as lq, gt and, as the last, the output, (B, ...) each.
+        images: such as lq, gt and, last, the output, (B, ...) each.
         names: of the B images, `task: path`.
     """
 
@@ -48,14 +48,14 @@ class Step:
             self._event.record()
 
     def read(self) -> tuple[bool, bool]:
-        """Sick or not, and whether somebody asked to stop; waits for the device as far as this step goes."""
+        """Whether the step is non-finite, and whether a stop was requested; waits for the device to finish the step."""
         if self._event is not None:
             self._event.synchronize()
         sick, asked = self.flags.tolist()
         return sick > 0, asked > 0
 
     def suspects(self) -> Names:
-        """Names of the images that are not finite, of those whose output is not, and all names."""
+        """Names of the non-finite images, of the images with non-finite outputs, and of all images."""
         found = []
         for images in (self.images[:-1], self.images[-1:]):
             finite = [image.isfinite().flatten(1).all(dim=1).tolist() for image in images]
@@ -64,15 +64,15 @@ class Step:
 
 
 class SickSteps:
-    """Counts the steps that are left out, and says what there is to know of each.
+    """Counts non-finite steps, which are skipped, and logs each of them.
 
     Args:
-        processes: how many there are.
-        rank: of this one; the first writes to the log.
+        processes: number of processes.
+        rank: of the current process; rank 0 writes to the log.
 
     Attributes:
-        total: in the whole run.
-        row: without a sound one between them.
+        total: non-finite steps of the whole run.
+        row: consecutive non-finite steps.
     """
 
     def __init__(self, processes: int = 1, rank: int = 0) -> None:
@@ -92,8 +92,8 @@ class SickSteps:
         values = ', '.join(f'{name} {float(value):.4g}' for name, value in step.losses.items())
         about = 'Images (not finite)' if inputs else 'Images (finite, their outputs not)' if outputs else 'Images (any)'
         logger.error(
-            f'Iteration {step.iteration}: {values}, gradient norm {float(step.norm):.4g}. The step is left out '
-            f'({self.row} in a row, {self.total} in all). {about}: '
+            f'Iteration {step.iteration}: {values}, gradient norm {float(step.norm):.4g}. Non-finite step skipped '
+            f'({self.row} in a row, {self.total} in total). {about}: '
             f'{first_few(inputs or outputs or names, _MOST_NAMES)}.'
         )
 
@@ -107,7 +107,7 @@ class SickSteps:
 
 
 def moving_state(net: nn.Module) -> list[Tensor]:
-    """What a forward pass changes in training: buffers of BatchNorm; queue and key encoder of a contrast."""
+    """State that a forward pass changes in training: BatchNorm buffers, queue and key encoder of a contrast."""
     found: list[Tensor] = []
     for module in net.modules():
         if isinstance(module, _NormBase) and module.track_running_stats:

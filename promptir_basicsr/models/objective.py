@@ -1,4 +1,4 @@
-"""What a training minimises: the terms of the loss, by their names in the log."""
+"""Training objectives: terms of the loss, by their names in the log."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from promptir_basicsr.core.errors import OptionError, problems_of
 from promptir_basicsr.core.problems import Problem, problem
 from promptir_basicsr.models.batch import Batch, chosen, run_network
 
-NO_MEAN = 'is no mean over images, which `train.accumulate` needs. Take `reduction: mean`, or leave accumulate out.'
+NO_MEAN = 'is not a mean over images, which `train.accumulate` needs. Use `reduction: mean`, or remove accumulate.'
 
 
 class Objective(Protocol):
     """The loss of a training step.
 
-    Outputs are what `run` returns, of a batch or of a part of it.
+    Outputs are what `run` returns for a batch or a micro-batch.
     """
 
     def run(self, net: nn.Module, batch: Batch) -> Any:
-        """What the network makes of a batch; all of it in one call, as DistributedDataParallel needs it."""
+        """Run the network on a batch, in a single call, as DistributedDataParallel needs it."""
 
     def of_images(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         """Terms that are means over the images of a batch."""
 
     def of_network(self, net: nn.Module) -> dict[str, Tensor]:
-        """Terms that no image has a part in."""
+        """Terms that do not depend on images."""
 
     def of_tasks(self, output: Any, batch: Batch) -> Iterator[tuple[str, Tensor, int]]:
-        """What the log shows beside the terms: name, mean, number of images."""
+        """Additional entries of the log: name, mean, number of images."""
 
     def accumulation_problems(self) -> list[Problem]:
-        """Terms that are no means over images, so that a batch cannot be split for them."""
+        """Problems of terms that are not means over images, which do not allow splitting a batch."""
 
 
 @dataclass
 class ImageLosses:
-    """The losses of a restoration; those that are None have no part in it.
+    """Losses of a restoration network; None for unused ones.
 
     Attributes:
-        pixel, frequency: of output and target, (B, 3, H, W) each.
+        pixel, frequency: losses of output and target, (B, 3, H, W) each.
         perceptual: BasicSR's, which returns a perceptual and a style loss.
-        prompt: of the network's prompt vectors.
+        prompt: loss of the network's prompt vectors.
     """
 
     pixel: nn.Module | None = None
@@ -62,13 +62,13 @@ class ImageLosses:
         """The losses of the section `train`.
 
         Raises:
-            ValueError: there is no loss of images.
-            OptionError: there is a loss of prompts, and the network has none.
+            ValueError: no image loss is set.
+            OptionError: a prompt loss is set, but the network has no prompts.
         """
         keys = ('pixel_opt', 'frequency_opt', 'perceptual_opt', 'prompt_opt')
         losses = [build_loss(options[key]).to(device) if options.get(key) else None for key in keys]
         if not any(losses[:3]):
-            raise ValueError(f'train: there is no loss of images, all of {", ".join(keys[:3])} are None.')
+            raise ValueError(f'train: no image loss, all of {", ".join(keys[:3])} are None. Set one of them.')
         if losses[3]:
             try:
                 prompts_of(net)
@@ -106,10 +106,10 @@ class ImageLosses:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """The loss of a sensor.
+    """Cross entropy, the loss of a sensor.
 
     Attributes:
-        smoothing: how much of each label is spread over all degradations.
+        smoothing: label smoothing, the part of each label that is spread over all degradations.
     """
 
     smoothing: float = 0.0
@@ -138,12 +138,12 @@ class CrossEntropy:
 
 @dataclass
 class ContrastiveLosses:
-    """The losses of a restorer and of the encoder that it is steered by.
+    """Losses of a restorer and its contrastive encoder.
 
     Attributes:
-        images: of the restored images.
-        weight: of the contrastive loss beside these: cross entropy that finds each image's key among the earlier ones.
-        restores: whether the restorer is trained; False trains the encoder alone, by the contrastive loss alone.
+        images: losses of the restored images.
+        weight: of the contrastive loss, the cross entropy of finding each image's key among earlier keys.
+        restores: whether the restorer is trained; False trains only the encoder, by the contrastive loss.
     """
 
     images: ImageLosses
@@ -151,11 +151,9 @@ class ContrastiveLosses:
     restores: bool = True
 
     def run(self, net: nn.Module, batch: Batch) -> Contrasted:
-        """Raises ValueError where the batch has no keys."""
+        """Run the network. Raises ValueError if the batch has no keys."""
         if batch.key is None:
-            raise ValueError(
-                'ContrastiveModel: the samples have no `lq_key`. Set `second_crop: true` for the data set.'
-            )
+            raise ValueError('ContrastiveModel: the samples have no `lq_key`. Set `second_crop: true` in the dataset.')
         return net(batch.lq, key=batch.key, restore=self.restores)
 
     def of_images(self, output: Contrasted, batch: Batch) -> dict[str, Tensor]:
@@ -178,5 +176,5 @@ class ContrastiveLosses:
 
 
 def is_mean(loss: nn.Module) -> bool:
-    """Whether a loss of images is, as far as it tells, the mean of those of the images."""
+    """Whether an image loss is a mean over images, as far as its attributes show."""
     return getattr(loss, 'reduction', 'mean') != 'sum' and getattr(loss, 'criterion_type', '') != 'fro'

@@ -54,50 +54,49 @@ from promptir_basicsr.runtime.random_state import kept_random_state
 
 logger = logging.getLogger('basicsr')
 
-_LOOKED_AT = 256  # pixels a side of an image whose prompts are logged
+_LOOKED_AT = 256  # side in pixels of the crop whose prompt weights are logged
 
 
 @register(MODEL_REGISTRY)
 class PromptModel(SRModel):
-    """Trains and measures a restoration network on several degradations.
+    """Trains and validates a restoration network on several degradations.
 
-    Works with every BasicSR network that keeps the image size; a network with `takes_degradation` is given the labels.
-    A network's `size_multiple` (or its option `window_size`) is met by padding, so images of any size can be restored.
+    Works with every BasicSR network that keeps the image size; a network with `takes_degradation` gets the labels.
+    Inputs are padded to the network's `size_multiple` (or its option `window_size`), so images may have any size.
 
-    Options beside BasicSR's own and those of `TrainingStep`:
+    Options in addition to BasicSR's own and those of `TrainingStep`:
         path.grow_g: start from weights with fewer prompts or labels; see `pretrained`. Default: False.
-        path.pretrain_network_sensor: weights of the network's sensor, which is not trained here; see `pretrained`.
+        path.pretrain_network_sensor: pretrained weights of the network's sensor, which stays frozen; see `pretrained`.
         train.grad_clip_norm: largest norm of the whole gradient. Default: no clipping.
-        train.frequency_opt: a second loss of the images, such as FrequencyLoss; alone or beside `pixel_opt`.
-        train.prompt_opt: a loss of the network's prompts; the network shows them by `prompt_vectors()`.
-        train.loss_scaler: arguments of LossScaler, which scales the gradient of the losses of images down where they
-            are far above the smallest of late. Default: none.
-        train.max_sick_steps: after how many steps in a row that are not finite the training ends. Default: 10.
-        logger.keep_last: how many checkpoints are kept, beside `net_g_best.pth`. Default: all.
-        logger.stop_signals: signals that stop a training beside SIGTERM and SIGINT.
+        train.frequency_opt: a second image loss, such as FrequencyLoss; alone or in addition to `pixel_opt`.
+        train.prompt_opt: a loss of the network's prompts, which `prompt_vectors()` of the network returns.
+        train.loss_scaler: arguments of LossScaler, which scales down the gradient of the image losses if they are far
+            above their recent minimum. Default: none.
+        train.max_sick_steps: number of consecutive non-finite steps that ends the training. Default: 10.
+        logger.keep_last: number of checkpoints to keep, in addition to `net_g_best.pth`. Default: all.
+        logger.stop_signals: signals that stop a training, in addition to SIGTERM and SIGINT.
         val.metrics: name -> {type: ...}. Metrics with `wants_float` get the unrounded RGB image in [0, 1], others
             BasicSR's rounded 8-bit BGR image.
-        val.best_metric: the metric whose average over tasks decides on `net_g_best.pth`. Default: the first one.
-        val.comparisons: most pictures a task that `save_img` writes in a validation. Default: all.
-        val.contact_sheet: write `contact_sheet.png`, one row a task. Default: False.
+        val.best_metric: metric whose average over tasks selects `net_g_best.pth`. Default: the first one.
+        val.comparisons: largest number of images per task that `save_img` writes in a validation. Default: all.
+        val.contact_sheet: write `contact_sheet.png`, one row per task. Default: False.
         val.size_multiple: overrides the network's.
-        val.use_ema: measure the averaged weights where there are any. Default: True.
-        val.labels: whether a network that takes labels gets the data's (True), those of its sensor ('sensor') or the
-            same mixture for every image ({name: weight}).
-            Default: True.
-        val.precision: of the network, see `precision`. Default: fp32, with which papers' numbers are comparable.
+        val.use_ema: validate the averaged (EMA) weights if there are any. Default: True.
+        val.labels: labels for a network that takes them: the data's (True), those of its sensor ('sensor'), or the
+            same mixture for every image ({name: weight}). Default: True.
+        val.precision: of the network, see `precision`. Default: fp32, which makes results comparable with papers.
         val.compile: torch.compile for the network, for images of any size. Default: False.
         val.tile, val.tile_overlap, val.tile_statistics, val.tile_passes, val.ensemble: see `restoring.Settings`.
 
-    A validation writes a row a task and their average to the log, to TensorBoard, to `metrics.csv` and `results.md`.
+    A validation writes a row per task and their average to the log, TensorBoard, `metrics.csv` and `results.md`.
 
     Attributes:
-        batch: in hand, from `feed_data`.
-        output: what the network made of it.
+        batch: the current batch, from `feed_data`.
+        output: the network's output for it.
         run: the training that drives this model.
-        step: how it trains on a batch.
-        state: where the training is, and what is saved of it.
-        report: of the validations.
+        step: the training step.
+        state: progress of the training, and what is saved of it.
+        report: report of the validations.
     """
 
     report_class: type[Report] = Report
@@ -126,7 +125,7 @@ class PromptModel(SRModel):
         load_sensor([self.get_bare_model(net) for net in nets], self.opt['path'])
 
     def print_network(self, net: nn.Module) -> None:
-        """The number of parameters, whole and by part."""
+        """Log the number of parameters, in total and by module."""
         bare = self.get_bare_model(net)
         total = sum(p.numel() for p in bare.parameters())
         logger.info(f'Network: {type(bare).__name__}, {total:,} parameters')
@@ -136,21 +135,21 @@ class PromptModel(SRModel):
     # training
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """BasicSR's, of a network that computes as the options say.
+        """Prepare a network by the options, and move it to the device as BasicSR does.
 
         Raises:
-            OptionError: it or the device cannot.
+            OptionError: the network or the device does not support the options.
         """
         return prepare(net, self.opt, self.device, super().model_to_device)
 
     def init_training_settings(self) -> None:
-        """Averaged network, losses, optimizers, schedules and the training step.
+        """Set up the averaged network, losses, optimizers, schedules and the training step.
 
         Raises:
-            ValueError: there is no loss of images.
-            OptionError: there is a loss of prompts, and the network has none; or a step cannot be as the options say.
+            ValueError: no image loss is set.
+            OptionError: a prompt loss is set, but the network has no prompts; or options of the step do not fit.
         """
-        self._recipe = recipe_of(self.opt['train'])  # BasicSR takes the types out
+        self._recipe = recipe_of(self.opt['train'])  # BasicSR removes the types
         self.net_g.train()
         if self.opt['train'].get('ema_decay'):
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
@@ -167,11 +166,11 @@ class PromptModel(SRModel):
         self.setup_step(objective)
 
     def build_objective(self) -> Objective:
-        """What is minimised: the losses of the section `train`."""
+        """The objective: the losses of the section `train`."""
         return ImageLosses.of(self.opt['train'], self.net_g, self.device)
 
     def setup_optimizers(self) -> None:
-        """One optimizer for all that is trained, `train.optim_g`; one line about what is not."""
+        """Set up one optimizer, `train.optim_g`, for all trained weights; log the frozen ones."""
         options = dict(self.opt['train']['optim_g'])
         trained = [p for p in self.net_g.parameters() if p.requires_grad]
         self.optimizer_g = self.get_optimizer(options.pop('type'), trained, **options)
@@ -185,28 +184,28 @@ class PromptModel(SRModel):
             logger.info(f'Not trained: {_counted(frozen)}.')
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
-        """BasicSR's, fused where that is possible and neither `fused` nor `foreach` is given."""
+        """BasicSR's optimizer; fused if possible, unless `fused` or `foreach` is set."""
         return fused(optim_type, partial(super().get_optimizer, optim_type, params, lr), **kwargs)
 
     def setup_step(self, objective: Objective) -> None:
-        """Make `step`, of the networks, the optimizer and the options as they are now."""
+        """Create `step` from the current networks, optimizer and options."""
         averaged = getattr(self, 'net_g_ema', None)
         self.step = TrainingStep(self.opt, self.net_g, averaged, self.optimizer_g, objective, self._is_asked_to_stop)
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """Move the averaged network: parameters by the decay, buffers as they are."""
+        """Update the averaged network: parameters by the decay, buffers by copy."""
         move_average(self.net_g_ema, self.net_g, decay)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
-        """Take a batch: lq and gt (B, 3, H, W), optionally task (B names), lq_path (B) and degradation (B,) labels."""
+        """Set the batch: lq and gt (B, 3, H, W), optionally task (B names), lq_path (B), degradation (B,) labels."""
         self.batch = Batch.of(data, self.device, bool(self.opt.get('channels_last')))
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step, behind which the training may end.
+        """Run one training step.
 
         Raises:
-            Stopped: a signal asked for it; the state is saved.
-            SickTraining: too many steps in a row were not finite; the state is saved, with the weights before them.
+            Stopped: a signal requested it; the state is saved.
+            SickTraining: too many consecutive non-finite steps; the state is saved, with the weights before them.
         """
         output = self.step(self.batch, current_iter)
         image = image_of(output)
@@ -216,10 +215,10 @@ class PromptModel(SRModel):
         if self.step.sick.row >= most:
             self.save_progress(keep_all=True)
             raise SickTraining(
-                f'Training has ended at iteration {current_iter}: loss or gradient of {self.step.sick.row} steps in a '
-                'row was not finite (train.max_sick_steps). The weights before them are saved as the state of this '
-                'iteration. Look at the images that the log names, and for a learning rate that is too high; a state '
-                'further back is continued by `path: {resume_state: FILE}`.'
+                f'Training ended at iteration {current_iter}: {self.step.sick.row} non-finite steps in a row '
+                '(train.max_sick_steps). The weights before them are saved as the state of this iteration. '
+                'Check the images that the log names, and lower the learning rate; set `path: {resume_state: FILE}` '
+                'to resume from an earlier state.'
             )
         if self.step.told_to_stop:
             self._stop()
@@ -239,12 +238,12 @@ class PromptModel(SRModel):
         return self.run.signals.asked is not None
 
     def stop_if_asked(self) -> None:
-        """End the training between two iterations, or two images of a validation.
+        """End the training between two iterations, or between two images of a validation.
 
-        Several processes end after an iteration only, where they agree on it anyway.
+        Several processes end only after an iteration, where they synchronise anyway.
 
         Raises:
-            Stopped: a signal asked for it; the state is saved.
+            Stopped: a signal requested it; the state is saved.
         """
         if self.is_train and self._is_asked_to_stop() and not self.opt['dist']:
             self._stop()
@@ -252,20 +251,20 @@ class PromptModel(SRModel):
     def _stop(self) -> None:
         name = self.run.signals.asked or 'Another process'
         if self.state.ended:
-            logger.warning(f'{name}: stopped in the validation behind the training, whose weights are saved.')
+            logger.warning(f'{name}: stopped in the validation after the training. The weights are saved.')
         else:
             self.save_progress()
-            logger.warning(f'{name}: stopped behind iteration {self.state.iteration}, whose state is saved.')
-        logger.warning('--auto_resume goes on from there.')
+            logger.warning(f'{name}: stopped after iteration {self.state.iteration}. The state is saved.')
+        logger.warning('Resume with --auto_resume.')
         raise Stopped
 
     # files
 
     def save(self, epoch: int, current_iter: int, keep_all: bool = False) -> None:
-        """BasicSR's save, and the older checkpoints that are not kept; `current_iter` -1 is the end of the training.
+        """Save as BasicSR does, and remove older checkpoints; `current_iter` -1 is the end of the training.
 
         Raises:
-            SaveError: a file could not be written; those before it are whole.
+            SaveError: a file could not be written; files written before it are complete.
         """
         self.step.settle()
         self.state.ended |= current_iter == -1
@@ -281,19 +280,19 @@ class PromptModel(SRModel):
                 logger.info(f'Removed the checkpoints of {first_few(map(str, removed))}; the last {keep} are kept.')
 
     def save_progress(self, keep_all: bool = False) -> None:
-        """Save the last iteration, unless that has been done or a step has been cut off in the middle."""
+        """Save the last iteration, unless it is saved already or a step was interrupted."""
         sampler = self.run.sampler
         if self.state.saved != self.state.iteration and sampler is not None and self.step.is_whole:
             logger.info('Saving models and training states.')
             self.save(sampler.epoch, self.state.iteration, keep_all)
 
     def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = 'params') -> None:
-        """Write `NET_ITER.pth` whole or not at all; BasicSR writes in place and goes on after a failure.
+        """Write `NET_ITER.pth` atomically; BasicSR writes in place and ignores failures.
 
-        Beside the weights stands what is known of them, see `metadata`.
+        The file also contains metadata, see `metadata`.
 
         Raises:
-            SaveError: the file could not be written; an older one of the same name is untouched.
+            SaveError: the file could not be written; an older file of this name is unchanged.
         """
         if self.opt['rank'] != 0:
             return
@@ -318,11 +317,11 @@ class PromptModel(SRModel):
             self.state.write(epoch, current_iter, self.run, self.get_bare_model(self.net_g))
 
     def resume_training(self, resume_state: Mapping[str, Any]) -> None:
-        """Continue from a training state; the options count as they are now, see `TrainingState`.
+        """Resume from a training state with the current options, see `TrainingState`.
 
         Raises:
             OptionError: the state has another optimizer, a network of other sizes, more iterations than `total_iter`,
-                or odd content.
+                or invalid content.
         """
         warmup = self.opt['train'].get('warmup_iter', -1)
         try:
@@ -332,15 +331,15 @@ class PromptModel(SRModel):
             if isinstance(error, OptionError):
                 raise
             what = printable(f'{type(error).__name__}: {error}'.partition('\n')[0])
-            message = f"'{self.opt['path']['resume_state']}' has odd content ({what}). Take another state."
+            message = f"'{self.opt['path']['resume_state']}' has invalid content ({what}). Use another state."
             raise OptionError(problem(('path', 'resume_state'), message)) from error
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
     ) -> None:
-        """Read weights, and grow them where `path.grow_g` allows it.
+        """Load weights, and grow them if `path.grow_g` allows it.
 
-        The averaged network takes what it can get: BasicSR looks for `params_ema` in a bare state dict, too.
+        The averaged network loads `params_ema` if the file has it, else the other weights.
 
         Raises:
             OptionError: the file cannot be read or does not fit the network.
@@ -350,59 +349,59 @@ class PromptModel(SRModel):
         where = ('path', 'resume_state') if resuming else WEIGHTS
         weights, key = read_weights(load_path, (param_key, paths.get('param_key_g')), bare, where)
         logger.info(f'Loading {type(bare).__name__} model from {load_path} ({key or "a bare state dict"}).')
-        # What the file does not have is the trained network's, so that the averaged one gets the same.
+        # Weights that the file lacks come from the trained network, so both networks have the same ones.
         weights = with_prompts(weights, self.get_bare_model(self.net_g))
         complete = weights if resuming else with_queue(weights, bare)
         for name in (name for name, value in complete.items() if value is not weights.get(name)):
-            logger.info(f'  {name}: the file has none of this length, it starts afresh.')
+            logger.info(f'  {name}: not in the file with this length, newly initialised.')
         weights = complete
         found = check_fit(weights, bare, load_path, paths, bool(resuming))
         weights = grow(weights, self.get_bare_model(self.net_g).state_dict(), found)
         for difference in found:
-            logger.info(f'  {difference}: {difference.before} {difference.counted} kept, the others are new')
+            logger.info(f'  {difference}: {difference.before} {difference.counted} loaded, the others are new')
         if not strict:
             self._print_different_keys_loading(bare, weights, strict)
         bare.load_state_dict(weights, strict=strict)
 
-    # restoring and measuring
+    # inference and validation
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of the network's input must be multiples of."""
+        """Number that both sides of the network's input must be multiples of."""
         given = (self.opt.get('val') or {}).get('size_multiple')
         return given or traits_of(self.net_g, self.opt['network_g']).size_multiple
 
     def test(self) -> None:
-        """Restore `lq` of any size into `output`, with the averaged weights where there are any."""
+        """Restore `lq` of any size into `output`, with the averaged weights if there are any."""
         with self._measuring() as net:
             self.output = restore_images(net, self.batch.lq, self.inference_settings, self.batch.degradation)
 
     @property
     def inference_settings(self) -> Settings:
-        """How images are restored, by `val`."""
+        """Inference settings of the section `val`."""
         val = self.opt.get('val') or {}
         names = ('tile', 'tile_overlap', 'tile_statistics', 'tile_passes', 'ensemble', 'precision')
         given = {name.removeprefix('tile_'): val[name] for name in names if val.get(name) is not None}
         return Settings(**given, size_multiple=self.size_multiple)
 
     def infer(self) -> torch.Tensor:
-        """What the network makes of the batch as it is, with the averaged weights where there are any."""
+        """Run the network on the batch without padding or tiles, with the averaged weights if there are any."""
         precision = self.inference_settings.precision
         with self._measuring() as net, torch.no_grad(), float32_as(precision), autocast(precision, self.device):
             return widened(run_network(net, self.batch), precision)
 
     def _measured(self) -> nn.Module:
-        """The network that is validated; bare, since a distributed wrapper would wait for the other processes."""
+        """The network to validate; without a distributed wrapper, which would wait for the other processes."""
         use_ema = hasattr(self, 'net_g_ema') and (self.opt.get('val') or {}).get('use_ema', True)
         return self.net_g_ema if use_ema else self.get_bare_model(self.net_g)
 
     @contextmanager
     def _measuring(self) -> Iterator[nn.Module]:
-        """The network that is validated in evaluation mode, compiled or not, whatever it is in training."""
+        """The network to validate, in evaluation mode, compiled as `val.compile` says."""
         net = self._measured()
         training, compiled = net.training, bool((self.opt.get('val') or {}).get('compile'))
         net.eval()
-        # The step is compiled for one size; images of a validation would have it compiled again and again.
+        # The step is compiled for one size; validation images would recompile it for each size.
         with compiling('val.compile', compiled), eagerly(not compiled and bool(self.opt.get('compile'))):
             if compiled and net not in self._for_any_size:
                 self._for_any_size[net] = compiled_for_any_size(net)
@@ -412,8 +411,8 @@ class PromptModel(SRModel):
                 net.train(training)
 
     def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        """BasicSR's; training goes on as if there had been none."""
-        self.is_measuring = True  # and was, if an error ends it
+        """Validate as BasicSR does, without an effect on the training."""
+        self.is_measuring = True  # stays True if an error ends the validation
         with kept_random_state():
             super().validation(dataloader, current_iter, tb_logger, save_img)
         self.is_measuring = False
@@ -421,11 +420,11 @@ class PromptModel(SRModel):
     def nondist_validation(
         self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool
     ) -> None:
-        """Measure one data set; after the last one of `datasets`, report all of them."""
+        """Validate one dataset; after the last one of `datasets`, report all of them."""
         self._validate(dataloader, current_iter, tb_logger, save_img, Share())
 
     def dist_validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        """The same, with the images shared by all processes; the first one writes what a single process would."""
+        """Validate with the images split over all processes; rank 0 writes the same files as a single process."""
         share = Share(self.opt['rank'], self.opt['world_size'])
         self._validate(dataloader, current_iter, tb_logger, save_img, share)
 
@@ -471,7 +470,7 @@ class PromptModel(SRModel):
             self.report.tell_files()
 
     def _log_prompts(self, place: str, iteration: int | str, tb_logger: Any) -> None:
-        """How much of each prompt the image in hand is given, its middle alone where it is large."""
+        """Log the prompt weights of the current image, or of its centre if it is large."""
         net = self._measured()
         traits = traits_of(net, self.opt['network_g'])
         lq, degradation = self.batch.lq, self.batch.degradation
@@ -486,12 +485,12 @@ class PromptModel(SRModel):
                 tb_logger.add_scalar(f'{place}/{level}/{prompt}', share, iteration)
 
     def get_current_visuals(self) -> dict[str, torch.Tensor]:
-        """lq, result and, where there is one, gt: (1, 3, H, W) on the CPU."""
+        """lq, result and, if available, gt: (1, 3, H, W) on the CPU."""
         visuals = {'lq': self.batch.lq, 'result': self.output, 'gt': self.batch.gt}
         return OrderedDict((key, x.detach().float().cpu()) for key, x in visuals.items() if x is not None)
 
     def _keep_best(self, iteration: int | str) -> dict[str, Any] | None:
-        """Keep the weights of the best average as `net_g_best.pth`; what is known of them."""
+        """Save the weights of the best average as `net_g_best.pth`; return its metric, value and iteration."""
         best = self.report.better_than_best(iteration)
         if best is not None:
             self.report.best = best

@@ -1,4 +1,4 @@
-"""What a training needs besides its weights to go on as if it had not been stopped."""
+"""Training state: everything besides the weights that is needed to resume a training exactly."""
 
 import copy
 import logging
@@ -32,24 +32,24 @@ _DISTINCT = {'betas', 'momentum', 'alpha', 'rho', 'lr_decay', 'etas', 'lambd'}
 
 
 class TrainingState:
-    """Where a training is, and what is to be saved of it.
+    """Progress of a training, and the state file that it is resumed from.
 
-    `ITER.state` holds, beside what BasicSR writes: the scalers of losses and gradients; the random numbers and the
-    running means of the log of every process; how far the epoch was; the best average, the table of validations and
-    the number of steps that were left out. The weights stand in `net_g_ITER.pth`, which is written first.
+    In addition to BasicSR's content, `ITER.state` has: the scalers of losses and gradients; the random state and the
+    running means of the log of every process; the position in the epoch; the best average, the table of validations and
+    the number of skipped steps. The weights are in `net_g_ITER.pth`, which is written first.
 
     Args:
         opt: the options of the run.
         step: the training step.
-        report: of the validations.
+        report: report of the validations.
         optimizers, schedulers: the model's.
-        recipe: the options that they were made of, see `recipe_of`.
+        recipe: the options that they were built from, see `recipe_of`.
 
     Attributes:
-        iteration: the last one that is complete.
-        epoch: in which the training was continued; BasicSR tells the sampler later.
-        saved: the last iteration that was saved.
-        ended: BasicSR is behind the last iteration.
+        iteration: the last complete iteration.
+        epoch: in which the training was resumed; BasicSR passes it to the sampler later.
+        saved: the last saved iteration.
+        ended: whether BasicSR has completed the last iteration.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class TrainingState:
         self._moment: dict[str, Any] | None = None
 
     def write(self, epoch: int, iteration: int, run: Run, net: nn.Module) -> None:
-        """Write `ITER.state` whole or not at all. All processes have a part in it, the first one writes.
+        """Write `ITER.state` atomically. Collects data of all processes; rank 0 writes.
 
         Args:
-            net: whose weights go with the state, without wrappers.
+            net: network whose weights belong to the state, without wrappers.
 
         Raises:
             SaveError: the file could not be written.
@@ -101,18 +101,18 @@ class TrainingState:
         atomic_save(state, os.path.join(self.opt['path']['training_states'], f'{iteration}.state'))
 
     def metadata(self, net: nn.Module, iteration: int | str, run: Run) -> dict[str, Any]:
-        """What is known of the weights of an iteration, of the last one (-1) or of the best validation ('best')."""
+        """Metadata of the weights of an iteration, of the last one (-1) or of the best validation ('best')."""
         report, epoch = self.report, None if run.sampler is None else max(run.sampler.epoch, self.epoch)
         if isinstance(iteration, int):
             iteration = self.iteration if iteration == -1 else iteration
             metrics = last_measured(report.table())
-        else:  # the validation is not in the table yet
+        else:  # the table does not have the validation yet
             iteration = report.best['iter'] if report.best else self.iteration
             metrics = measured(iteration, [*report.rows, *report.totals()])
         return training_metadata(self.opt, net, iteration, epoch, metrics, report.best)
 
     def problems(self, state: Mapping[str, Any], net: nn.Module) -> list[Problem]:
-        """Why the training of a state cannot go on by these options."""
+        """Reasons why these options cannot resume the training of a state."""
         total, before = self.opt['train']['total_iter'], (state.get('recipe') or {}).get('optim_g') or {}
         kind, kind_before = self.recipe['optim_g']['type'], before.get('type')
         if kind_before is None:  # a state of BasicSR, or of an older version
@@ -122,20 +122,20 @@ class TrainingState:
             kind_before = kind if same else 'another optimizer'
         found = []
         if kind_before != kind:
-            message = f'{kind} cannot continue the state of {kind_before}. Set the optimizer of the state.'
+            message = f'{kind} cannot resume from a state of {kind_before}. Set the optimizer of the state.'
             found.append(problem(('train', 'optim_g', 'type'), message))
         if total < state['iter']:
-            message = f'{total:,} iterations are over: the state is of iteration {state["iter"]:,}. Set more.'
+            message = f'{total:,} is less than {state["iter"]:,}, the iteration of the state. Set more iterations.'
             found.append(problem(('train', 'total_iter'), message))
         return found or state_problems(state['optimizers'], self.optimizers, net)
 
     def load(self, state: Mapping[str, Any], update_rate: Callable[[int], None]) -> None:
-        """Continue from a state, by the options as they are now; each change of them is reported.
+        """Resume from a state with the current options; log each changed option.
 
-        What an older or other state does not have is told in the log.
+        Data that a state of an older version lacks is reported in the log.
 
         Args:
-            update_rate: sets the learning rate of an iteration; they are called in their order.
+            update_rate: sets the learning rate of an iteration; called for all iterations in order.
         """
         self.iteration = self.saved = state['iter']
         self.epoch = state['epoch']
@@ -151,7 +151,7 @@ class TrainingState:
         if before == self.recipe:
             for scheduler, saved in zip(self.schedulers, state['schedulers'], strict=True):
                 scheduler.load_state_dict(saved)
-        else:  # the rate is a function of all iterations before
+        else:  # the rate depends on all iterations before
             for optimizer, groups in zip(self.optimizers, fresh, strict=True):
                 for group, options in zip(optimizer.param_groups, groups, strict=True):
                     group['lr'] = options['lr']
@@ -165,23 +165,23 @@ class TrainingState:
         self._take_validations(state)
 
     def keep_moment(self, run: Run) -> None:
-        """Remember random numbers and position from before an iteration: what is saved if it does not end well."""
+        """Remember random state and position before an iteration, to be saved if it fails."""
         self._moment = _moment(run)
 
     def complete(self, iteration: int) -> None:
-        """An iteration has ended well."""
+        """Mark an iteration as complete."""
         self.iteration, self._moment = iteration, None
 
     def restore_random_numbers(self) -> None:
-        """Draw on where the state was. Once loaders are ready: what starts their workers draws as well."""
+        """Restore the random state. Call it after the loaders are ready: starting workers draws random numbers."""
         if self._random is not None:
             changed = set_random_state(self._random)
             if changed:
-                logger.warning(f'Not exact: random numbers of {first_few(changed)} begin anew, on other devices.')
+                logger.warning(f'Not exact: random numbers of {first_few(changed)} restart, on other devices.')
             self._random = None
 
     def _take_layout(self) -> None:
-        """A run may have begun in another memory layout, and fused kernels take the weights' for granted."""
+        """Convert optimizer states to the weights' memory layout, which fused kernels require."""
         for optimizer in self.optimizers:
             for parameter, entries in optimizer.state.items():
                 for key, value in entries.items():
@@ -189,47 +189,47 @@ class TrainingState:
                         entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def _take_process(self, processes: list[Mapping[str, Any]]) -> None:
-        """What the state has of this process."""
+        """Load the state's data of this process."""
         number = self.opt['world_size'] if self.opt['dist'] else 1
         if len(processes) != number:
             found = f'of {len(processes)} processes, not of {number}' if processes else 'of an older version'
-            logger.warning(f'Not exact: the state is {found}; random numbers and the means of the log begin anew.')
+            logger.warning(f'Not exact: the state is {found}; random numbers and the means of the log restart.')
             return
         part = processes[self.opt['rank']]
         self._random, self.step.sums = part['random'], part['sums']
 
     def _take_validations(self, state: Mapping[str, Any]) -> None:
-        """The table as it was at this iteration; of the best weights, those that are there are the best ones."""
+        """Restore the table of validations at this iteration; the best weights are those in the folder."""
         report = self.report
         found, best = read_table(report.table_path), state.get('best')
         report.known = table = up_to(found or state.get('validations') or '', self.iteration)
         if found is None:
             logger.warning(
-                f"'{report.table_path}' has been changed by another program. It is kept as metrics.csv.old, and the "
-                'rows are those of the state.'
+                f"'{report.table_path}' was changed by another program. It is saved as metrics.csv.old, and the "
+                'rows are restored from the state.'
             )
         if table != found and self.opt['rank'] == 0:
-            if found is None or (found and not self.opt['auto_resume']):  # somebody went back on purpose
+            if found is None or (found and not self.opt['auto_resume']):  # an earlier state was chosen on purpose
                 atomic_write(Path(report.table_path).read_bytes(), f'{report.table_path}.old')
             atomic_write(table, report.table_path)
         file = os.path.join(self.opt['path']['models'], 'net_g_best')
         if report.best is None and os.path.exists(f'{file}.json'):
-            logger.warning(f"'{file}.json' is damaged; the best average is that of the state.")
+            logger.warning(f"'{file}.json' is damaged; using the best average of the state.")
             report.best = best if os.path.exists(f'{file}.pth') else None
         if best and report.best is None:
             logger.warning(
-                f'The best average so far, {best["metric"]} {best["value"]:.4f} at iteration {best["iter"]}, has no '
-                'weights here (models/net_g_best.pth and .json); the next validation counts as the best.'
+                f'The weights of the best average so far, {best["metric"]} {best["value"]:.4f} at iteration '
+                f'{best["iter"]}, are missing (models/net_g_best.pth and .json); the next validation becomes the best.'
             )
         known = [has_iteration(table, self.iteration)]
-        if self.opt['dist']:  # the folder may be that of the first process alone
+        if self.opt['dist']:  # only the first process may have the folder
             torch.distributed.broadcast_object_list(known)
         if known[0]:
             report.validated = self.iteration
 
 
 def recipe_of(train: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the section `train`, what optimizers and learning rates are made of."""
+    """The options of the section `train` that define optimizers and learning rates."""
     keys = ('optim_g', 'scheduler', 'warmup_iter', 'total_iter')
     return {key: copy.deepcopy(train[key]) for key in keys if train.get(key) is not None}
 

@@ -1,4 +1,4 @@
-"""What a model knows of the training that drives it: BasicSR's trainer keeps it in local variables."""
+"""The training that drives a model: objects that BasicSR's trainer keeps in local variables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from promptir_basicsr.models.signals import StopSignals
 
 @dataclass
 class Run:
-    """A training; an empty one where a model is used apart from BasicSR's trainer.
+    """Objects of a training; empty if a model is used without BasicSR's trainer.
 
     Attributes:
-        sampler: of the training set, if it is one that can go on within an epoch.
+        sampler: of the training set, if it can resume within an epoch.
         val_loaders: of the validation sets.
-        tb_logger: TensorBoard's, or None.
-        signals: that stop the training.
+        tb_logger: the TensorBoard logger, or None.
+        signals: signals that stop the training.
     """
 
     sampler: EpochSampler | None = None
@@ -25,27 +25,27 @@ class Run:
     signals: StopSignals = field(default_factory=StopSignals)
 
     def position(self) -> dict[str, Any] | None:
-        """Where in the epoch the training is, as a training state keeps it."""
+        """The position in the epoch, for a training state."""
         if self.sampler is None:
             return None
         return {'seen': self.sampler.seen, **self._order(self.sampler)}
 
     @staticmethod
     def _order(sampler: EpochSampler) -> dict[str, Any]:
-        """What the order of an epoch depends on, apart from the training set itself."""
+        """What the order of an epoch depends on, in addition to the training set."""
         seed = getattr(sampler.dataset, 'seed', None)
         return {'samples': sampler.total_size, 'seed': seed if isinstance(seed, int) else None}
 
     def take_position(self, state: Mapping[str, Any]) -> str | None:
-        """Go on after the last sample that the training of a state has seen; why the epoch begins again instead."""
+        """Resume after the last sample of a state's training; return why the epoch restarts instead, or None."""
         if self.sampler is None:
             return None
         self.sampler.iteration = state['iter']
         position = state.get('position')
         if position is None:
-            return 'The state does not tell how far its epoch was; the epoch begins again.'
+            return 'The state has no position in its epoch; the epoch restarts.'
         for key, value in self._order(self.sampler).items():
             if position[key] != value:
-                return f'The {key} of an epoch are {value} now and were {position[key]}; the epoch begins again.'
+                return f'The {key} of an epoch changed from {position[key]} to {value}; the epoch restarts.'
         self.sampler.start_at(state['epoch'], position['seen'])
         return None

@@ -1,4 +1,4 @@
-"""The model that trains a degradation sensor, on the data set of the restorers."""
+"""Model for training a degradation sensor on the dataset of the restorers."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from promptir_basicsr.models.prompt_model import PromptModel
 
 @register(MODEL_REGISTRY)
 class SensorModel(PromptModel):
-    """Trains and measures a network that tells degradations apart, such as DegradationSensor.
+    """Trains and validates a network that classifies degradations, such as DegradationSensor.
 
-    The labels are the data set's, the loss is cross entropy. A validation sees whole images and reports, for every
-    task, accuracy, confidence and calibration, and what its images were taken for; the most accurate weights are kept
-    as `net_g_best.pth`. Files, averaged weights, clipping and resuming are PromptModel's.
+    The labels are the dataset's, the loss is cross entropy. A validation uses whole images and reports accuracy,
+    confidence, calibration and the confusion matrix of every task; the most accurate weights are saved as
+    `net_g_best.pth`. Files, averaged weights, gradient clipping and resuming work as in PromptModel.
 
-    Options beside PromptModel's:
-        train.label_smoothing: how much of each label is spread over all degradations. Default: 0.
+    Options in addition to PromptModel's:
+        train.label_smoothing: part of each label that is spread over all degradations. Default: 0.
     """
 
     report_class = SensorReport
@@ -38,19 +38,19 @@ class SensorModel(PromptModel):
         return CrossEntropy(self.opt['train'].get('label_smoothing') or 0.0)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
-        """Take a batch: lq (B, 3, H, W), degradation (B,) labels, optionally task (B names).
+        """Set the batch: lq (B, 3, H, W), degradation (B,) labels, optionally task (B names).
 
         Raises:
-            ValueError: the data set gives no labels.
+            ValueError: the dataset has no labels.
         """
         super().feed_data(data)
         if self.batch.degradation is None:
             raise ValueError(
-                'SensorModel: the data set gives no labels, its samples have no `degradation`. Take an AllInOneDataset.'
+                'SensorModel: the dataset has no labels, its samples have no `degradation`. Use an AllInOneDataset.'
             )
 
     def test(self) -> None:
-        """Logits (B, T) of `lq` of any size into `output`, by the averaged weights where there are any."""
+        """Compute logits (B, T) of `lq` of any size into `output`, with the averaged weights if there are any."""
         self.output = self.infer()
 
     def get_current_visuals(self) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Stop a training by a signal: what it is doing is finished and saved first."""
+"""Stop a training by a signal, after the current iteration is finished and saved."""
 
 import os
 import signal
@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from typing import Any
 
 ALWAYS = ('SIGTERM', 'SIGINT')
-_REPEAT = 5.0  # seconds, on a busy machine, in which torchrun passes on what the terminal has sent to all already
+_REPEAT = 5.0  # seconds in which torchrun may forward a signal that the terminal has sent to all processes already
 
 
 class StopSignals:
-    """Notices the signals that stop a training. A second one ends the process at once.
+    """Handles the signals that stop a training. A second signal ends the process at once.
 
     Attributes:
-        asked: name of the signal that came, or None.
+        asked: name of the received signal, or None.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class StopSignals:
         self._time = 0.0
 
     def install(self, names: Iterable[str], together: bool = False) -> None:
-        """Begin to notice signals. Only Python's main thread can.
+        """Install the signal handlers; only possible in Python's main thread.
 
         Args:
-            names: such as SIGTERM; those that the system does not know are passed over.
-            together: several processes train; one signal may reach each of them twice.
+            names: such as SIGTERM; signals unknown to the system are ignored.
+            together: several processes train, and one signal may reach each of them twice.
         """
         self._repeat = _REPEAT if together else 0.0
         if threading.current_thread() is not threading.main_thread():
@@ -42,18 +42,18 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
-        """Let the signals do what they did before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def _handle(self, number: int, _: object) -> None:
-        if os.getpid() != self._process:  # a worker of the data loader that was forked from this process
+        if os.getpid() != self._process:  # a data loader worker that was forked from this process
             ignore_once(number, None)
             return
         if self.asked is None:
             self.asked, self._time = signal.Signals(number).name, time.monotonic()
-            # Not by a logger: it may be in the middle of a line.
+            # Not by a logger, which may be writing a line.
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _told(self.asked))
         elif time.monotonic() - self._time >= self._repeat:
             signal.signal(number, signal.SIG_DFL)
@@ -61,9 +61,9 @@ class StopSignals:
 
 
 def _told(name: str) -> bytes:
-    return f'\n{name}: the iteration is finished and saved first; a second signal ends the training at once.\n'.encode()
+    return f'\n{name}: stopping after this iteration is saved; a second signal ends the training at once.\n'.encode()
 
 
 def ignore_once(number: int, _: object) -> None:
-    """Handler in the workers of a data loader: Ctrl-C and Slurm signal them as well, and training still needs them."""
+    """Handler for data loader workers: Ctrl-C and Slurm signal them too, but training still needs them."""
     signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The training step: in which precision, with how much memory, how fast; and what is logged of it."""
+"""Training step: mixed precision, gradient accumulation, compilation, logging."""
 
 import inspect
 import logging
@@ -31,39 +31,39 @@ logger = logging.getLogger('basicsr')
 
 
 class TrainingStep:
-    """How a network trains on a batch.
+    """Training step of a network.
 
-    A step is `compute_gradients`, after which the losses and the whole gradient are known and nothing has changed yet,
-    `apply_gradients`, and the average of the weights. A step whose loss or gradient is not finite changes nothing, and
-    is named in the log. With a fused optimizer on a GPU none of it waits for the device: the optimizer itself leaves
-    the step out, and the log hears of it one step later.
+    A step consists of `compute_gradients`, which computes the losses and the whole gradient and changes no weights,
+    `apply_gradients`, and the update of the averaged weights. A non-finite step changes nothing and is reported in the
+    log. With a fused optimizer on a GPU, no part of it synchronises with the device: the optimizer skips the step
+    itself, and the log reports it one step later.
 
     Args:
         opt: the options of the run; those of a step are listed below.
-        net: the trained network, in whatever wrapper.
-        averaged: its average, if there is one.
+        net: the trained network, with or without wrapper.
+        averaged: the averaged (EMA) network, or None.
         optimizer: of its weights.
         objective: the loss.
-        asked_to_stop: whether this process was.
+        asked_to_stop: returns whether this process was asked to stop.
 
     Options:
         precision: of the forward pass, see `precision`; losses, gradients and weights are float32. Default: fp32.
-        formulation: 'fast' or 'plain', of networks that have both. Default: fast.
+        formulation: 'fast' or 'plain', for networks that have both. Default: fast.
         activation_checkpointing: 'none', 'gate' or 'block', see `recompute`. Default: the network's own.
-        channels_last: keep images and convolutions with the channels of a pixel side by side. Default: False.
+        channels_last: store images and convolution weights in the channels-last memory format. Default: False.
         compile: torch.compile for the training step, True or 'max-autotune'. Default: False.
         kernels: 'triton' for the kernels of `archs.fast.kernels`. Default: torch's own.
-        train.accumulate: in how many parts the batch passes the network; gradients and losses are those of the whole
-            batch. Default: 1.
-        train.optim_g.fused: one kernel for all weights. Default: where the optimizer has it.
+        train.accumulate: number of micro-batches per batch; gradients and losses are those of the whole batch.
+            Default: 1.
+        train.optim_g.fused: one kernel for all weights. Default: True if the optimizer supports it.
 
     Attributes:
-        sick: counts the steps that were not finite.
-        told_to_stop: whether any process was; the same on all of them.
+        sick: counts the non-finite steps.
+        told_to_stop: whether any process was asked to stop; the same on all processes.
         is_whole: whether the weights are those of a complete iteration.
 
     Raises:
-        OptionError: a loss is not the mean over images that `train.accumulate` needs.
+        OptionError: a loss is not a mean over images, which `train.accumulate` needs.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TrainingStep:
         self._compiled = False
         self._loss_scale: Tensor | None = None
         self._unread: Step | None = None
-        self._sound: Tensor | None = None  # of the step in hand, where only the device knows: 1, or 0 if not
+        self._sound: Tensor | None = None  # on the device: 1 if the current step is finite, else 0
         if self.accumulate > 1:
             raise_problems(objective.accumulation_problems())
         set_float32(self.precision)
@@ -119,13 +119,13 @@ class TrainingStep:
         yield f'{type(self.optimizer).__name__}{f" ({way})" if way else ""}'
 
     def __call__(self, batch: Batch, iteration: int) -> Output:
-        """One step; what the network made of the batch. What is not finite, on any process, changes no weight."""
+        """Run one step and return the network's output. A step that is non-finite on any process changes no weight."""
         statistics = moving_state(self.net)
         before = [buffer.clone() for buffer in statistics]
         memory = None if self.loss_scaler is None else self.loss_scaler.losses
         try:
             output, losses = self.compute_gradients(batch)
-        except BaseException:  # what is saved then is the iteration before
+        except BaseException:  # then the previous iteration is saved
             put_back(statistics, before)
             if self.loss_scaler is not None and memory is not None:
                 self.loss_scaler.losses = memory
@@ -156,14 +156,14 @@ class TrainingStep:
 
     @property
     def knows_at_once(self) -> bool:
-        """Whether a step is known to be sound before the optimizer steps. On a GPU that means to wait for it."""
+        """Whether the step is checked before the optimizer steps, which synchronises with a GPU."""
         fused = self.optimizer.param_groups[0].get('fused')
         return self.device.type == 'cpu' or not fused or self.grad_scaler.is_enabled()
 
     def _flags(self, losses: Mapping[str, Tensor], norm: Tensor) -> Tensor:
         """(2,) float32, see `Step`."""
         scale = self.grad_scaler.scale(torch.ones_like(norm))
-        # fp16's scaler lets the gradient overflow now and then, to find the largest scale.
+        # The fp16 scaler lets the gradient overflow now and then, to find the largest scale.
         sick = ~torch.stack([*losses.values()]).isfinite().all() | (~norm.isfinite() & (scale <= 1))
         flags = torch.stack([sick.float(), torch.full_like(norm, float(self.asked_to_stop()), dtype=torch.float32)])
         if self.opt['dist']:
@@ -171,25 +171,25 @@ class TrainingStep:
         return flags
 
     def _is_sick(self, step: Step) -> bool:
-        """Read what is known of a step, and count it."""
+        """Whether a step is non-finite; also counts it."""
         sick, asked = step.read()
         self.sick.take(step, sick)
         self.told_to_stop |= asked
         return sick
 
     def settle(self) -> None:
-        """Hear of the last step, where that has not happened yet."""
+        """Read the result of the last step, if it is still pending."""
         if self._unread is not None:
             step, self._unread = self._unread, None
             self._is_sick(step)
 
     def compute_gradients(self, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
-        """Forward and backward pass of the batch, part by part.
+        """Run the forward and backward pass of the batch, one micro-batch at a time.
 
-        Leaves the gradient of the whole batch, without any scaling for fp16, in the weights.
+        The weights' gradients are then those of the whole batch, without fp16 scaling.
 
         Returns:
-            What the network made of the batch, and the terms of its loss by their name in the log.
+            The network's output, and the terms of the loss by their names in the log.
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = OrderedDict()
@@ -206,7 +206,7 @@ class TrainingStep:
             for name, loss in terms.items():
                 losses[name] = losses.get(name, 0) + share * loss.detach()
         self._scale_gradient(torch.stack([*losses.values()]).sum())
-        # The prompts are the same in all parts and all processes, so that their gradient is added once, in each.
+        # The prompts are the same in all micro-batches and processes, so each process adds their gradient once.
         terms = self.objective.of_network(self.net)
         if terms:
             self.grad_scaler.scale(torch.stack([*terms.values()]).sum()).backward()
@@ -215,10 +215,10 @@ class TrainingStep:
         return joined(outputs), losses
 
     def apply_gradients(self, norm: Tensor) -> None:
-        """Clip the gradient and let the optimizer step.
+        """Clip the gradient and run the optimizer step.
 
-        fp16's scaler leaves a step out where the gradient is not finite. It has to be updated after every
-        `compute_gradients`, with a step or without.
+        The fp16 scaler skips the step if the gradient is not finite. It must be updated after every
+        `compute_gradients`, with or without a step.
 
         Args:
             norm: of the whole gradient.
@@ -231,7 +231,7 @@ class TrainingStep:
         if self._loss_scale is not None:
             self._record('loss_scale', self._loss_scale)
         optimizer: Any = self.optimizer
-        if self._sound is not None:  # fused optimizers ask for this, so that fp16's scaler need not wait
+        if self._sound is not None:  # fused optimizers read these on the device, without synchronisation
             optimizer.grad_scale, optimizer.found_inf = None, 1 - self._sound
         self.grad_scaler.step(optimizer)
         if self._sound is not None:
@@ -239,25 +239,25 @@ class TrainingStep:
         self.grad_scaler.update()
 
     def _unsynchronised(self) -> Any:
-        """Where the gradients of processes are not added up yet."""
+        """Context without gradient synchronisation between processes."""
         return self.net.no_sync() if isinstance(self.net, DistributedDataParallel) else nullcontext()
 
     @contextmanager
     def _compilation(self) -> Iterator[None]:
-        """Around what is compiled when it runs for the first time."""
+        """Context for the compiled pass; logs the compilation time of the first one."""
         start = time.perf_counter()
         with compiling('compile', self.opt.get('compile') or False):
             yield
         if self.opt.get('compile') and not self._compiled:
-            logger.info(f'Compiled in {time.perf_counter() - start:.1f} s, the first pass included.')
+            logger.info(f'Compiled in {time.perf_counter() - start:.1f} s, including the first pass.')
         self._compiled = True
 
     def _scale_gradient(self, images: Tensor) -> None:
-        """Multiply the gradient by what `loss_scaler` makes of the loss of the images."""
+        """Multiply the gradient by the factor that `loss_scaler` returns for the image losses."""
         if self.loss_scaler is None:
             return
         mean = images.detach().clone()
-        if self.opt['dist']:  # what one process with the whole batch would have
+        if self.opt['dist']:  # as in one process with the whole batch
             torch.distributed.all_reduce(mean)
             mean /= self.opt['world_size']
         self._loss_scale = scale = self.loss_scaler(mean)
@@ -266,7 +266,7 @@ class TrainingStep:
     # the log
 
     def _record(self, name: str, value: Tensor, weight: int = 1) -> None:
-        """Add to a running mean, without waiting for the device."""
+        """Add to a running mean without synchronising with the device."""
         entry = self._sums.setdefault(name, [0.0, 0])
         if self._sound is None:
             entry[0] = entry[0] + value * weight
@@ -301,10 +301,10 @@ class TrainingStep:
             log['sick_steps'] = self.sick.total
         return log
 
-    # what a training state holds of it
+    # state in a training state file
 
     def state_dict(self) -> dict[str, Any]:
-        """The scalers, and how many steps were not finite: the same on all processes."""
+        """The scalers and the number of non-finite steps; the same on all processes."""
         state: dict[str, Any] = {}
         if self.loss_scaler is not None:
             state['loss_scaler'] = self.loss_scaler.state_dict()
@@ -313,7 +313,7 @@ class TrainingStep:
         return {**state, 'sick_steps': self.sick.total}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`; what an older or another run's state lacks begins anew."""
+        """Load `state_dict()`; entries that an older or another state lacks restart."""
         if self.loss_scaler is not None and 'loss_scaler' in state:
             self.loss_scaler.load_state_dict(state['loss_scaler'])
         if self.grad_scaler.is_enabled() and 'grad_scaler' in state:
@@ -322,7 +322,7 @@ class TrainingStep:
 
     @property
     def sums(self) -> dict[str, list[Any]]:
-        """Of the log's means, on the CPU: this process's."""
+        """Sums of this process for the means of the log, on the CPU."""
         return {
             name: [value.detach().cpu() if torch.is_tensor(value) else value for value in entry]
             for name, entry in self._sums.items()
@@ -337,10 +337,10 @@ class TrainingStep:
 
 
 def arrange(net: nn.Module, opt: Mapping[str, Any], trained: bool) -> None:
-    """Formulation, checkpointing and memory layout of a network by the options of a run.
+    """Set formulation, activation checkpointing and memory layout of a network by the options of a run.
 
     Raises:
-        OptionError: the network does not have them.
+        OptionError: the network does not support them.
     """
     checkpointing = opt.get('activation_checkpointing') if trained else None
     raise_problems(set_blocks(net, opt.get('formulation'), checkpointing, opt.get('kernels')))
@@ -351,10 +351,10 @@ def arrange(net: nn.Module, opt: Mapping[str, Any], trained: bool) -> None:
 
 
 def prepare(net: nn.Module, opt: Mapping[str, Any], device: torch.device, to_device: Callable[..., Any]) -> Any:
-    """Let a network compute as the options of a run say, and move it to its device by `to_device`, BasicSR's.
+    """Set up a network by the options of a run, and move it to its device by BasicSR's `to_device`.
 
     Raises:
-        OptionError: it or the device cannot.
+        OptionError: the network or the device does not support the options.
     """
     trained, compiled = opt['is_train'], opt.get('compile') or False
     problems = device_problems('precision', opt.get('precision') or 'fp32', device) if trained else []
@@ -369,8 +369,8 @@ def prepare(net: nn.Module, opt: Mapping[str, Any], device: torch.device, to_dev
     net = to_device(net)
     if trained and compiled:
         if isinstance(net, DataParallel):
-            raise OptionError('compile: not for several GPUs of one process. Start one process a GPU (torchrun).')
-        if opt['dist']:  # its way of splitting a network for the communication knows no recomputation
+            raise OptionError('compile: not for several GPUs of one process. Start one process per GPU (torchrun).')
+        if opt['dist']:  # DDPOptimizer does not support recomputation
             torch._dynamo.config.optimize_ddp = False
     return net
 
@@ -383,7 +383,7 @@ def put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def fused(optim_type: str, build: Callable[..., torch.optim.Optimizer], **options: Any) -> torch.optim.Optimizer:
-    """An optimizer, fused where that is possible and neither `fused` nor `foreach` is given."""
+    """Build an optimizer; fused if possible, unless `fused` or `foreach` is set."""
     kind: Any = getattr(torch.optim, optim_type, None)
     takes = inspect.signature(kind).parameters if kind else {}
     if 'fused' in takes and not {'fused', 'foreach'} & options.keys():
@@ -396,11 +396,11 @@ def fused(optim_type: str, build: Callable[..., torch.optim.Optimizer], **option
 
 @torch.no_grad()
 def move_average(averaged: nn.Module, net: nn.Module, decay: float, sound: Tensor | None = None) -> None:
-    """Move an averaged network: parameters by the decay, buffers as they are (BasicSR leaves buffers behind).
+    """Update an averaged network: parameters by the decay, buffers by copy (BasicSR does not update buffers).
 
     Args:
-        net: the network that is averaged, in whatever wrapper.
-        sound: 1, or 0 for a step that changes nothing; None: it is sound.
+        net: the network to average, with or without wrapper.
+        sound: 1, or 0 for a step that changes nothing; None is the same as 1.
     """
     bare = unwrapped(net)
     averages: list[Tensor] = list(averaged.parameters())

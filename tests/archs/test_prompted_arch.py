@@ -478,7 +478,7 @@ def test_plain_weights_are_checked_before_anything_is_created(tmp_path: Path) ->
     torch.save({'params': plain(SWINIR).state_dict()}, tmp_path / 'plain.pth')
     assert check_options(options, is_train=True) == []
     (problem,) = map(str, start_problems(options, is_train=False))
-    assert "plain.pth' holds a network without prompts. A training can start from it; a test needs" in problem
+    assert "plain.pth' contains a network without prompts. A training can start from it, but a test needs" in problem
     torch.save({'params': plain({**SWINIR, 'embed_dim': 16}).state_dict()}, tmp_path / 'plain.pth')
     (problem,) = map(str, check_options(options, is_train=True))
     assert problem.startswith('path.pretrain_network_g: ')
@@ -595,7 +595,7 @@ def test_the_size_of_a_training_patch_is_checked(tmp_path: Path) -> None:
     assert check_options(options, is_train=True) == []
     options['datasets']['train']['gt_size'] = 18
     (problem,) = map(str, check_options(options, is_train=True))
-    assert 'gt_size: 18 is not a multiple of 4, which PromptedNetwork needs. Take 16.' in problem
+    assert 'gt_size: 18 is not a multiple of 4, which PromptedNetwork needs. Set 16.' in problem
 
 
 def test_tokens_of_an_image_that_the_network_pads() -> None:

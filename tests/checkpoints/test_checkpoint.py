@@ -174,7 +174,7 @@ def test_an_airnet_of_another_queue_is_read_and_its_queue_starts_afresh(tmp_path
     found = read_checkpoint(path)
     assert found.network['queue_length' if length else 'dim'] == (length or 4)
     assert found.network.get('queue_length') == length
-    assert ('Started afresh' in ' '.join(found.notes)) == (length is None)
+    assert ('Newly initialised' in ' '.join(found.notes)) == (length is None)
     given = read_checkpoint(path, {'type': 'AirNet', **NETWORKS['AirNet'][1]})
     assert given.weights['E.E.queue'].shape == (16, 6)
     assert given.weights['E.E.queue_ptr'].item() == 0
@@ -193,7 +193,7 @@ def test_what_was_never_released_has_no_official_layout(
     assert convert(path, tmp_path / 'net.ckpt') == 2
     told = capsys.readouterr().err
     assert message in told
-    assert "Take 'basicsr' or 'safetensors'." in told
+    assert "Use 'basicsr' or 'safetensors'." in told
     assert [file.name for file in tmp_path.iterdir()] == ['net.pth']
 
 
@@ -227,16 +227,16 @@ def test_nothing_is_overwritten_unless_told(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['out.bin'], 'its ending tells no layout. Give `--to basicsr|official|safetensors`'),
-        (['out.pth', '--to', 'safetensors'], 'a file in the layout safetensors ends in .safetensors'),
-        (['out.safetensors', '--to', 'basicsr'], 'a file in the layout basicsr ends in .pth or .pt'),
-        (['--to', 'basicsr', '--half'], '--to and --half: OUT is missing'),
+        (['out.bin'], 'unknown ending. Set the layout: `--to basicsr|official|safetensors`'),
+        (['out.pth', '--to', 'safetensors'], 'a file in the layout safetensors must end in .safetensors'),
+        (['out.safetensors', '--to', 'basicsr'], 'a file in the layout basicsr must end in .pth or .pt'),
+        (['--to', 'basicsr', '--half'], '--to and --half: OUT, the file to write, is missing'),
         (['folder.pth'], 'is a folder'),
-        (['net.pth/out.pth'], 'cannot be made'),
-        (['out.pth', '--key', 'params_ema'], "no weights under 'params_ema'. There are: params."),
+        (['net.pth/out.pth'], 'cannot be created'),
+        (['out.pth', '--key', 'params_ema'], "no weights under 'params_ema'. Available: params."),
         (['out.pth', '-opt', 'none.yml'], "the option file 'none.yml' does not exist"),
-        (['out.pth', '-opt', 'empty.yml'], 'network_g is missing'),
-        (['out.pth', '-opt', 'wide.yml'], 'not those of DegradationSensor(dim=8)'),
+        (['out.pth', '-opt', 'empty.yml'], 'network_g, the network of the weights, is missing'),
+        (['out.pth', '-opt', 'wide.yml'], 'do not fit DegradationSensor(dim=8)'),
         (['out.pth', '-opt', 'typo.yml'], "unknown network 'DegradationSensr'. Did you mean 'DegradationSensor'?"),
         (['out.pth', '-opt', 'wrong.yml'], 'DegradationSensor: dim is 1'),
     ],
@@ -287,11 +287,11 @@ def test_networks_of_others_by_options_alone(tmp_path: Path) -> None:
     prompted = {'type': 'PromptedNetwork', 'network': LAYERS, 'taps': ['body.0'], 'residual': False}
     net = PromptedNetwork(**{name: value for name, value in prompted.items() if name != 'type'})
     path = saved(tmp_path / 'net.pth', {'params': seeded_fill(net).state_dict()})
-    with pytest.raises(OptionError, match=r'seem to be of a PromptedNetwork.*Give `-opt FILE` with the network_g'):
+    with pytest.raises(OptionError, match=r'seem to be of a PromptedNetwork.*Pass `-opt FILE` with its network_g'):
         read_checkpoint(path)
     (tmp_path / 'run.yml').write_text(yaml.safe_dump({'name': 'run', 'network_g': prompted}))
     assert convert(path, tmp_path / 'known.safetensors', '-opt', tmp_path / 'run.yml') == 0
-    with pytest.raises(OptionError, match=r'the file names PromptedNetwork; .* Give `-opt FILE`'):
+    with pytest.raises(OptionError, match=r'the file names PromptedNetwork; .* Pass `-opt FILE`'):
         read_checkpoint(tmp_path / 'known.safetensors')
     checkpoint = read_checkpoint(tmp_path / 'known.safetensors', tmp_path / 'run.yml')
     assert checkpoint.network == prompted
@@ -303,7 +303,7 @@ def test_networks_of_others_by_options_alone(tmp_path: Path) -> None:
     assert (plain.layout, plain.key) == ('bare', '')
     assert same(build(plain).state_dict(), net.network.state_dict())
     with pytest.raises(
-        OptionError, match='look like none of PIPRestormer, PromptIR, PIPNAFNet, AirNet and DegradationSensor'
+        OptionError, match='do not match PIPRestormer, PromptIR, PIPNAFNet, AirNet or DegradationSensor'
     ):
         read_checkpoint(tmp_path / 'plain.pth')
 
@@ -317,7 +317,7 @@ def test_metadata_that_is_wrong_does_not_mislead(tmp_path: Path) -> None:
         assert 'recognised from names and shapes' in ' '.join(checkpoint.notes)
     alone = {'layer.weight': torch.ones(1)}
     for network, message in (
-        ({'type': 'Gone'}, 'the file names Gone; a file alone has only PIPRestormer, .* built. Give `-opt FILE`'),
+        ({'type': 'Gone'}, 'the file names Gone; without options only PIPRestormer, .* are built. Pass `-opt FILE`'),
         (LAYERS, 'the file names EDSR; '),
         ({'type': 'PromptIR', 'dim': 'wide'}, 'dim'),
     ):

@@ -67,7 +67,7 @@ def test_nothing_is_removed_for_a_checkpoint_that_is_torn(name: str, tmp_path: P
     models, states = checkpoints(tmp_path, 2, 4, 8)
     torn = tmp_path / name
     torn.write_bytes(torn.read_bytes()[:-100])
-    with pytest.raises(SaveError, match=r'was written, but cannot be read back: .* Older files are all kept'):
+    with pytest.raises(SaveError, match=r'was written, but cannot be read back: .* All older files are kept'):
         remove_older(models, states, newest=8, keep=1)
     assert len(os.listdir(models)) == len(os.listdir(states)) == 3
 

@@ -129,7 +129,7 @@ def test_old_rows_are_kept_bit_by_bit_new_ones_are_fresh_and_the_file_is_as_it_w
     assert Path(path).read_bytes() == before
     told = [message for message in messages() if ' -> ' in message]
     assert len(told) == 9
-    assert '  prompt1.prompt_param (1, 5, 12, 4, 4) -> (1, 8, 12, 4, 4): 5 prompts kept, the others are new' in told
+    assert '  prompt1.prompt_param (1, 5, 12, 4, 4) -> (1, 8, 12, 4, 4): 5 prompts loaded, the others are new' in told
 
 
 def test_without_weight_on_the_new_prompts_the_network_is_the_old_one(tmp_path: Path, old: PromptIR) -> None:
@@ -179,8 +179,8 @@ def test_labels_and_prompts_grow_together(tmp_path: Path) -> None:
     opt = run_options(tmp_path, network_g={'type': 'TableNet', 'labels': 5, 'prompts': 4})
     opt['path']['pretrain_network_g'] = save({'params': old.state_dict()}, tmp_path)
     labels, prompts = map(str, start_problems(opt))
-    assert 'the network has 5 labels, the file' in labels
-    assert 'the network has 4 prompts, the file' in prompts
+    assert 'the network has 5 labels, but the file' in labels
+    assert 'the network has 4 prompts, but the file' in prompts
     opt['path']['grow_g'] = True
     net = build_model(opt).net_g
     assert torch.equal(net.table[:3], old.table)
@@ -202,24 +202,24 @@ def problem_of(opt: dict[str, Any]) -> str:
 def test_without_grow_g_the_message_names_the_tensors_and_the_option(tmp_path: Path, old: PromptIR) -> None:
     path = save({'params': old.state_dict()}, tmp_path)
     problem = problem_of(options(tmp_path, path))
-    assert problem.startswith(f"path.pretrain_network_g: the network has 6 prompts, the file '{path}' 5. ")
+    assert problem.startswith(f"path.pretrain_network_g: the network has 6 prompts, but the file '{path}' has 5. ")
     assert 'prompt1.prompt_param (1, 5, 12, 4, 4) -> (1, 6, 12, 4, 4)' in problem
     assert [name for name in BANKS + LINEAR if name not in problem] == []
-    assert problem.endswith('`path: {grow_g: true}` keeps the 5 of the file and starts the new ones afresh.')
+    assert problem.endswith('Set `path: {grow_g: true}` to load the 5 of the file and initialise the new ones.')
 
 
 @pytest.mark.parametrize('grow_g', [True, False])
 def test_a_network_with_fewer_is_refused(grow_g: bool, tmp_path: Path, old: PromptIR) -> None:
     path = save({'params': old.state_dict()}, tmp_path)
     problem = problem_of(options(tmp_path, path, num_prompts=3, grow_g=grow_g))
-    assert f"the network has 3 prompts, the file '{path}' 5." in problem
-    assert problem.endswith('can grow, not shrink: give the network at least 5.')
+    assert f"the network has 3 prompts, but the file '{path}' has 5." in problem
+    assert problem.endswith('can grow, not shrink: set at least 5 for the network.')
 
 
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        ({'prompt_sizes': [8, 4, 4]}, 'other sizes: prompt1.prompt_param (1, 5, 12, 4, 4) -> (1, 6, 12, 8, 8). Give'),
+        ({'prompt_sizes': [8, 4, 4]}, 'other sizes: prompt1.prompt_param (1, 5, 12, 4, 4) -> (1, 6, 12, 8, 8). Set'),
         ({'num_blocks': [2, 1, 1, 1]}, 'not in the file: encoder_level1.1.'),
         ({'num_refinement_blocks': 0}, 'not in the network: refinement.0.'),
         ({'dim': 16}, 'other sizes: '),
@@ -230,7 +230,7 @@ def test_everything_else_stays_strict(change: dict[str, Any], said: str, tmp_pat
     opt = options(tmp_path, save(old.released_state_dict(), tmp_path), grow_g=True)
     opt['network_g'].update(change)
     problem = problem_of(opt)
-    assert 'are those of another PromptIR; ' in problem
+    assert 'are of another PromptIR; ' in problem
     assert said in problem
     assert 'chnl_reduce' not in problem  # what the network leaves out on purpose is no mistake
 
@@ -251,13 +251,13 @@ def test_a_loose_load_keeps_what_fits_and_grows_where_asked(tmp_path: Path, old:
 @pytest.mark.parametrize(
     ('content', 'said'),
     [
-        ({'epoch': 3, 'state_dict': {'net.weight': torch.zeros(1)}}, 'not in the network: weight. Give network_g'),
-        ({'params_ema': {'weight': torch.zeros(1)}}, "no weights under 'params'. Take `param_key_g: params_ema`."),
-        ({'epoch': 3, 'iter': 4}, 'holds no weights of a network. It has: epoch, iter'),
-        ([torch.zeros(1)], 'holds no weights by name but a list'),
+        ({'epoch': 3, 'state_dict': {'net.weight': torch.zeros(1)}}, 'not in the network: weight. Set network_g'),
+        ({'params_ema': {'weight': torch.zeros(1)}}, "no weights under 'params'. Set `param_key_g: params_ema`."),
+        ({'epoch': 3, 'iter': 4}, 'contains no weights of a network. It has: epoch, iter'),
+        ([torch.zeros(1)], 'contains no weights by name, but a list'),
         (b'PK\x03\x04 torn', 'is cut off: 0.0 MB without the end.'),
-        (b'words', 'holds no weights: it is text, and no file of PyTorch (.pth, .pt, .ckpt) or safetensors.'),
-        (b'version https://git-lfs.github.com/spec/v1', 'is a pointer of git LFS'),
+        (b'words', 'contains no weights: it is text, not a file of PyTorch (.pth, .pt, .ckpt) or safetensors.'),
+        (b'version https://git-lfs.github.com/spec/v1', 'is a git LFS pointer'),
         (b'<!doctype html>', 'is a web page'),
         (b'', 'is empty.'),
     ],
@@ -293,7 +293,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             return os.mkdir, (str(tmp_path / 'run'),)
 
     path = save({'params': {'weight': torch.zeros(1)}, 'callbacks': Runs()}, tmp_path)
-    assert 'are those of another PromptIR; ' in problem_of(options(tmp_path, path))
+    assert 'are of another PromptIR; ' in problem_of(options(tmp_path, path))
     assert not (tmp_path / 'run').exists()
 
 
@@ -357,13 +357,13 @@ def test_networks_of_others_are_checked_when_they_are_loaded(tmp_path: Path) -> 
     assert all(torch.equal(loaded[name], value) for name, value in net.state_dict().items())
     opt['network_g']['num_feat'] = 16
     assert start_problems(opt) == []
-    with pytest.raises(OptionError, match=r'are those of another EDSR; other sizes: conv_first\.weight'):
+    with pytest.raises(OptionError, match=r'are of another EDSR; other sizes: conv_first\.weight'):
         build_model(opt)
 
 
 def test_growing_belongs_to_training(tmp_path: Path) -> None:
     (problem,) = map(str, start_problems({'path': {'grow_g': True}, 'network_g': dict(NETWORK)}, is_train=False))
-    assert problem.startswith('path.grow_g: belongs to a training')
+    assert problem.startswith('path.grow_g: only for training')
 
 
 # real trainings
@@ -406,12 +406,12 @@ def test_a_run_goes_on_with_more_prompts_and_is_resumed(first_run: Path, capsys:
     start = [f'path:pretrain_network_g={released}', 'path:param_key_g=~', 'network_g:num_prompts=6']
     there = sorted(os.listdir('experiments'))
     assert train('second', *start) == 2
-    assert '`path: {grow_g: true}` keeps the 5' in capsys.readouterr().err
+    assert '`path: {grow_g: true}` to load the 5' in capsys.readouterr().err
     assert sorted(os.listdir('experiments')) == there  # told before anything is created
     assert train('second', *start, 'path:grow_g=true') == 0
     own = ['path:pretrain_network_g=experiments/second/models/net_g_latest.pth', 'network_g:num_prompts=6']
     assert train('second', *own) == 2
-    assert "lies in the folder of this very run, 'experiments/second'" in capsys.readouterr().err
+    assert "is in the folder of this run, 'experiments/second'" in capsys.readouterr().err
     state = Path('experiments/second/training_states/2.state')
     assert train('second', *start, 'path:grow_g=true', f'path:resume_state={state}', 'train:total_iter=4') == 0
     grown = torch.load('experiments/second/models/net_g_4.pth', weights_only=True)
@@ -424,8 +424,8 @@ def test_a_resume_with_other_sizes_is_refused(first_run: Path, capsys: pytest.Ca
     for changes in ([], ['path:grow_g=true']):
         assert train('first', *more, *changes, 'train:total_iter=4') == 2
         line = capsys.readouterr().err.splitlines()[-1]  # after the log
-        assert line.startswith('path.resume_state: the network has 6 prompts, the file ')
-        assert 'start a run under another name from its weights: `path: {pretrain_network_g: FILE, grow_g' in line
+        assert line.startswith('path.resume_state: the network has 6 prompts, but the file ')
+        assert 'start a new run from its weights under another name: `path: {pretrain_network_g: FILE, grow_g' in line
     fresh = ['path:ignore_resume_networks=[network_g]', 'train:total_iter=4']
     assert train('first', *more, *fresh) == 2
     line = capsys.readouterr().err.splitlines()[-1]

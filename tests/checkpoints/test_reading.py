@@ -68,10 +68,10 @@ def test_safetensors_whatever_the_ending(tmp_path: Path) -> None:
 def test_keys(tmp_path: Path) -> None:
     two = read_weight_file(saved(tmp_path / 'two.pth', {'params': WEIGHTS, 'params_ema': WEIGHTS}))
     assert (two.choose(), two.choose('params')) == ('params_ema', 'params')
-    with pytest.raises(OptionError, match=r"no weights under 'parms'. There are: params, params_ema"):
+    with pytest.raises(OptionError, match=r"no weights under 'parms'. Available: params, params_ema"):
         two.choose('parms')
     gan = read_weight_file(saved(tmp_path / 'gan.pth', {'generator': WEIGHTS, 'discriminator': WEIGHTS}))
-    with pytest.raises(OptionError, match=r'several sets of weights: generator, discriminator. Name one'):
+    with pytest.raises(OptionError, match=r'several sets of weights: generator, discriminator. Set one'):
         gan.choose()
     assert gan.choose('generator') == 'generator'
 
@@ -212,21 +212,21 @@ LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 142560
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (picture, r'is a picture \(PNG\)'),
-        (jpeg, r'is a picture \(JPEG\)'),
+        (picture, r'is an image \(PNG\)'),
+        (jpeg, r'is an image \(JPEG\)'),
         (archive, 'is a zip archive with readme.txt'),
         (script, 'is a TorchScript program'),
-        (lambda path: path.write_bytes(LFS), 'is a pointer of git LFS.*git lfs pull'),
+        (lambda path: path.write_bytes(LFS), 'is a git LFS pointer.*git lfs pull'),
         (lambda path: path.write_bytes(b''), 'is empty'),
         (lambda path: path.write_text('\n<!DOCTYPE html><html>Sign in</html>'), 'is a web page'),
-        (lambda path: path.write_text('weights'), 'no file of PyTorch .* or safetensors'),
-        (lambda path: path.mkdir(), 'is a folder. No weights are in it'),
-        (lambda path: saved(path, torch.ones(3)), 'holds no weights by name but a Tensor'),
-        (lambda path: saved(path, {'iter': 3}), 'holds no weights of a network. It has: iter'),
+        (lambda path: path.write_text('weights'), 'not a file of PyTorch .* or safetensors'),
+        (lambda path: path.mkdir(), 'is a folder. It contains no weights'),
+        (lambda path: saved(path, torch.ones(3)), 'contains no weights by name, but a Tensor'),
+        (lambda path: saved(path, {'iter': 3}), 'contains no weights of a network. It has: iter'),
         (lambda path: saved(path, {}), 'It has: nothing'),
         (lambda path: saved(path, {'iter': 7, 'optimizers': [], 'schedulers': []}), 'training state.*net_g_7.pth'),
-        (lambda path: path.write_bytes(pickle.dumps({'params': 1})), 'cannot be read'),
-        (lambda path: safetensors.torch.save_file({}, path), 'safetensors without any tensor'),
+        (lambda path: path.write_bytes(pickle.dumps({'params': 1})), 'damaged or not a file of weights'),
+        (lambda path: safetensors.torch.save_file({}, path), 'safetensors without tensors'),
     ],
 )
 def test_what_holds_no_weights_is_told_for_what_it_is(tmp_path: Path, make: Any, message: str) -> None:
@@ -242,7 +242,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
     saved(tmp_path / 'net_g_best.pth', {'params': WEIGHTS})
     with pytest.raises(OptionError, match=r"does not exist. Did you mean 'net_g_best.pth'\?"):
         read_weight_file(tmp_path / 'net_g_bset.pth')
-    with pytest.raises(OptionError, match=r'is a folder. Give a file in it: net_g_best.pth.'):
+    with pytest.raises(OptionError, match=r'is a folder. Pass a file in it: net_g_best.pth.'):
         read_weight_file(tmp_path)
     with pytest.raises(OptionError, match='does not exist'):
         read_weight_file(tmp_path / 'nowhere' / 'net.pth')
@@ -259,7 +259,7 @@ def test_no_file_that_is_cut_off_is_taken_for_whole(tmp_path: Path) -> None:
         whole = path.read_bytes()
         for length in {1, 2, 9, len(whole) // 3, len(whole) // 2, len(whole) - 9, len(whole) - 1}:
             path.write_bytes(whole[:length])
-            with pytest.raises(OptionError, match=r'cut off|no file of PyTorch'):
+            with pytest.raises(OptionError, match=r'cut off|not a file of PyTorch'):
                 read_weight_file(path)
 
 

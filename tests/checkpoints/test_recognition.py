@@ -225,7 +225,7 @@ def test_weights_that_differ_are_told_with_the_difference() -> None:
     options = {'type': 'PromptIR', 'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1}
     weights = dict(new_network(options, 'meta').state_dict())
     missing = {name: value for name, value in weights.items() if name != 'latent.0.norm1.body.weight'}
-    with pytest.raises(OptionError, match=r'not those of PromptIR\(dim=8.*1 missing, latent.0.norm1.body.weight'):
+    with pytest.raises(OptionError, match=r'do not fit PromptIR\(dim=8.*1 missing, latent.0.norm1.body.weight'):
         fit(missing, options)
     with pytest.raises(OptionError, match=r'1 unknown, fre1.weight'):
         fit({**weights, 'fre1.weight': torch.empty(1)}, options)

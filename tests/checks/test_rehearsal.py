@@ -150,7 +150,7 @@ def test_a_network_that_changes_the_size(options: dict[str, Any], register: Call
     register(ARCH_REGISTRY, Halves)
     options['network_g'] = {'type': 'Halves'}
     found = problems(options)
-    said = 'the network makes 3 channels of 8x8, the clear images have 3 channels of 16x16.'
+    said = 'the network returns 3 channels of 8x8, the clear images have 3 channels of 16x16.'
     assert found[0] == f'network_g: fails on images of derain: {said}'
 
 
@@ -221,7 +221,7 @@ def test_a_data_set_without_labels(network: dict[str, Any], options: dict[str, A
     assert 'degradation' in found
     del options['scale']
     (found,) = problems(options)
-    assert found.startswith("datasets.train: gives no sample: KeyError: 'scale'")
+    assert found.startswith("datasets.train: returns no sample: KeyError: 'scale'")
 
 
 def test_a_data_set_of_others_that_is_empty(options: dict[str, Any], tmp_path: Path) -> None:

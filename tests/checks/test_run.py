@@ -184,7 +184,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('datasets', ['train'], "datasets: must be options `key: value`, not ['train']."),
     ('datasets.train', 'DIV2K', "datasets.train: must be options `key: value`, not 'DIV2K'."),
     ('datasets.train.tasks', 'denoise', 'datasets.train.tasks: must be a list'),
-    ('datasets.train.tasks.0', 'denoise', 'datasets.train.tasks[0]: give options'),
+    ('datasets.train.tasks.0', 'denoise', 'datasets.train.tasks[0]: set options'),
     ('datasets.train.tasks.0.copies', '8', 'copies: '),
     ('datasets.train.gt_size', '16', "datasets.train.gt_size: '16' is not a whole number"),
     ('datasets.train.use_hflip', 'yes', "datasets.train.use_hflip: 'yes' is neither true nor false."),
@@ -203,10 +203,10 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('train.total_iter', 8.5, 'train.total_iter: 8.5 is not a whole number'),
     ('train.warmup_iter', None, 'train.warmup_iter: None is not a whole number'),
     ('train.optim_g', 'AdamW', "train.optim_g: must be options with a type, e.g. {type: ...}, not 'AdamW'."),
-    ('train.optim_g.lr', '0.001x', "train.optim_g.lr: '0.001x' is neither a number nor a list of numbers."),
-    ('train.optim_g.lr', '1e-4', "'1e-4' is neither a number nor a list of numbers. Remove the quotes."),
+    ('train.optim_g.lr', '0.001x', "train.optim_g.lr: '0.001x' is not a number or a list of numbers."),
+    ('train.optim_g.lr', '1e-4', "'1e-4' is not a number or a list of numbers. Remove the quotes."),
     ('train.optim_g.lr', -1, 'train.optim_g.lr: -1 is not a number above 0.'),
-    ('train.optim_g.betas', [0.9, '0.99'], "train.optim_g.betas: [0.9, '0.99'] is neither"),
+    ('train.optim_g.betas', [0.9, '0.99'], "train.optim_g.betas: [0.9, '0.99'] is not a number or"),
     ('train.optim_g.betas', [0.9, 1.5], 'train.optim_g.betas: Invalid beta parameter'),
     ('train.scheduler', 'LinearWarmupCosineLR', 'train.scheduler: must be options with a type'),
     ('train.pixel_opt', 'L1Loss', 'train.pixel_opt: must be options with a type'),
@@ -232,7 +232,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('val.save_img', 'no', "val.save_img: 'no' is neither true nor false."),
     ('val.metrics.psnr', 'calculate_psnr', 'val.metrics.psnr: must be options with a type'),
     ('val.metrics.psnr_basicsr.crop_border', '4', "val.metrics.psnr_basicsr.crop_border: '4' is not a whole number"),
-    ('val.metrics.psnr.better', 'more', "val.metrics.psnr.better: 'more' is neither 'higher' nor 'lower'."),
+    ('val.metrics.psnr.better', 'more', "val.metrics.psnr.better: 'more' is not 'higher' or 'lower'."),
     ('logger.print_freq', '100', "logger.print_freq: '100' is not a whole number"),
     ('logger.use_tb_logger', 'yes', "logger.use_tb_logger: 'yes' is neither true nor false."),
     ('logger.wandb', 'project', 'logger.wandb: must be options'),
@@ -280,7 +280,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ('datasets.train.tasks.0.type', 'denoize', "unknown task type 'denoize'. Did you mean 'denoise'?"),
     ('datasets.train.prefetch_mode', 'gpu', "datasets.train.prefetch_mode: unknown mode 'gpu'."),
     # schedules
-    ('train.scheduler.warmup_iter', 8, 'scheduler.warmup_iter: 8 is not below total_iter 8. Shorten the warm-up.'),
+    ('train.scheduler.warmup_iter', 8, 'scheduler.warmup_iter: 8 is not below total_iter 8. Shorten the warmup.'),
     ('train.scheduler.eta_min', 1, 'eta_min 1 is above the lr 0.001'),
     ('train.scheduler', {'type': 'MultiStepLR'}, 'train.scheduler.milestones: is missing.'),
     ('train.scheduler', {'type': 'MultiStepLR', 'milestones': 4}, 'train.scheduler.milestones: 4 is not a list of'),
@@ -288,24 +288,24 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         'train.scheduler',
         {'type': 'CosineAnnealingRestartLR', 'periods': [4, 3], 'restart_weights': [1, 1]},
-        'train.scheduler.periods: add up to 7, less than total_iter 8',
+        'train.scheduler.periods: sum to 7, less than total_iter 8',
     ),
     (
         'train.scheduler',
         {'type': 'CosineAnnealingRestartLR', 'periods': [4, 4]},
         'periods and restart_weights should have the same length',
     ),
-    ('train.warmup_iter', 8, 'train.warmup_iter: 8 is not below total_iter 8. Shorten the warm-up.'),
+    ('train.warmup_iter', 8, 'train.warmup_iter: 8 is not below total_iter 8. Shorten the warmup.'),
     (
         'train.scheduler',
         {'type': 'MultiStepLR', 'milestones': [4, 8, 9, 5000]},
-        'train.scheduler.milestones: 9, 5,000 lie behind total_iter 8. Take them out, or train longer.',
+        'train.scheduler.milestones: 9, 5,000 exceed total_iter 8. Remove them, or train longer.',
     ),
     # values that do not go together
-    ('datasets.train.gt_size', 20, 'datasets.train.gt_size: 20 is not a multiple of 8, which PromptIR needs. Take 16.'),
-    ('datasets.train.gt_size', 3, 'datasets.train.gt_size: 3 is not a multiple of 8, which PromptIR needs. Take 8.'),
-    ('datasets.val.persistent_workers', True, 'datasets.val.persistent_workers: there are no workers to keep.'),
-    ('datasets.train.prefetch_mode', 'cuda', "datasets.train.prefetch_mode: 'cuda' goes with a GPU and `pin_memory"),
+    ('datasets.train.gt_size', 20, 'datasets.train.gt_size: 20 is not a multiple of 8, which PromptIR needs. Set 16.'),
+    ('datasets.train.gt_size', 3, 'datasets.train.gt_size: 3 is not a multiple of 8, which PromptIR needs. Set 8.'),
+    ('datasets.val.persistent_workers', True, 'datasets.val.persistent_workers: only for the training set.'),
+    ('datasets.train.prefetch_mode', 'cuda', "datasets.train.prefetch_mode: 'cuda' needs a GPU and `pin_memory"),
     (
         'train.prompt_opt',
         {'type': 'L1Loss'},
@@ -314,7 +314,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (
         'train.frequency_opt',
         {'type': 'PromptDecorrelationLoss'},
-        "train.frequency_opt.type: 'PromptDecorrelationLoss' is a loss of the network's prompts, not of images. Its pl",
+        "train.frequency_opt.type: 'PromptDecorrelationLoss' is a loss of the network's prompts, not of images. Move",
     ),
     ('network_g.prompts', False, 'train.prompt_opt: PromptIR: built with prompts=False, so it has no prompts.'),
     ('network_g.num_prompts', 1, 'train.prompt_opt: PromptIR: a single prompt at level3, level2, level1.'),
@@ -437,7 +437,7 @@ def test_a_network_that_is_wrong_is_not_asked_for_its_prompts() -> None:
 def test_data_sets_of_the_same_name() -> None:
     second = training()['datasets']['val']
     assert problems_of({'datasets.val_2': second}) == [
-        "datasets.val and datasets.val_2: have the same name 'tiny_val'. Give each a `name` of its own."
+        "datasets.val and datasets.val_2: have the same name 'tiny_val'. Set a unique `name` for each."
     ]
     second['name'] = 'tiny_train'  # training writes no results under its name
     assert problems_of({'datasets.val_2': second}) == []
@@ -446,7 +446,7 @@ def test_data_sets_of_the_same_name() -> None:
 def test_more_gpus_than_the_machine_has() -> None:
     there = torch.cuda.device_count()
     (problem, *_) = problems_of({'num_gpu': there + 1})
-    assert problem.startswith(f'num_gpu: {there + 1} asked for, this machine shows {there}.')
+    assert problem.startswith(f'num_gpu: {there + 1} requested, but this machine has {there}.')
     assert '`num_gpu: 0`' in problem
     assert problems_of({'num_gpu': True})[0].startswith('num_gpu: True')
 
@@ -492,7 +492,7 @@ def test_an_epoch_too_short_for_total_iter(
 
 def test_batch_larger_than_the_epoch() -> None:
     (problem,) = problems_of({'datasets.train.batch_size_per_gpu': 17})
-    assert 'an epoch has 16 samples, 0 whole batches of 17; training would end after 0 of 8 iterations' in problem
+    assert 'an epoch has 16 samples, 0 full batches of 17; training would end after 0 of 8 iterations' in problem
 
 
 STAGED = 'datasets.train.stages'
@@ -507,22 +507,22 @@ STAGED = 'datasets.train.stages'
         (
             [{'until': 4}, {'gt_size': 20}],
             {},
-            f'{STAGED}[1].gt_size: 20 is not a multiple of 8, which PromptIR needs. Take 16.',
+            f'{STAGED}[1].gt_size: 20 is not a multiple of 8, which PromptIR needs. Set 16.',
         ),
         (
             [{'until': 4}, {'batch_size_per_gpu': 17}],
             {},
-            'datasets.train: an epoch has 16 samples, 0 whole batches of 17; training could not go on in this stage. ',
+            'datasets.train: an epoch has 16 samples, 0 full batches of 17; training could not continue in this stage.',
         ),
         (
             [{'until': 8}, {'until': 9}, {}],
             {},
-            f'{STAGED}[1]: would begin after iteration 8, and total_iter is 8. Leave it out, or train longer.',
+            f'{STAGED}[1]: would start after iteration 8, but total_iter is 8. Remove it, or train longer.',
         ),
         (
             [{'until': 4}, {'until': 7}],
             {},
-            f'{STAGED}[1].until: 7 is before total_iter 8. Leave `until` of the last stage out.',
+            f'{STAGED}[1].until: 7 is less than total_iter 8. Remove `until` of the last stage.',
         ),
         (
             [{'until': 4}, {'until': 3}],
@@ -537,12 +537,12 @@ STAGED = 'datasets.train.stages'
         (
             [{'until': 4}, {'batch_size_per_gpu': 3}],
             {'datasets.train.sampling': {'fixed_shares': True}},
-            'datasets.train.sampling.fixed_shares: needs one batch_size_per_gpu in all stages, not 2, 3.',
+            'datasets.train.sampling.fixed_shares: needs the same batch_size_per_gpu in all stages, not 2, 3.',
         ),
         (
             [{'until': 4}, {}],
             {'datasets.train.type': 'PairedImageDataset'},
-            f'{STAGED}: for AllInOneDataset, not for PairedImageDataset. Leave the key out.',
+            f'{STAGED}: only for AllInOneDataset, not for PairedImageDataset. Remove the key.',
         ),
         ('late', {}, f'{STAGED}: '),
     ],
@@ -656,41 +656,41 @@ CHANNELS: list[tuple[bool, dict[str, Any], str]] = [
     (
         False,
         {'network_g.inp_channels': 1, 'network_g.out_channels': 1},
-        BOTH + 'images of 3 channels; PromptIR takes 1. Set `channels: 1` in all tasks, or set `inp_channels: 3` and '
-        '`out_channels: 3` in network_g.',
+        BOTH + 'images with 3 channels; PromptIR expects 1. Set `channels: 1` in all tasks, or set '
+        '`inp_channels: 3` and `out_channels: 3` in network_g.',
     ),
     (
         True,
         {},
-        BOTH + 'images of 1 channel; PromptIR takes 3. Set `channels: 3` in all tasks, or set `inp_channels: 1` and '
-        '`out_channels: 1` in network_g.',
+        BOTH + 'images with 1 channel; PromptIR expects 3. Set `channels: 3` in all tasks, or set '
+        '`inp_channels: 1` and `out_channels: 1` in network_g.',
     ),
     (
         True,
         {'network_g.inp_channels': 6, 'network_g.out_channels': 6},
-        'network_g: PromptIR takes images of 6 channels; tasks have 3 (RGB) or 1 (grey). Set `inp_channels: 3` and '
+        'network_g: PromptIR has 6 input channels; tasks have 3 (RGB) or 1 (grey). Set `inp_channels: 3` and '
         '`out_channels: 3` in network_g.',
     ),
     (
         True,
         {'network_g.inp_channels': 1, 'network_g.out_channels': 1, 'datasets.val.tasks.0.channels': 3},
-        'datasets.val.tasks: images of 3 channels; PromptIR takes 1. ',
+        'datasets.val.tasks: images with 3 channels; PromptIR expects 1. ',
     ),
     (
         True,
         {'network_g': NAFNET},
-        BOTH + 'images of 1 channel; PIPNAFNet takes 3. Set `channels: 3` in all tasks, or set `img_channel: 1` in net',
+        BOTH + 'images with 1 channel; PIPNAFNet expects 3. Set `channels: 3` in all tasks, or set `img_channel: 1` in',
     ),
     (
         True,
         {'network_g': {'type': 'PromptedNetwork', 'network': COMPACT | {'num_in_ch': 3, 'num_out_ch': 3},
                        'taps': ['body.0']}},
-        BOTH + 'images of 1 channel; PromptedNetwork takes 3. Set `channels: 3` in all tasks.',
+        BOTH + 'images with 1 channel; PromptedNetwork expects 3. Set `channels: 3` in all tasks.',
     ),
     (
         True,
         {'network_g': COMPACT | {'num_out_ch': 3}},
-        BOTH + 'images of 1 channel; SRVGGNetCompact makes 3 of them. Set `num_in_ch: 1` and `num_out_ch: 1` in netw',
+        BOTH + 'images with 1 channel; SRVGGNetCompact returns 3. Set `num_in_ch: 1` and `num_out_ch: 1` in netw',
     ),
 ]  # fmt: skip
 
@@ -719,6 +719,6 @@ def test_channels_of_a_sensor() -> None:
     options['val'] = {'val_freq': 4, 'save_img': False}
     (told,) = problems_of({}, copy.deepcopy(options))
     assert told.endswith(
-        'DegradationSensor takes 3. Set `channels: 3` in all tasks, or set `inp_channels: 1` in network_g.'
+        'DegradationSensor expects 3. Set `channels: 3` in all tasks, or set `inp_channels: 1` in network_g.'
     )
     assert problems_of({'network_g.inp_channels': 1}, options) == []

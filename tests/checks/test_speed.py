@@ -113,7 +113,7 @@ def test_the_plain_formulation_recomputes_nothing() -> None:
 def test_a_sum_over_images_cannot_be_accumulated() -> None:
     assert of('train.pixel_opt.reduction', 'sum') == []
     (problem,) = of('train.pixel_opt.reduction', 'sum', train__accumulate=2)
-    assert problem.startswith("train.pixel_opt.reduction: 'sum' gives no mean over images")
+    assert problem.startswith("train.pixel_opt.reduction: 'sum' is not a mean over images")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='the machine has GPUs')

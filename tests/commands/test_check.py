@@ -178,10 +178,10 @@ def test_a_right_training_as_people_see_it(tree: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr()
     assert said.err == ''
     assert re.search(r'^ derain +3 +- +4 +12 +50.0% +right *$', said.out, re.M)
-    assert "datasets.train 'two_tasks': 24 samples an epoch\n" in said.out
+    assert "datasets.train 'two_tasks': 24 samples per epoch\n" in said.out
     assert 'An epoch: 24 samples, 12 iterations at batch 2. The run: 40 iterations, 3.3 epochs, 80 samples.' in said.out
     assert re.search(r'^ +8 +0.001 +end of warm-up *$', said.out, re.M)
-    assert said.out.endswith('\nTraining would be right.\n')
+    assert said.out.endswith('\nCheck passed: ready for training.\n')
     assert everything(tree) == before
 
 
@@ -224,7 +224,7 @@ def test_stages_after_a_shortened_training_are_a_note(tree: Path) -> None:
     report = check_file('tiny.yml', [stages, 'train:total_iter=20'])
     short = [finding for finding in report.findings if finding.kind == 'short']
     assert [finding.severity for finding in short] == ['note'] * len(short)
-    assert any('stages[2]: would begin after iteration 30, and total_iter is 20.' in each.message for each in short)
+    assert any('stages[2]: would start after iteration 30, but total_iter is 20.' in each.message for each in short)
     assert report.epoch is not None
     assert [stage.until for stage in report.epoch.stages] == [10, 20]
 
@@ -267,7 +267,7 @@ def test_damaged_images_are_named(workers: int, tree: Path) -> None:
         ('Denoise/words.png', 'not a readable image (28 bytes)'),
     ]
     assert unreadable.message == (
-        f'{DENOISE}: 3 of 8 images cannot be read. Replace the files, or take them out of the list.'
+        f'{DENOISE}: 3 of 8 images cannot be read. Replace the files, or remove them from the list.'
     )
     assert differing.items == [('Derain/rainy/rain-1.png', '72x64, clear 80x64')]
     assert differing.message.startswith(f'{DERAIN}: 1 of 3 pairs differ in size.')
@@ -296,9 +296,7 @@ def test_fast_reads_the_beginnings(tree: Path) -> None:
 
 def test_fast_says_what_its_word_is_worth(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(['check', '-opt', 'tiny.yml', '--fast', '--workers', '0']) == 0
-    assert capsys.readouterr().out.endswith(
-        'Training would be right as far as the beginnings of the files tell (--fast).\n'
-    )
+    assert capsys.readouterr().out.endswith('Check passed: ready for training (--fast: images were not decoded).\n')
 
 
 def test_missing_images_are_named_with_the_sentences_of_train(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,7 +322,7 @@ def test_missing_images_are_named_with_the_sentences_of_train(tree: Path, capsys
         '      and 16 more',
         f'  {mistake.message}',
     ]
-    assert lines[-1] == 'Training would be wrong: 3 errors.'
+    assert lines[-1] == 'Check failed: 3 errors to fix before training.'
 
 
 def test_what_a_sentence_says_is_not_said_again_below_it(tree: Path) -> None:
@@ -394,7 +392,7 @@ def test_a_known_count_is_called_by_its_name(tree: Path, capsys: pytest.CaptureF
     assert cli.main(['check', '-opt', 'tiny.yml', '--workers', '0']) == 1
     said = capsys.readouterr().out
     assert f'{DENOISE}: BSD400 missing: 4 of 5,144, this is the WED-only variant.' in said
-    assert said.endswith('Training would be wrong: 1 error.\n')
+    assert said.endswith('Check failed: 1 error to fix before training.\n')
     assert cli.main(['check', '-opt', 'tiny.yml', '--workers', '0', '--allow-counts']) == 0
 
 
@@ -436,7 +434,7 @@ def test_pairs_of_two_scenes_are_a_note(tree: Path) -> None:
     assert first.items == [('Derain/rainy/rain-1.png', 'clear Derain/gt/norain-1.png')]
     assert second.items == [('test/input/0.png', 'clear test/target/0.png')]
     assert first.message == (
-        f'{DERAIN}: 1 of 3 pairs do not look alike. Compare the images: they may show different scenes.'
+        f'{DERAIN}: 1 of 3 pairs are not alike. Compare the images: they may show different scenes.'
     )
     assert check_file('tiny.yml').right
     assert check_file('tiny.yml', decode=False).findings == []
@@ -456,7 +454,7 @@ def test_small_images_are_a_note(tree: Path) -> None:
     small = found(report, 'smaller_than_patch')
     assert (small.severity, small.where) == ('note', DENOISE)
     assert small.items == [('Denoise/enough.png', '32x32'), ('Denoise/small.png', '47x40')]
-    assert '2 of 6 images are smaller than the 40 pixel crop; they are reflected up to it.' in small.message
+    assert '2 of 6 images are smaller than the 40 pixel crop; they are padded by reflection.' in small.message
     assert report.right
 
 
@@ -478,12 +476,10 @@ def test_extra_files_are_a_note(tree: Path) -> None:
     extra = {finding.message: finding.items for finding in report.findings}
     assert all(finding.kind == 'extra' for finding in report.findings)
     assert extra == {
-        '2 of 4 images in Denoise are used by no task of this file.': [('1.jpg', ''), ('3.jpg', '')],
-        '1 of 7 images in Derain are used by no task of this file.': [('README.png', '')],
-        '1 of 2 images in apart/lq are used by no task of this file.': [
-            ('thumb_1.jpeg', 'does not fit the pairing rule')
-        ],
-        '1 of 5 images in test are used by no task of this file.': [('target/9.png', '')],
+        '2 of 4 images in Denoise are not used by any task.': [('1.jpg', ''), ('3.jpg', '')],
+        '1 of 7 images in Derain are not used by any task.': [('README.png', '')],
+        '1 of 2 images in apart/lq are not used by any task.': [('thumb_1.jpeg', 'does not fit the pairing rule')],
+        '1 of 5 images in test are not used by any task.': [('target/9.png', '')],
     }
     assert report.right
 
@@ -521,7 +517,7 @@ def test_what_only_this_machine_lacks_is_a_note(tree: Path) -> None:
     report = check_file('tiny.yml', [f'num_gpu={number}'])
     machine = found(report, 'machine')
     assert machine.severity == 'note'
-    assert machine.message.startswith(f'This machine: num_gpu: {number} asked for, this machine shows ')
+    assert machine.message.startswith(f'This machine: num_gpu: {number} requested, but this machine has ')
     assert report.right
     assert report.epoch is not None
     assert report.epoch.batch == 2 * number
@@ -543,7 +539,7 @@ def test_data_sets_of_others_are_named_not_checked(tree: Path) -> None:
     options(lambda written: written.update(scale=1) or written['datasets'].update(val_2=foreign))
     report = check_file('tiny.yml')
     note = found(report, 'not_checked')
-    assert note.message == 'datasets.val_2: PairedImageDataset is not ours; its images are not checked.'
+    assert note.message == 'datasets.val_2: PairedImageDataset is not an AllInOneDataset; its images are not checked.'
     assert [(dataset.where, dataset.checked) for dataset in report.datasets] == [
         ('datasets.train', True), ('datasets.val', True), ('datasets.val_2', False)
     ]  # fmt: skip
@@ -652,10 +648,10 @@ def test_an_option_file_of_a_test(tree: Path, capsys: pytest.CaptureFixture[str]
     assert (report.training, report.epoch, report.learning_rate, report.duplicates) == (False, None, None, None)
     assert [dataset.where for dataset in report.datasets] == ['datasets.test']
     assert cli.main(['check', '-opt', 'tiny.yml', '--workers', '0']) == 0
-    assert capsys.readouterr().out.endswith('\nThe test would be right.\n')
+    assert capsys.readouterr().out.endswith('\nCheck passed: ready for testing.\n')
     Path('test/input/0.png').write_bytes(b'')
     assert cli.main(['check', '-opt', 'tiny.yml', '--workers', '0']) == 1
-    assert capsys.readouterr().out.endswith('\nThe test would be wrong: 1 error.\n')
+    assert capsys.readouterr().out.endswith('\nCheck failed: 1 error to fix before testing.\n')
 
 
 def test_databases_are_checked_like_folders(tree: Path) -> None:

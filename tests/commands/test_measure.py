@@ -114,11 +114,11 @@ def test_a_measured_folder_stands_beside_runs(here: Path, capsys: pytest.Capture
     [
         (['nothing', '--target', 'clear'], "RESTORED: the folder 'nothing' does not exist"),
         (['restored', '--target', 'nothing'], "--target: the folder 'nothing' does not exist"),
-        (['restored'], 'give --target (the folder of clear images) or --protocol.'),
+        (['restored'], 'pass either --target (the folder of ground-truth images) or --protocol.'),
         ([*BOTH, '--metrics', 'psrn'], "--metrics: unknown metric 'psrn'. Did you mean 'psnr'?"),
         ([*BOTH, '--pairing', 'lool'], "unknown pairing rule 'lool'. Did you mean 'lol'?"),
-        ([*BOTH, '--protocol', '3d'], 'give --target (the folder of clear images) or --protocol.'),
-        (['restored', '--protocol', '3d'], "RESTORED: 'restored' has none of the folders SOTS"),
+        ([*BOTH, '--protocol', '3d'], 'pass either --target (the folder of ground-truth images) or --protocol.'),
+        (['restored', '--protocol', '3d'], "RESTORED: 'restored' contains none of the task folders SOTS"),
         ([*BOTH, '-o', 'clear'], "'clear' is a folder. Use the name of a file."),
     ],
 )  # fmt: skip

@@ -183,7 +183,7 @@ def test_samples_are_those_of_the_folders(storage, options, data, prepare, capsy
     assert all(f'train/{name}.lmdb' in said for name in images)
     assert prepare('--storage', storage, '--verify', 'all') == 0
     said = capsys.readouterr().out
-    assert '31 images compared with their sources: no difference.' in said
+    assert '31 images verified: identical to their sources.' in said
     assert 'basicsr train' not in said  # three.yml has no `train` section to train by
     prepared = load_yaml('out/three.yml')
     assert_same_samples(options, prepared)
@@ -234,7 +234,7 @@ def test_a_protocol_without_an_option_file(data, tmp_path, prepare, capsys) -> N
     words = ['--protocol', 'dehaze', '--dataroot', str(data), '--out', 'out']
     assert cli.main(['prepare', *words, '--verify']) == 0
     said = capsys.readouterr().out
-    assert 'holds data sets only' in said
+    assert 'contains only datasets' in said
     prepared = load_yaml('out/dehaze.yml')
     assert 'protocol' not in prepared['datasets']['train']
     assert len(AllInOneDataset({**prepared['datasets']['train'], 'phase': 'train'})) == 6
@@ -274,7 +274,7 @@ def test_databases_are_prepared_again(options, prepare) -> None:
 def test_pixels_are_no_original_files(options, prepare, capsys) -> None:
     assert prepare('--storage', 'raw') == 0
     assert cli.main(['prepare', '-opt', 'out/three.yml', '--out', 'again']) == 2
-    assert "Train_Denoise.lmdb' holds pixels, not the original files" in capsys.readouterr().err
+    assert "Train_Denoise.lmdb' contains pixels, not the original files" in capsys.readouterr().err
     assert not Path('again').exists()
 
 
@@ -306,7 +306,7 @@ def test_databases_of_pieces_are_replaced_when_asked(options, prepare, capsys) -
         writing.put(HEADER_KEY, json.dumps({**header, 'sub_images': [64, 32]}).encode())
     assert prepare('--storage', 'raw') == 1
     told = capsys.readouterr().err
-    assert 'holds pieces of images' in told
+    assert 'contains image patches' in told
     assert '--overwrite' in told
     assert prepare('--storage', 'raw', '--overwrite', '--verify', 'all') == 0
 
@@ -317,9 +317,9 @@ def test_databases_of_pieces_are_replaced_when_asked(options, prepare, capsys) -
 @pytest.mark.parametrize(
     ('words', 'said'),
     [
-        (['--verify', 'some'], "--verify: 'some' is neither a number of images nor 'all'"),
+        (['--verify', 'some'], "--verify: 'some' is not a number of images or 'all'"),
         (['--workers', '0'], '--workers: 0 is not a whole number of at least 1'),
-        (['--dataroot', 'x'], '--dataroot: goes with --protocol'),
+        (['--dataroot', 'x'], '--dataroot: only for --protocol'),
         (
             ['--force_yml', 'datasets:train:gt_size=x'],
             "--force_yml datasets:train:gt_size=x: datasets.train.gt_size: 'x",
@@ -328,7 +328,7 @@ def test_databases_of_pieces_are_replaced_when_asked(options, prepare, capsys) -
             ['--force_yml', 'datasets:train:dataroot=/no', 'datasets:val:dataroot=/no'],
             ': datasets.val.tasks[0]',
         ),
-        (['--force_yml', 'datasets='], 'none of them is an AllInOneDataset'),
+        (['--force_yml', 'datasets='], 'none of the datasets is an AllInOneDataset'),
         (['--force_yml', 'datasets:train:protocol=4d'], "unknown protocol '4d'"),
     ],
 )
@@ -343,7 +343,7 @@ def test_mistakes_end_with_status_2_and_create_nothing(words, said, options, pre
 
 def test_a_protocol_needs_its_folder(prepare, capsys) -> None:
     assert cli.main(['prepare', '--protocol', '3d', '--out', 'out']) == 2
-    assert capsys.readouterr().err == '--protocol: give --dataroot, where its folders start, and no --force_yml.\n'
+    assert capsys.readouterr().err == '--protocol: pass its root folder by --dataroot, and omit --force_yml.\n'
 
 
 # What is there already
@@ -354,7 +354,7 @@ def test_what_is_there_is_left_alone(options, prepare, capsys) -> None:
     before = {path: os.stat(Path('out') / path) for path in files_below('out')}
     capsys.readouterr()
     assert prepare('--verify') == 0
-    assert capsys.readouterr().out.count('was there already') == 7
+    assert capsys.readouterr().out.count('existed already') == 7
     after = {path: os.stat(Path('out') / path) for path in files_below('out')}
     assert {p: (s.st_ino, s.st_mtime_ns) for p, s in before.items()} == {
         p: (s.st_ino, s.st_mtime_ns) for p, s in after.items()
@@ -365,7 +365,7 @@ def test_other_settings_need_overwrite(options, prepare, capsys) -> None:
     assert prepare() == 0
     assert prepare('--storage', 'raw') == 1
     said = capsys.readouterr().err
-    assert "Train_Denoise.lmdb' is there already and differs: storage original instead of raw. Replace" in said
+    assert "Train_Denoise.lmdb' exists already and differs: storage original instead of raw. Replace" in said
     assert LmdbSource('out/train/Train_Dehaze.lmdb').storage == 'original'
     assert prepare('--storage', 'raw', '--overwrite', '--verify', 'all') == 0
     assert LmdbSource('out/train/Train_Dehaze.lmdb').storage == 'raw'
@@ -378,7 +378,7 @@ def test_a_changed_source_is_named(options, data, prepare, capsys) -> None:
     before = Path('out/train/Train_Denoise.lmdb/data.mdb').read_bytes()
     write(data / 'Train/Denoise/00003.bmp', PERSON)
     assert prepare() == 1
-    assert 'differs: 1 images changed since (00003.bmp). Replace it with --overwrite' in capsys.readouterr().err
+    assert 'differs: 1 images changed (00003.bmp). Replace it with --overwrite' in capsys.readouterr().err
     assert Path('out/train/Train_Denoise.lmdb/data.mdb').read_bytes() == before
     assert prepare('--overwrite', '--verify', 'all') == 0
     pixels = LmdbSource('out/train/Train_Denoise.lmdb').open('00003.bmp').pixels()
@@ -389,11 +389,11 @@ def test_other_images_are_named(options, data, prepare, capsys) -> None:
     assert prepare() == 0
     (data / 'data_dir/noisy/denoise.txt').write_text('a1.jpg\na3.jpg\n', encoding='utf-8')
     assert prepare() == 1
-    assert "'out/lists/denoise.txt' is there and differs from what would be written." in capsys.readouterr().err
+    assert "'out/lists/denoise.txt' exists already and has other content." in capsys.readouterr().err
     Path('out/lists/denoise.txt').unlink()
     assert prepare() == 1
     said = capsys.readouterr().err
-    assert '1 images missing in it (a3.jpg); 1 images not wanted in it (00001.bmp)' in said
+    assert '1 images missing (a3.jpg); 1 images unexpected (00001.bmp)' in said
 
 
 def test_options_that_were_edited_are_not_lost(options, prepare, capsys) -> None:
@@ -401,7 +401,7 @@ def test_options_that_were_edited_are_not_lost(options, prepare, capsys) -> None
     edited = Path('out/three.yml').read_text() + 'comment: mine\n'
     Path('out/three.yml').write_text(edited)
     assert prepare() == 1
-    assert "'out/three.yml' is there and differs" in capsys.readouterr().err
+    assert "'out/three.yml' exists already and has other content" in capsys.readouterr().err
     assert Path('out/three.yml').read_text() == edited
     assert prepare('--overwrite') == 0
     assert 'mine' not in Path('out/three.yml').read_text()
@@ -410,7 +410,7 @@ def test_options_that_were_edited_are_not_lost(options, prepare, capsys) -> None
 def test_options_of_others_are_never_replaced(options, tmp_path, capsys, prepare) -> None:
     before = (tmp_path / 'three.yml').read_text()
     assert cli.main(['prepare', '-opt', 'three.yml', '--out', '.', '--overwrite']) == 1
-    assert "'three.yml' is there and differs from what would be written. Choose another" in capsys.readouterr().err
+    assert "'three.yml' exists already and has other content. Set another" in capsys.readouterr().err
     assert (tmp_path / 'three.yml').read_text() == before
 
 
@@ -447,7 +447,7 @@ def test_damaged_images_are_named_together_and_cost_no_second_run(options, data,
         'pairs_bright.lmdb',
         'pairs_dark.lmdb',
     ]
-    with pytest.raises(ValueError, match='is not complete'):
+    with pytest.raises(ValueError, match='is incomplete'):
         LmdbSource('out/train/Train_Dehaze.lmdb')
     write(data / 'Train/Denoise/00001.bmp', CAT)
     write(data / 'Train/Derain/rainy/rain-3.png', 255 - COFFEE)
@@ -616,7 +616,7 @@ def test_other_settings_after_a_kill_begin_anew(many, log_text) -> None:
     process.join()
     assert cli.main([*MANY, '--storage', 'original', '--verify', 'all']) == 0
     assert LmdbSource('out/train/clean.lmdb').storage == 'original'
-    assert any('was begun with other settings; it is begun anew.' in text for text in log_text)
+    assert any('was started with other settings; starting from scratch.' in text for text in log_text)
 
 
 @pytest.fixture
@@ -644,7 +644,7 @@ def test_two_at_once(many, capsys) -> None:
     assert cli.main(MANY) == 1
     said = capsys.readouterr().err
     assert said.startswith("'out/train/clean.lmdb' is being written by another `basicsr prepare`.")
-    with pytest.raises(ValueError, match='is not complete: it is being written'):
+    with pytest.raises(ValueError, match='is incomplete: it is being written'):
         LmdbSource('out/train/clean.lmdb')
     first.join()
     assert first.exitcode == 0
@@ -660,8 +660,8 @@ def test_a_full_disk(many) -> None:
     assert process.exitcode == 1
     said = Path('said.txt').read_text()
     assert "'out/train/clean.lmdb' cannot be written (" in said
-    assert 'bytes are free there, 288,000 are to be written next' in said
-    assert "What is written stays in 'out/train/clean.lmdb.part'" in said
+    assert 'bytes are free there, the next write needs 288,000' in said
+    assert "Written data stays in 'out/train/clean.lmdb.part'" in said
     assert said.count('\n') == 1
     assert 100 <= len(indexed(PART)) < 140
     assert cli.main([*MANY, '--verify', 'all']) == 0
@@ -673,7 +673,7 @@ def test_too_little_room_is_known_before(options, data, prepare, capsys) -> None
     assert prepare() == 1
     said = capsys.readouterr().err
     assert 'the databases need about 11 TB (Train_Denoise.lmdb 11 TB' in said
-    assert 'free. Make room, choose another --out' in said
+    assert 'free. Free some space, set another --out' in said
 
 
 @pytest.mark.parametrize('storage', ['original', 'lossless', 'raw'])
@@ -688,7 +688,7 @@ def test_the_estimate_of_room_is_no_less_than_it_takes(storage, many) -> None:
 def test_a_folder_that_cannot_be_written(out, options, prepare, capsys) -> None:
     assert prepare('--out', out) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"'{out}' cannot be written to (")
+    assert said.startswith(f"'{out}' is not writable (")
     assert said.count('\n') == 1
 
 
@@ -713,4 +713,4 @@ def test_ten_kills_of_the_command(many) -> None:
         assert not Path('out/many.yml').exists()
     finished = subprocess.run([*command, *MANY, '--verify', 'all'], env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert '400 images compared with their sources: no difference.' in finished.stdout
+    assert '400 images verified: identical to their sources.' in finished.stdout

@@ -330,14 +330,14 @@ def test_validation_has_one_copy(denoise, derain) -> None:
 def test_the_log_shows_tasks_counts_and_shares(denoise, derain, log) -> None:
     training({**denoise, 'copies': 6, 'expected_images': 2}, {**derain, 'expected_images': 200})
     lines = [record.getMessage() for record in log]
-    assert "Dataset 'mixed': 2 tasks, 15 samples an epoch" in lines
+    assert "Dataset 'mixed': 2 tasks, 15 samples per epoch" in lines
     (noise,) = [line for line in lines if line.startswith('  denoise25 ')]
     assert noise.split() == ['denoise25', 'denoise', '0', '2', '6', '12', '80.0%', 'gaussian_noise(sigma=25,', 'floor)']
     (rain,) = [line for line in lines if line.startswith('  derain ')]
     assert rain.split() == ['derain', 'derain', '1', '3', '1', '3', '20.0%', 'pairs']
     notes = [line for line in lines if 'Note:' in line]
     assert notes == [
-        "  Note: task 'derain' has 3 images, the protocol has 200: numbers will not be comparable with published ones."
+        "  Note: task 'derain' has 3 images, the protocol has 200: results will not be comparable with published ones."
     ]
 
 
@@ -346,7 +346,7 @@ def test_the_log_names_files_that_a_pairing_rule_leaves_out(derain, write, log) 
     write('Derain/rainy/thumbnail.png')
     folders = {'lq': str(root / 'rainy'), 'gt': str(root / 'gt')}
     training({'type': 'derain', **folders, 'pairing': {'lq': 'rain-{id}.png', 'gt': 'norain-{id}.png'}})
-    (note,) = [line for line in (record.getMessage() for record in log) if 'leaves out' in line]
+    (note,) = [line for line in (record.getMessage() for record in log) if ' skips ' in line]
     assert '1 images' in note
     assert note.endswith('thumbnail.png.')
 

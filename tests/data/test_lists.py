@@ -76,7 +76,7 @@ def test_repeated_entries_are_mistakes() -> None:
     assert listing.names == ['a/1.png', 'b/1.png']
     assert listing.mistakes == [
         '1 of 3 entries repeat an earlier one: ./a/1.png (line 7), first in line 1. '
-        'Remove them; `copies` sets how often an image is seen.'
+        'Remove them. To repeat images, set `copies`.'
     ]
 
 
@@ -112,7 +112,7 @@ def test_a_comment_in_another_encoding_does_no_harm(tmp_path) -> None:
     ('content', 'told'),
     [
         (b'a/1.png\nb\xe9/1.png\n', 'line 2 is not UTF-8; save it as UTF-8'),
-        ('a/1.png'.encode('utf-16-le'), 'it has zero bytes; save it as UTF-8'),
+        ('a/1.png'.encode('utf-16-le'), 'it contains zero bytes; save it as UTF-8'),
         (b'\xff\xfea\0b', 'truncated'),
         (b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', 'zero bytes'),
     ],
@@ -164,7 +164,7 @@ def test_two_columns_in_one_folder(real_blur, tmp_path, turned, between) -> None
     lines = [between.join(line.split()[:: -1 if turned else 1]) for line in LINES]
     (task,) = built(tmp_path, real_blur(*lines))
     assert task.names == PAIRS
-    assert task.notes == [f'column {1 if turned else 2} of 2 of the list is taken']
+    assert task.notes == [f'column {1 if turned else 2} of 2 of the list is used']
 
 
 def test_two_columns_in_two_folders(real_blur, write, tmp_path, log) -> None:
@@ -177,21 +177,22 @@ def test_two_columns_in_two_folders(real_blur, write, tmp_path, log) -> None:
     assert found.names == [('2.png', '2.png'), ('1.png', '1.png')]
     AllInOneDataset({'phase': 'val', 'dataroot': str(tmp_path), 'tasks': [real_blur(*LINES)]})
     notes = [record.getMessage().strip() for record in log if 'column' in record.getMessage()]
-    assert notes == ["Note: task 'deblur': column 2 of 2 of the list is taken."]
+    assert notes == ["Note: task 'deblur': column 2 of 2 of the list is used."]
 
 
 def test_columns_that_say_other_pairs_than_the_rule(real_blur, tmp_path) -> None:
     wrong = LINES[1].replace('gt_1', 'gt_2')
     assert problem(tmp_path, real_blur('', LINES[0], wrong)) == (
-        f'x.tasks[0] (deblur).list: 1 of 2 lines pair other images than the pairing rule: {wrong} (line 3), by the '
-        'rule with scene002/gt/gt_1.png. Fix the list or `pairing`.'
+        f'x.tasks[0] (deblur).list: 1 of 2 lines contradict the pairing rule: {wrong} (line 3), '
+        'expected scene002/gt/gt_1.png. Fix the list or `pairing`.'
     )
 
 
 def test_two_columns_of_a_task_of_clean_images(real_blur, denoise, tmp_path) -> None:
     clean = {**denoise, 'clean': 'RealBlur-J', 'list': real_blur(*LINES)['list']}
     assert problem(tmp_path, clean) == (
-        f'x.tasks[0] (denoise25).list: 2 columns name images of the folder ({LINES[0]} (line 1)). Keep one name a line.'
+        f'x.tasks[0] (denoise25).list: 2 columns name images of the folder ({LINES[0]} (line 1)). '
+        'Write one name per line.'
     )
     (task,) = built(tmp_path, {**clean, 'clean': 'RealBlur-J/scene001/gt', 'list': real_blur(LINES[0])['list']})
     assert task.names == [('gt_1.png', 'gt_1.png')]
@@ -205,8 +206,8 @@ def test_entries_that_are_not_there_have_their_lines(denoise, write, tmp_path) -
     (gap,) = raised.value.problems
     assert gap.items == (('3.bmp', 'line 4'), ('00002', 'line 5'))
     assert gap.message == (
-        f"2 of 3 entries are not in '{tmp_path}/Denoise': 3.bmp (line 4), 00002 (line 5), which may be 00002.bmp "
-        'or 00002.png. Complete the folder, or take the names out of the list.'
+        f"2 of 3 entries are not in '{tmp_path}/Denoise': 3.bmp (line 4), 00002 (line 5), possibly 00002.bmp "
+        'or 00002.png. Add the files, or remove the names from the list.'
     )
 
 
@@ -214,13 +215,13 @@ def test_entries_that_are_not_there_have_their_lines(denoise, write, tmp_path) -
 def test_entries_that_differ_in_letters_or_extension_say_so(written, denoise, tmp_path) -> None:
     (tmp_path / 'list.txt').write_text(f'{written}\n00002.bmp\n', encoding='utf-8')
     told = problem(tmp_path, {**denoise, 'list': 'list.txt'})
-    assert f'{written} (line 1), which may be 00001.bmp. Write the names as those of the files are.' in told
+    assert f'{written} (line 1), possibly 00001.bmp. Use the exact names of the files.' in told
 
 
 def test_a_list_of_another_folder_is_shown_what_names_there_are(denoise, tmp_path) -> None:
     (tmp_path / 'list.txt').write_text('x.bmp\ny.bmp\n', encoding='utf-8')
     told = problem(tmp_path, {**denoise, 'list': 'list.txt'})
-    assert "x.bmp (line 1), y.bmp (line 2). Images there have names such as '00001.bmp'. Complete" in told
+    assert "x.bmp (line 1), y.bmp (line 2). Images there have names such as '00001.bmp'. Add" in told
 
 
 @pytest.mark.parametrize('files', [['.\\00002.bmp', '00001'], ['Denoise/00002.bmp', 'Denoise/00001.bmp']])

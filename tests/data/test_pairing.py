@@ -222,7 +222,7 @@ def test_entries_that_are_missing_are_counted_and_named(write, tmp_path) -> None
     assert str(tmp_path) in message
     named = [f'rainy/rain-{number}.png (line {number})' for number in (2, 3, 4)]
     assert f'{", ".join(named)} and 3 more' in message
-    assert 'Complete the folder' in message
+    assert 'Add the files' in message
 
 
 def test_listed_names_that_do_not_fit_are_named(write, tmp_path) -> None:
@@ -231,9 +231,9 @@ def test_listed_names_that_do_not_fit_are_named(write, tmp_path) -> None:
     message = problems_of(
         tmp_path, root='.', pairing='rain100l_train', files=['rainy/rain-1.png', 'rainy/other.png', 'gt/norain-1.png']
     )
-    assert "2 of 3 names do not fit the lq template 'rainy/rain-{id}.{ext}'" in message
+    assert "2 of 3 names do not match the lq template 'rainy/rain-{id}.{ext}'" in message
     assert 'rainy/other.png, gt/norain-1.png' in message
-    assert 'Choose another pairing rule' in message
+    assert 'Set another pairing rule' in message
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_listed_names_that_do_not_fit_are_named(write, tmp_path) -> None:
     [
         (None, 'cannot be read as text'),
         (b'\xff\xfe\x00', 'cannot be read as text'),
-        (b'# nothing\n', 'no names in it'),
+        (b'# nothing\n', 'contains no names'),
     ],
 )
 def test_a_list_that_is_missing_no_text_or_empty(content, expected, write, tmp_path) -> None:
@@ -264,15 +264,15 @@ def test_degraded_images_without_a_clear_one_are_counted_and_named(write, tmp_pa
     message = problems_of(tmp_path, root='.', pairing='rain100l_train')
     assert 'tasks[0] (derain): 4 of 5 degraded images have no clear image: ' in message
     assert 'rainy/rain-1.png -> gt/norain-1.png, rainy/rain-2.png -> gt/norain-2.png,' in message
-    assert 'and 1 more. Complete the clear images, or choose the degraded ones by `list` or `files`.' in message
+    assert 'and 1 more. Add the clear images, or select degraded ones by `list` or `files`.' in message
 
 
 def test_a_rule_of_another_corpus_says_so(write, tmp_path) -> None:
     for name in ('rainy/1.png', 'clear/1.png'):
         write(name)
     message = problems_of(tmp_path, root='.', pairing='rain100l_train')
-    assert "2 of 2 names do not fit the lq template 'rainy/rain-{id}.{ext}': clear/1.png, rainy/1.png." in message
-    assert 'or give templates {lq: ..., gt: ...}' in message
+    assert "2 of 2 names do not match the lq template 'rainy/rain-{id}.{ext}': clear/1.png, rainy/1.png." in message
+    assert 'or templates {lq: ..., gt: ...}' in message
 
 
 def test_a_clear_image_is_never_its_own_degraded_one(write, tmp_path) -> None:
@@ -280,7 +280,7 @@ def test_a_clear_image_is_never_its_own_degraded_one(write, tmp_path) -> None:
     write('haze/1.png')
     assert pairs_of(tmp_path, root='.', pairing='cdd11') == [('haze/1.png', 'clear/1.png')]
     assert pairs_of(tmp_path, lq='.', gt='clear', pairing='cdd11') == [('haze/1.png', '1.png')]
-    assert 'give `lq` and `gt`, not `root`' in problems_of(tmp_path, root='.', pairing='same_name')
+    assert 'Set `lq` and `gt`, not `root`' in problems_of(tmp_path, root='.', pairing='same_name')
     assert '1 of 1 degraded images are their own clear image' in problems_of(tmp_path, lq='haze', gt='clear/../haze')
     listed = problems_of(tmp_path, lq='.', gt='clear', pairing='cdd11', files=['clear/1.png', 'haze/1.png'])
     assert '1 of 2 degraded images are their own clear image' in listed

@@ -248,10 +248,10 @@ def test_mistakes_in_tasks_are_told_together() -> None:
     assert len(told) == 4
     assert told[0].startswith("datasets.x.tasks: unknown task 'derian'. Did you mean 'derain'?")
     assert 'needs `type` and its images' in told[0]
-    assert told[1].startswith('datasets.x.tasks.dehaze: give options to change, or ~ to leave the task out, not 3')
+    assert told[1].startswith('datasets.x.tasks.dehaze: set options to change, or ~ to remove the task, not 3')
     assert "unknown task 'other'" in told[2]
     assert problems({'protocol': 'derain', 'tasks': {'derain': None}}) == [
-        'datasets.x.tasks: every task is left out. Keep at least one.'
+        'datasets.x.tasks: all tasks are removed. Keep at least one.'
     ]
 
 
@@ -264,8 +264,8 @@ def test_mistakes_in_tasks_are_told_together() -> None:
         ('low', "unknown protocol 'low'. Did you mean 'lowlight'?"),
         ('mine/no.yml', "the file 'mine/no.yml' does not exist."),
         ('3d.yml', "the file '3d.yml' does not exist. Did you mean '3d'?"),
-        (3, '3 is neither the name of a protocol nor a path.'),
-        (['3d'], "['3d'] is neither the name of a protocol nor a path."),
+        (3, '3 is not the name of a protocol or a path.'),
+        (['3d'], "['3d'] is not the name of a protocol or a path."),
     ],
 )
 def test_a_protocol_that_is_not_there(name, told) -> None:
@@ -321,7 +321,7 @@ def test_the_log_says_what_a_known_count_means(denoise, derain, log) -> None:
     right = {'name': 'right', 'expected_images': 3, 'known_counts': {3: 'never said', 200: 'nor this'}}
     tasks = [{**denoise, **counts}, {**derain, **more}, {**derain, **crops}, {**derain, **right}]
     AllInOneDataset({'phase': 'val', 'tasks': tasks})
-    ending = 'numbers will not be comparable with published ones.'
+    ending = 'results will not be comparable with published ones.'
     assert notes(log) == [
         f"Note: task 'denoise25': BSD400 missing: 2 of 5, this is the WED-only variant; {ending}",
         f"Note: task 'derain': another OTS: 3 instead of 1, this is that of v0; {ending}",
@@ -400,25 +400,25 @@ def test_a_file_may_extend_another(tmp_path) -> None:
     ('text', 'told'),
     [
         ('titel: x\ntrain: {tasks: {a: {type: derain}}}', "unknown option 'titel'. Did you mean 'title'?"),
-        ('title: x', 'has neither a `train` nor a `test` part.'),
+        ('title: x', 'has no `train` or `test` part.'),
         ('title: 5\ntrain: {tasks: {a: {type: derain, lq: a, gt: b}}}', 'title: 5 is not text.'),
-        ('train: 5', 'train: give options of a data set, not 5.'),
+        ('train: 5', 'train: set options of a dataset, not 5.'),
         ('train: {gt_sise: 5, tasks: {a: {type: derain, lq: a, gt: b}}}', "unknown option 'gt_sise'."),
         ('train: {protocol: 3d, tasks: {a: {type: derain, lq: a, gt: b}}}', "train: unknown option 'protocol'."),
-        ('train: {gt_size: 5}', 'train.tasks: give tasks, `name: {type: ..., ...}`, not [].'),
+        ('train: {gt_size: 5}', 'train.tasks: set tasks, `name: {type: ..., ...}`, not [].'),
         ('train: {tasks: {a: {lq: a, gt: b}}}', "train.tasks: unknown task 'a'."),
         ('train: {tasks: {a: {type: derain, lq: a, gt: b, copy: 5}}}', "train.tasks.a: unknown option 'copy'."),
         ('train: {tasks: {a: {type: derain, lq: a, gt: b, copies: x}}}', "train.tasks.a.copies: 'x' is not a whole"),
-        ('train: {tasks: [{type: derain}]}', "train.tasks[0]: give options with a `name`, not {'type': 'derain'}."),
+        ('train: {tasks: [{type: derain}]}', "train.tasks[0]: set options with a `name`, not {'type': 'derain'}."),
         (
             'train: {samples: 5, tasks: {a: {type: derain, lq: a, gt: b, copies: 2, expected_images: 3}}}',
-            'train.samples: 5 stated, the tasks have 6.',
+            'train.samples: is 5, but the tasks have 6.',
         ),
         ('extends: nothing', "extends: unknown protocol 'nothing'."),
-        ('extends: self.yml', "extends: 'self.yml' comes back to itself through `extends`."),
+        ('extends: self.yml', "extends: 'self.yml' extends itself, directly or indirectly."),
         ('extends: 3d\ntrain: {tasks: {derian: ~}}', "unknown task 'derian'. Did you mean 'derain'?"),
         ('extends: 3d\ncorpora: [Rain100]', "corpora: unknown corpus 'Rain100'. Did you mean 'Rain100L'?"),
-        ('extends: 3d\ncorpora: 5', 'corpora: give a list of names'),
+        ('extends: 3d\ncorpora: 5', 'corpora: set a list of names'),
         ('extends: 3d\ncorpora: {own: {url: x}}', 'corpora.own.holds: is missing'),
         (
             'extends: 3d\ncorpora: {own: {holds: x, images: 5}}',
@@ -426,7 +426,7 @@ def test_a_file_may_extend_another(tmp_path) -> None:
         ),
         ('extends: 3d\ncorpora: {own: {holds: x, images: {train: x}}}', "corpora.own.images.train: 'x' is not a whole"),
         ('extends: 3d\ncorpora: {own: 5}', 'corpora.own: must be options such as {holds: ..., url: ...}, not 5.'),
-        ('extends: 3d\nsources: [x]', 'sources: give a list of {title: ..., url: ...}'),
+        ('extends: 3d\nsources: [x]', 'sources: set a list of {title: ..., url: ...}'),
         ('extends: 3d\nnotes: x', "notes: 'x' is not a list of sentences."),
         ('train: [', 'self.yml: line 1'),
     ],

@@ -448,7 +448,7 @@ def test_a_training_sees_the_shares(tmp_path, monkeypatch, own_logger) -> None:
     assert Path('experiments/tiny/models/net_g_latest.pth').exists()
     (log,) = Path('experiments/tiny').glob('*.log')
     said = log.read_text(encoding='utf-8')
-    assert "Dataset 'tiny_train': 2 tasks, 10 samples an epoch, 5 in every batch as shown" in said
+    assert "Dataset 'tiny_train': 2 tasks, 10 samples per epoch, 5 in every batch as shown" in said
     assert 'Number of train images: 10' in said
 
 
@@ -457,7 +457,7 @@ def test_an_epoch_size_too_short_for_the_batch_is_told(tmp_path, monkeypatch, ca
     Path('tiny.yml').write_text(TRAINING.replace('epoch_size: 10', 'epoch_size: 4'), encoding='utf-8')
     assert cli.main(['train', '-opt', 'tiny.yml']) == 2
     said = capsys.readouterr().err
-    assert 'an epoch has 4 samples, 0 whole batches of 5; training would end after 0 of 2 iterations.' in said
+    assert 'an epoch has 4 samples, 0 full batches of 5; training would end after 0 of 2 iterations.' in said
     assert 'Raise `sampling.epoch_size` or `dataset_enlarge_ratio`' in said
 
 

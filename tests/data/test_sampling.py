@@ -203,7 +203,7 @@ def test_the_log_shows_shares_and_draws(denoise, derain, log) -> None:
     sampling = {'epoch_size': 21, 'fixed_shares': True}
     AllInOneDataset({**TRAIN, 'tasks': tasks, 'sampling': sampling, 'batch_size_per_gpu': 6})
     lines = [record.getMessage() for record in log]
-    assert "Dataset 'mixed': 2 tasks, 21 samples an epoch, 6 in every batch as shown" in lines
+    assert "Dataset 'mixed': 2 tasks, 21 samples per epoch, 6 in every batch as shown" in lines
     (head,) = [line for line in lines if line.startswith('  task ')]
     (noise,) = [line for line in lines if line.startswith('  denoise25 ')]
     (rain,) = [line for line in lines if line.startswith('  derain ')]
@@ -231,7 +231,7 @@ def problems_of(*tasks, **options) -> list[str]:
     return error.value.lines
 
 
-ONCE = 'belongs to training; a validation takes every image once. Leave it out.'
+ONCE = 'only for training; a validation uses every image once. Remove it.'
 
 
 @pytest.mark.parametrize(
@@ -266,12 +266,12 @@ def test_wrong_weights(weight, derain) -> None:
 def test_weights_are_for_all_tasks_and_exclude_a_temperature(denoise, derain) -> None:
     mixed = [{**denoise, 'weight': 2}, derain, {**denoise, 'name': 'other', 'weight': None}]
     assert problems_of(*mixed) == [
-        'datasets.train.tasks: a `weight` stands in tasks[0] and is missing in tasks[1], tasks[2]. '
-        'Give every task one, or none.'
+        'datasets.train.tasks: `weight` is set in tasks[0], but is missing in tasks[1], tasks[2]. '
+        'Set it for every task or for none.'
     ]
     (problem,) = problems_of({**derain, 'weight': 1}, sampling={'temperature': 2})
     assert problem.startswith('datasets.train.sampling.temperature: ')
-    assert 'a `weight` is a share (tasks[0]). Give the one or the other.' in problem
+    assert 'a `weight` already sets a share (tasks[0]). Set only one of them.' in problem
 
 
 def test_several_mistakes_are_told_at_once(denoise, derain) -> None:
@@ -310,7 +310,7 @@ def test_a_task_without_a_sample_is_refused_and_each_mend_mends(case) -> None:
     (problem,) = map(str, check_shares(tasks, opt, 'datasets.train'))
     whole = 'a batch' if case.startswith('batch') else 'an epoch'
     place = 'sampling.fixed_shares' if case.startswith('batch') else 'sampling'
-    assert re.match(rf"datasets\.train\.{place}: {whole} of [\d,]+ would hold no sample of 't\d' \(", problem)
+    assert re.match(rf"datasets\.train\.{place}: {whole} of [\d,]+ would have no sample of 't\d' \(", problem)
     mends = problem.partition('Raise ')[2].removesuffix('.').split(', or ')
     assert mends[0]
     for mend in mends:

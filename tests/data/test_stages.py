@@ -158,7 +158,7 @@ def test_stages_belong_to_training() -> None:
 
 def test_fixed_shares_go_with_one_batch_size() -> None:
     fixed = {**PLAIN, 'sampling': {'fixed_shares': True}}
-    with pytest.raises(OptionError, match=r'needs one batch_size_per_gpu in all stages, not 2, 3, 1\.'):
+    with pytest.raises(OptionError, match=r'needs the same batch_size_per_gpu in all stages, not 2, 3, 1\.'):
         build_dataset({**fixed, 'stages': STAGES})
     loaded = Loaded({**fixed, 'stages': [{'until': 3}, {'gt_size': 24}]})
     assert [images.shape[-1] for _, images in loaded.train(5)] == [16] * 3 + [24] * 2

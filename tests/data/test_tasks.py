@@ -97,9 +97,9 @@ def test_options_are_not_changed(denoise, derain) -> None:
         ({'name': 'a/b'}, ".name: 'a/b' is not a name without spaces and slashes."),
         ({'name': 25}, '.name: 25 is not a name'),
         ({'clean': 5}, '.clean: 5 is not a folder.'),
-        ({'root': 'x'}, '.root: belongs to paired tasks; this one is made from `clean`.'),
-        ({'crop_border_gt': 10}, '.crop_border_gt: belongs to paired tasks'),
-        ({'pairing': 'lol'}, '.pairing: belongs to paired tasks'),
+        ({'root': 'x'}, '.root: only for paired tasks; this one is synthesised from `clean`.'),
+        ({'crop_border_gt': 10}, '.crop_border_gt: only for paired tasks'),
+        ({'pairing': 'lol'}, '.pairing: only for paired tasks'),
         ({'degrade': {'type': 'gausian_noise'}}, ".degrade: unknown degradation 'gausian_noise'. Did you mean"),
         ({'degrade': {'type': 'gaussian_noise'}}, 'needs sigma'),
         ({'channels': 2}, '.channels: 2 is neither 1 (grey) nor 3 (RGB).'),
@@ -120,12 +120,12 @@ def test_mistakes_in_a_task_of_clean_images(change, expected, denoise) -> None:
 @pytest.mark.parametrize(
     ('task', 'expected'),
     [
-        ({}, 'give `lq` and `gt` (two folders), or `root` (one folder that holds both), or `clean` and `degrade`.'),
-        ({'lq': '.'}, 'give `lq` and `gt` (two folders)'),
-        ({'lq': '.', 'gt': '.', 'root': '.'}, 'give `lq` and `gt` (two folders)'),
+        ({}, 'set `lq` and `gt` (two folders), or `root` (one folder with both), or `clean` and `degrade`.'),
+        ({'lq': '.'}, 'set `lq` and `gt` (two folders)'),
+        ({'lq': '.', 'gt': '.', 'root': '.'}, 'set `lq` and `gt` (two folders)'),
         ({'root': '.'}, '`pairing` is missing. One of: same_name, rain100l_train,'),
-        ({'root': '.', 'pairing': 'lol', 'degrade': {'type': 'jpeg'}}, '.degrade: goes with `clean`'),
-        ({'clean': '.'}, '`degrade` is missing, e.g. {type: gaussian_noise, sigma: 25}'),
+        ({'root': '.', 'pairing': 'lol', 'degrade': {'type': 'jpeg'}}, '.degrade: needs `clean`'),
+        ({'clean': '.'}, '`degrade` is missing. Set how to degrade the clean images, '),
     ],
     ids=str,
 )
@@ -146,18 +146,18 @@ def test_a_task_without_type(denoise) -> None:
 
 def test_a_type_of_the_users_own_is_told_how_to_join(denoise) -> None:
     (problem,) = problems({**denoise, 'type': 'desnow'})
-    assert problem.endswith('A degradation of your own joins the vocabulary through `degradations` of the dataset.')
+    assert problem.endswith('To add a new degradation, set `degradations` of the dataset.')
 
 
 def test_a_list_and_files(denoise, tmp_path) -> None:
     (tmp_path / 'list.txt').write_text('00001.bmp')
     (problem,) = problems({**denoise, 'files': ['00001.bmp'], 'list': str(tmp_path / 'list.txt')})
-    assert 'give `list` (a text file) or `files` (names), not both.' in problem
+    assert 'set `list` (a text file) or `files` (names), not both.' in problem
 
 
 def test_two_tasks_of_one_name(denoise) -> None:
     assert problems(denoise, denoise) == [
-        "datasets.train.tasks: two tasks are called 'denoise25'. Give each a `name` of its own."
+        "datasets.train.tasks: two tasks have the name 'denoise25'. Set a unique `name` for each."
     ]
 
 
@@ -175,7 +175,7 @@ def test_no_tasks(tasks) -> None:
 
 
 def test_a_task_that_is_no_mapping_and_a_dataroot_that_is_no_folder(denoise) -> None:
-    assert 'tasks[0]: give options such as {type: denoise' in problems('denoise')[0]
+    assert 'tasks[0]: set options such as {type: denoise' in problems('denoise')[0]
     assert problems(denoise, dataroot=5) == ['datasets.train.dataroot: 5 is not a folder.']
 
 
@@ -187,7 +187,7 @@ def test_a_missing_folder_names_task_folder_what_was_expected_and_what_exists(tm
     )
     assert f"('{tmp_path}' does)" in problem
     assert "Expected there: 1,200 images, laid out as 'rainy/rain-{id}.{ext}' with 'gt/norain-{id}.{ext}'." in problem
-    assert problem.endswith(f"Mend the path, or `dataroot` of the dataset (now '{tmp_path}').")
+    assert problem.endswith(f"Fix the path, or `dataroot` of the dataset (now '{tmp_path}').")
 
 
 def test_a_missing_folder_with_an_expectation_that_is_no_number(tmp_path) -> None:
@@ -292,7 +292,7 @@ def test_all_tasks_of_a_data_set_have_the_same_channels(denoise, derain) -> None
     assert [task.channels for task in built(grey, {**derain, 'channels': 1})] == [1, 1]
     assert [task.channels for task in built(denoise, derain)] == [3, 3]
     assert problems(grey, derain, {**grey, 'name': 'other'}) == [
-        'datasets.train.tasks: images of 1 channel (denoise25, other) and of 3 (derain) in one data set. '
+        'datasets.train.tasks: images with 1 channel (denoise25, other) and with 3 (derain) in one dataset. '
         'Set the same `channels` in all of its tasks.'
     ]
     assert len(problems(grey, {**derain, 'channels': 4})) == 1

@@ -291,7 +291,7 @@ def test_the_keyboard_alone_is_enough(page, server, tmp_path):
     page.wait_for_selector('#download', timeout=30000)
     page.wait_for_selector('#comparison [type=range]')
     np.testing.assert_array_equal(shown(page, 1), restorer(server).restore(photograph))
-    press('ArrowLeft', 'Edge: before is left of it, after is right')
+    press('ArrowLeft', 'Edge: before on the left, after on the right')
     assert 45 < edge(page) < 50
     page.keyboard.press('Home')
     assert edge(page) == 0
@@ -362,7 +362,7 @@ def test_what_is_wrong_with_a_file_is_said_in_the_page(page, tmp_path):
             restore(page)
             page.get_by_label('Remove Image').click()
     page.locator('#restore').click()
-    messages.filter(has_text='There is no picture yet').wait_for(timeout=10000)
+    messages.filter(has_text='There is no image yet').wait_for(timeout=10000)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_a_network_with_labels(browser, tmp_path):
         assert page.locator('.prompt-weights tbody th').all_inner_texts() == list(one.net.degradations)
         assert not page.locator('#mixture').is_visible()
 
-        page.get_by_label('I tell what is wrong').click()
+        page.get_by_label('Choose the degradation').click()
         page.locator('#mixture').wait_for()
         assert violations(page) == []
         for control, value in (('label-0', '0'), ('label-1', '0.75'), ('label-4', '0.25'), ('strength', '0.5')):
@@ -494,7 +494,7 @@ def test_ctrl_c_does_not_wait_for_a_restoration(browser, tmp_path, tile):
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        ([], ['--weights: is missing']),
+        ([], ['--weights: missing.']),
         (
             ['--weights', 'x', '--port', '0', '--max-megapixels', '0', '--tile', 'large'],
             ['--port: 0 is not', '--max-megapixels: 0 is not', "tile: 'large' is not"],
@@ -532,7 +532,7 @@ def test_a_port_that_is_taken(capsys, monkeypatch, tmp_path):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(['demo', '--weights', str(weights), '-opt', str(options), '--port', port, '--no-browser']) == 2
-    assert f'--port: {port} on 127.0.0.1 is taken' in capsys.readouterr().err
+    assert f'--port: {port} on 127.0.0.1 is in use' in capsys.readouterr().err
     assert list((tmp_path / 'temporary').iterdir()) == []
 
 
@@ -551,7 +551,7 @@ def test_own_examples_are_copied(tmp_path):
         copy_examples(tmp_path / 'missing', tmp_path / 'to')
     (tmp_path / 'own' / 'broken.png').write_text('no')
     (tmp_path / 'own' / 'words.txt').write_text('no')
-    with pytest.raises(OptionError, match='there is no picture'):
+    with pytest.raises(OptionError, match='no images in'):
         copy_examples(tmp_path / 'own', tmp_path / 'to')
     for number in range(14):
         Image.new('RGB', (4, 4)).save(tmp_path / 'own' / f'{number:02}.jpg')
@@ -564,7 +564,7 @@ def test_large_pictures_are_refused_before_they_are_decoded(tmp_path):
     Image.new('L', (300, 200)).save(tmp_path / 'a.png')
     content = (tmp_path / 'a.png').read_bytes()
     (tmp_path / 'cut.png').write_bytes(content[:60])  # its header is all there is
-    with pytest.raises(PictureError, match=r'0\.1 megapixels\. This page takes at most 0\.05'):
+    with pytest.raises(PictureError, match=r'0\.1 megapixels\. This page accepts at most 0\.05'):
         read_upload(tmp_path / 'cut.png', 50_000)
     with pytest.raises(PictureError, match='damaged or truncated'):
         read_upload(tmp_path / 'cut.png', 60_000)
@@ -600,7 +600,7 @@ def test_grey_with_alpha_is_restored_in_a_file_and_large_pictures_tell_of_their_
 
     wide = np.tile(data.astronaut()[:64], (1, 2, 1))
     shares, part = prompt_shares(one, wide)
-    assert part == 'the middle 768 x 64 pixels'
+    assert part == 'the central 768 x 64 pixels'
     assert shares == prompt_shares(one, wide[:, 128:-128])[0]
     assert all(sum(level.values()) == pytest.approx(1, abs=1e-5) for level in shares.values())
 

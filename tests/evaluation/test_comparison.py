@@ -196,7 +196,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
 )
 def test_what_holds_no_results(content: str, tmp_path: Path) -> None:
     (tmp_path / 'results.json').write_text(content, encoding='latin-1')
-    with pytest.raises(OptionError, match=r"results\.json' does not hold results of this package"):
+    with pytest.raises(OptionError, match=r"results\.json' has no results of this package"):
         read_results(tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_results_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match='No such file'):
         read_results(tmp_path / 'nothing.json')
     (tmp_path / 'results.json').write_text('{"schema": 2}')
-    with pytest.raises(OptionError, match='results of format 2; this release reads up to 1'):
+    with pytest.raises(OptionError, match='results of format 2; this release supports up to 1'):
         read_results(tmp_path)
 
 

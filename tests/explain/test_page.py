@@ -229,7 +229,7 @@ def test_the_slider_follows_the_keyboard(page):
         slider.press(key)
         assert edge(page) == pytest.approx(share, abs=0.01), key
     assert slider.get_attribute('aria-valuetext') == '0 % Input, 100 % Restored'
-    assert slider.get_attribute('aria-label') == f'{EVIL}: how much of the picture shows Input'
+    assert slider.get_attribute('aria-label') == f'{EVIL}: part of the image that shows Input'
 
 
 def test_the_target_takes_the_place_of_what_was_restored(page):
@@ -477,8 +477,8 @@ def test_mistakes_are_told_all_at_once_and_nothing_is_written(tmp_path):
         write_page(page, Report('x', sections=[section]))
     first, second, third = error.value.lines
     assert "section 'Results', table 'PSNR': row 2 has 1 values for 2 columns" in first
-    assert "comparison 'sizes': pictures of different sizes" in second
-    assert "comparison 'grey': pictures are (H, W, 3), found" in third
+    assert "comparison 'sizes': images of different sizes" in second
+    assert "comparison 'grey': images must be (H, W, 3), found" in third
     with pytest.raises(FileNotFoundError):
         write_page(page, Report('x', sections=[Section('', figures=[Figure('', Path('a.png'), Path('a.svg'))])]))
     assert page.read_text() == 'what was there'

@@ -84,7 +84,7 @@ def told(tmp_path_factory) -> dict[str, Any]:
 
 
 def test_the_command_says_what_it_found_and_where(blind):
-    assert 'The weights tell of the task no more than chance.' in blind['said']
+    assert 'The weights depend on the task no more than by chance.' in blind['said']
     assert blind['said'].rstrip().endswith(str(blind['out'] / 'report.html'))
     assert os.listdir(blind['out'].parent) == ['out']
     expected = {'report.html', 'report.json', 'prompt_weights.csv', 'ablation.png', 'ablation.svg'}
@@ -215,9 +215,9 @@ def test_an_untrained_network_is_no_more_than_chance(blind, told):
     assert 'learned' not in {row['found'] for row in scores}
     content = json.loads((blind['out'] / 'report.json').read_text())
     texts = {section['title']: section['text'] for section in content['sections']}
-    text = texts['Which prompt answers which degradation']
-    assert text.startswith('The weights tell of the task no more than chance.')
-    assert 'No single prompt stands for a task clearly more than by chance.' in text
+    text = texts['Which prompt responds to which degradation']
+    assert text.startswith('The weights depend on the task no more than by chance.')
+    assert 'No single prompt responds to a task clearly more than by chance.' in text
     # Six images of three tasks can be grouped in 15 ways.
     assert 'no p is below 0.07' in texts['Restored images']
 
@@ -239,8 +239,8 @@ def test_a_prompt_that_answers_a_task_is_named(tmp_path):
     study = Study(prompted, samples, tasks, ids, found, untrained, 0, 99)
     with style():
         section = weights_section(study, Writer(tmp_path))
-    assert section.text.startswith('The weights tell the tasks apart, and more than in any untrained network.')
-    assert 'Level 3: prompt 2 answers Low light (100% of it), prompt 3 answers Noise (100% of it).' in section.text
+    assert section.text.startswith('The weights separate the tasks more than in any untrained network.')
+    assert 'Level 3: prompt 2 responds to Low light (100%), prompt 3 responds to Noise (100%).' in section.text
     assert 'By chance a task has 50% of a prompt.' in section.text
     rows = [row for row in rows_of(tmp_path / 'answers.csv') if row['level'] == 'level3']
     assert [(row['task'], row['found']) for row in rows[1:]] == [('lowlight', 'learned'), ('denoise', 'learned')]
@@ -270,7 +270,7 @@ def test_networks_without_prompts_are_told_which_have_them(tmp_path):
 def test_what_is_missing_is_told(tmp_path, blind):
     options, weights = blind['files']
     assert "'no.yml' does not exist" in fails('no.yml', weights)
-    assert '--weights: is missing' in fails(options, None, tmp_path / 'out')
+    assert '--weights: missing' in fails(options, None, tmp_path / 'out')
     assert 'no.pth' in fails(options, 'no.pth', tmp_path / 'out')
     one = tmp_path / 'one.yml'
     one.write_text(yaml.safe_dump(options_of(PROMPTIR, ['derain'])))
@@ -287,7 +287,7 @@ def test_labels_that_the_network_does_not_know(tmp_path):
     network = {**PIP, 'num_degradations': 2}
     files = written(tmp_path, network, untrained_network(network, 0))
     message = fails(*files, tmp_path / 'out', SMALL)
-    assert "the task 'dehaze' has the label 2; the network knows those from 0 to 1" in message
+    assert "the task 'dehaze' has the label 2, but the network has labels 0 to 1" in message
 
 
 def test_settings_are_checked_together():
@@ -357,7 +357,7 @@ def test_a_network_of_one_channel(tmp_path: Path) -> None:
     network = {**PROMPTIR, 'inp_channels': 1, 'out_channels': 1}
     files = written(tmp_path, network, untrained_network(network, 1))
     settings = replace(SMALL, untrained=1, permutations=19)
-    with pytest.raises(OptionError, match=r'the task .* has `channels: 3`; the network takes images of 1'):
+    with pytest.raises(OptionError, match=r'the task .* has `channels: 3`, but the network expects 1'):
         explain(*files, tmp_path / 'out', settings)
     options = yaml.safe_load(Path(files[0]).read_text())
     for task in options['datasets']['val']['tasks']:

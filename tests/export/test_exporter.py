@@ -204,7 +204,7 @@ def test_a_graph_that_differs_is_not_written(deviant: Callable[..., list[object]
     weights, *opt = deviant()
     assert run(weights, target, *opt, '--overwrite') == 1
     told = capsys.readouterr()
-    assert 'was not written: what it computes differs from the network by more than 0.0001' in told.err
+    assert "was not written: its output differs from the network's by more than 0.0001 for values" in told.err
     assert re.search(r'2 +96 +128 +1\.0e-03 ', told.out)
     assert target.read_text() == 'before'
     assert not list(tmp_path.glob('.*.part'))
@@ -219,7 +219,7 @@ def test_a_network_that_needs_a_fixed_size(deviant: Callable[..., list[object]],
     assert run(weights, tmp_path / 'out.pt2', *opt) == 2
     told = capsys.readouterr().err
     assert told.startswith('Deviant cannot be exported: ')
-    assert told.endswith('Give one: `--fixed HEIGHTxWIDTH`.\n')
+    assert told.endswith('Set a fixed size: `--fixed HEIGHTxWIDTH`.\n')
     assert len(told.splitlines()) == 1
     assert run(weights, tmp_path / 'out.pt2', *opt, '--fixed', '33x120') == 0
     files = {'metadata.json': ''}
@@ -232,14 +232,15 @@ def test_a_network_that_needs_a_fixed_size(deviant: Callable[..., list[object]],
 def test_mistakes_are_told_at_once(deviant: Callable[..., list[object]], tmp_path: Path, capsys) -> None:
     weights, *opt = deviant()
     (tmp_path / 'there.onnx').write_text('before')
+    advice = 'Write height x width in pixels, such as 96x128.'
     for words, message in (
-        (['out'], "'{}/out': its ending tells no format. Call it NAME.onnx or NAME.pt2, or give `--to`."),
+        (['out'], "'{}/out': unknown ending. Use NAME.onnx or NAME.pt2, or set `--to`."),
         (['there.onnx'], "'{}/there.onnx' already exists. Use another name, or replace it with `--overwrite`."),
         (['.', '--to', 'onnx'], "'{}' is a folder. Use the name of a file."),
-        (['out.pt2', '--opset', '20'], '--opset: is of ONNX; leave it out for torch.'),
-        (['out.pt2', '--sizes', '8x8', '8', '0x8'], "--sizes: '8' is no size; height x width in pixels is 96x128."),
-        (['out.pt2', '--fixed', '2x8x8'], "--fixed: '2x8x8' is no size; height x width in pixels is 96x128."),
-        (['out.pt2', '--labels'], 'labels: Deviant takes no degradation. Leave it out.'),
+        (['out.pt2', '--opset', '20'], '--opset: only for ONNX. Omit it for torch.'),
+        (['out.pt2', '--sizes', '8x8', '8', '0x8'], f"--sizes: '8' is not a size. {advice}"),
+        (['out.pt2', '--fixed', '2x8x8'], f"--fixed: '2x8x8' is not a size. {advice}"),
+        (['out.pt2', '--labels'], 'labels: Deviant does not use degradation labels. Omit it.'),
     ):
         assert run(weights, tmp_path / words[0], *words[1:], *opt) == 2
         told = capsys.readouterr().err

@@ -113,10 +113,10 @@ def test_nothing_is_replaced_unasked_and_mistakes_are_one_sentence(
     out = ['-o', str(published)]
     for arguments, words in (
         (['tiny', *out], 'is there already'),
-        (['tin', *out], "'tin' is no file of weights, no folder, and no run in 'experiments'"),
-        (['experiments', *out], 'holds no run with weights'),
-        (['a.yml', *out, '--overwrite'], 'holds no weights'),
-        (['tiny', *out, '--overwrite', '--license', 'a b'], "'a b' is no identifier"),
+        (['tin', *out], "'tin' is not a weights file, a folder, or a run in 'experiments'"),
+        (['experiments', *out], 'is not a run with weights'),
+        (['a.yml', *out, '--overwrite'], 'contains no weights'),
+        (['tiny', *out, '--overwrite', '--license', 'a b'], "'a b' is not an identifier"),
         (['tiny', *out, '--overwrite', '--image', 'none.png'], "'none.png' does not exist"),
         (['tiny', *out, '--overwrite', '--results', 'none'], 'cannot be read'),
         (['tiny', '-o', 'a.yml'], "'a.yml' is a file"),
@@ -125,7 +125,7 @@ def test_nothing_is_replaced_unasked_and_mistakes_are_one_sentence(
         assert words in capsys.readouterr().err
     assert {path: path.read_bytes() for path in published.iterdir()} == before
     assert cli.main(['publish', 'tiny', *out, '--overwrite']) == 0
-    assert 'names no licence' in capsys.readouterr().out
+    assert 'has no licence' in capsys.readouterr().out
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -198,9 +198,9 @@ def test_weights_of_the_hub_restore(hub: ThreadingHTTPServer, run: Path, tmp_pat
         np.testing.assert_array_equal(np.load(tmp_path / 'restored.npy'), expected)
     assert '/me/model/resolve/v1/model.safetensors' in hub.RequestHandlerClass.asked
     lost = restored('me/other')
-    assert "'me/other' is no file or folder here, and no repository of that name" in lost.stderr
+    assert "'me/other' does not exist as a file or folder, and a repository of this name" in lost.stderr
     absent = restored('me/model', f'import sys; sys.modules["huggingface_hub"] = None\n{program}')
-    assert "needs huggingface_hub: pip install 'promptir_basicsr[hub]'" in absent.stderr
+    assert "run pip install 'promptir_basicsr[hub]'" in absent.stderr
 
 
 @pytest.mark.parametrize('path', ['models/net.pth', 'owner/name/more', 'here/model', '/owner/name', 'name'])
@@ -214,5 +214,5 @@ def test_what_is_no_repository_is_asked_of_nobody(path: str, tmp_path: Path, mon
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     torch.save({}, tmp_path / 'a.pth')
-    with pytest.raises(OptionError, match=r'is a folder\. Give a file in it: a\.pth'):
+    with pytest.raises(OptionError, match=r'is a folder\. Pass a file in it: a\.pth'):
         Restorer.from_pretrained(tmp_path)

@@ -47,7 +47,7 @@ def test_a_launcher_that_did_not_launch(
     (line,) = capsys.readouterr().err.splitlines()
     command, variable = {'pytorch': ('torchrun', 'RANK'), 'slurm': ('srun', 'SLURM_PROCID')}[launcher]
     assert line.startswith(f'--launcher {launcher}: this process was not started by {command}, {variable} is not in ')
-    assert f'Type: {command} --n' in line
+    assert f'Run: {command} --n' in line
     assert os.listdir() == []
 
 
@@ -59,7 +59,7 @@ def test_torchrun_without_the_launcher_would_train_several_times_over(
     monkeypatch.setenv('WORLD_SIZE', '2')
     assert cli.main(['train', '-opt', str(OPTIONS)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('--launcher: is missing. torchrun has started 2 processes')
+    assert line.startswith('--launcher: missing. torchrun has started 2 processes')
     assert line.endswith('Add `--launcher pytorch`.')
     assert os.listdir() == []
 
@@ -84,7 +84,7 @@ def test_after_a_restart_nobody_reads_what_those_before_have_written() -> None:
         assert not any(part.check(['address']) for part in parts)
         parts[1].set('address', 'of 1')
         assert [part.get('address') for part in parts] == [b'of 1'] * 3
-    with pytest.raises(OptionError, match=r'timeout: 0.2 s passed without process 1, 2\.'):
+    with pytest.raises(OptionError, match=r'timeout: waited 0\.2 s for process 1, 2\.'):
         new_part(store, 0, 3, datetime.timedelta(seconds=0.2))
 
 

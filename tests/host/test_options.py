@@ -423,4 +423,4 @@ def test_a_test_of_another_model_without_val_saves_its_images(parse: Parse) -> N
 @pytest.mark.skipif(importlib.util.find_spec('wandb') is not None, reason='wandb is installed')
 def test_wandb_that_is_not_there_is_missed_before_the_run(parse: Parse) -> None:
     (line,) = refusal(parse, '--force_yml', 'logger:wandb={project: mine}', 'logger:use_tb_logger=true')
-    assert 'logger.wandb: wandb is not installed: pip install wandb.' in line
+    assert 'logger.wandb: wandb is not installed. Run `pip install wandb`, or remove the key.' in line

@@ -71,7 +71,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a training ended after 2 of 4 iterations. It was to resume, but there was nothing yet."""
     folder = tmp_path_factory.mktemp('stopped')
     said = train(folder, '--auto_resume', '--force_yml', 'train:total_iter=2')
-    assert f'no training state in {folder}/experiments/tiny/training_states; starting anew' in said
+    assert f'no training state in {folder}/experiments/tiny/training_states; starting from scratch' in said
     assert iterations(said) == [1, 2]
     assert files(folder) == run_files('experiments', 2)
     return folder
@@ -80,7 +80,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_ways_to_resume_go_on_to_the_end(stopped: Path, tmp_path: Path) -> None:
     automatic = shutil.copytree(stopped, tmp_path / 'automatic')
     said = train(automatic, '--auto_resume')
-    assert 'starting anew' not in said
+    assert 'starting from scratch' not in said
     assert iterations(said) == [3, 4]
     assert 'Resuming training from epoch: 0, iter: 2.' in said
     assert f'Loading PromptIR model from {automatic}/experiments/tiny/models/net_g_2.pth' in said
@@ -222,10 +222,10 @@ def test_what_is_torn_is_told_and_the_one_before_is_taken(file: str, bit: bool, 
     before = {path: path.read_bytes() for path in tmp_path.rglob('*.*')}
     found, lines = find_state(opt)
     assert found == str(tmp_path / 'training_states' / '4.state')
-    assert lines[0].startswith(f"--auto_resume: iteration 8 is not whole ('{tmp_path / file.format(8)}': ")
-    assert lines[1].startswith('--auto_resume: iteration 6 is not whole (')
+    assert lines[0].startswith(f"--auto_resume: iteration 8 is not complete ('{tmp_path / file.format(8)}': ")
+    assert lines[1].startswith('--auto_resume: iteration 6 is not complete (')
     assert "net_g_6.pth': it does not exist" in lines[1]
-    assert lines[2] == f'--auto_resume: {found} is the newest whole one of 4.'
+    assert lines[2] == f'--auto_resume: {found} is the newest complete one of 4.'
     assert {path: path.read_bytes() for path in tmp_path.rglob('*.*')} == before
 
 
@@ -236,8 +236,9 @@ def test_states_of_which_none_is_whole_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as error:
         load_resume_state(opt)
     first, *others = error.value.lines
-    assert first.startswith(f"--auto_resume: none of the 2 training states in '{tmp_path}/training_states' is whole.")
-    assert 'start anew without --auto_resume' in first
+    none = f"--auto_resume: none of the 2 training states in '{tmp_path}/training_states' is complete."
+    assert first.startswith(none)
+    assert 'start from scratch without --auto_resume' in first
     assert [line.partition(':')[0] for line in others] == ['iteration 4', 'iteration 2']
 
 
@@ -249,7 +250,8 @@ def test_what_a_kill_left_unfinished_is_removed(tmp_path: Path) -> None:
         for name in ('.promptir-0123456789abcdef.part', 'mine.tmp', 'mine.part'):
             (tmp_path / folder / name).write_bytes(b'half')
     _, lines = find_state(opt)
-    said = f'--auto_resume: removed what a kill left unfinished: {tmp_path}/models/.promptir-0123456789abcdef.part, '
+    first = f'{tmp_path}/models/.promptir-0123456789abcdef.part'
+    said = f'--auto_resume: removed unfinished files of a killed run: {first}, '
     assert lines[0].startswith(said)
     assert lines[0].endswith(' and 1 more.')
     assert sum(path.name.startswith('.promptir') for path in tmp_path.rglob('*')) == 0
@@ -262,9 +264,9 @@ def test_without_a_state_training_starts_as_the_file_says(there: bool, tmp_path:
     if there:
         folder.mkdir()
     opt = {'path': {'training_states': str(folder)}}
-    assert find_state(opt) == (None, [f'--auto_resume: no training state in {folder}; starting anew.'])
+    assert find_state(opt) == (None, [f'--auto_resume: no training state in {folder}; starting from scratch.'])
     opt['path']['resume_state'] = 'other.state'
-    assert find_state(opt)[1] == [f"--auto_resume: no training state in {folder}; going on from 'other.state'."]
+    assert find_state(opt)[1] == [f"--auto_resume: no training state in {folder}; resuming from 'other.state'."]
 
 
 # files that are something else
@@ -285,17 +287,17 @@ def write(path: Path, content: Any) -> None:
 @pytest.mark.parametrize(
     ('content', 'said'),
     [
-        ({'params': {}}, 'is no training state. Take one of `training_states`.'),
-        ([1, 2], 'is no training state'),
+        ({'params': {}}, 'is not a training state. Use a file of `training_states`.'),
+        ([1, 2], 'is not a training state'),
         (b'', 'is empty.'),
         (b'PK\x03\x04 torn', 'is cut off'),
-        (b'words', 'holds no training state: it is text, and no file of PyTorch.'),
-        (b'version https://git-lfs.github.com/spec/v1', 'is a pointer of git LFS'),
+        (b'words', 'contains no training state: it is text, not a file of PyTorch.'),
+        (b'version https://git-lfs.github.com/spec/v1', 'is a git LFS pointer'),
         (b'<!doctype html>', 'is a web page'),
         (b'\x80\x02]q\x00.', 'it is a pickle, but not of torch.save'),
         (
             {'epoch': 0, 'iter': 3, 'optimizers': [Touch()], 'schedulers': []},
-            'is not a training state of BasicSR: it holds ',
+            'is not a training state of BasicSR: it contains ',
         ),
         ({'epoch': 0, 'iter': 99, 'optimizers': [], 'schedulers': []}, "net_g_99.pth', which do not exist."),
     ],

@@ -81,7 +81,7 @@ def test_a_model_of_basicsr_measures_all_tasks_as_one_which_is_a_warning(
     told = (
         'WARNING: datasets.val: SRModel reports one average over its 2 tasks (denoise, lowlight) and saves images '
         'under their file names, so that tasks with the same clean images overwrite each other. '
-        'Use `model_type: PromptModel` for results of each task.'
+        'Use `model_type: PromptModel` for results per task.'
     )
     assert log(tmp_path).count(told) == 1
     written = yaml.safe_load((tmp_path / 'run.yml').read_text())
@@ -155,7 +155,7 @@ def test_a_killed_worker_costs_the_iteration_alone(tmp_path: Path, monkeypatch: 
     killer.join()
     said = log(tmp_path)
     assert 'ERROR: A worker process of the data loader ' in said
-    assert re.search('was killed by the signal Killed|ended without a word', said)
+    assert re.search('was killed by signal Killed|ended without an error message', said)
     assert 'num_worker_per_gpu' in said.splitlines()[-1]
     assert 'Traceback' not in said
     (last,) = states(tmp_path)
@@ -186,7 +186,7 @@ class BrokenNet(nn.Module):
     ('failure', 'status', 'sentence'),
     [
         (TypeError('something\nof several lines'), 8, 'TypeError: something ended the training. The traceback is in '),
-        (RuntimeError('[enforce fail] DefaultCPUAllocator: not enough memory'), 7, 'The machine has not enough memory'),
+        (RuntimeError('[enforce fail] DefaultCPUAllocator: not enough memory'), 7, 'The machine does not have enough'),
         (MemoryError(), 7, 'Lower gt_size or batch_size_per_gpu'),
         (OSError(28, 'No space left on device', '/somewhere/file'), 4, "'/somewhere/file' could not be written"),
         (AssertionError(), 8, 'AssertionError ended the training.'),
@@ -247,7 +247,7 @@ def test_a_tensorboard_that_fails_is_one_warning(host_log: pytest.LogCaptureFixt
     assert disk.room == -1
     assert disk.closed
     assert [record.message for record in host_log.records] == [
-        'TensorBoard is not written to any more: [Errno 28] No space left on device'
+        'TensorBoard logging stopped: [Errno 28] No space left on device'
     ]
 
 
@@ -257,7 +257,7 @@ def test_pictures_that_fail_are_one_warning(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr('promptir_basicsr.evaluation.validation.save_picture', fail)
     assert run(tmp_path, monkeypatch, val__save_img=True) == 0
-    assert log(tmp_path).count('No more pictures of validations are written: [Errno 28] No space left') == 1
+    assert log(tmp_path).count('Writing images of validations stopped: [Errno 28] No space left') == 1
 
 
 # words

@@ -310,8 +310,8 @@ def test_mistakes(wrong: dict, said: str) -> None:
 @pytest.mark.parametrize(
     ('val', 'said'),
     [
-        ({'tile': 32}, ['val.tile: 32 pixels, and tile_overlap is 32. Take larger tiles, or a smaller overlap.']),
-        ({'tile': 64, 'tile_overlap': 64}, ['val.tile: 64 pixels, and tile_overlap is 64. Take larger tiles, ']),
+        ({'tile': 32}, ['val.tile: 32 pixels, but tile_overlap is 32. Use larger tiles, or a smaller overlap.']),
+        ({'tile': 64, 'tile_overlap': 64}, ['val.tile: 64 pixels, but tile_overlap is 64. Use larger tiles, ']),
         ({'tile': 64}, []),
         ({'tile': 'auto', 'tile_overlap': 128}, []),
         ({'tile': 'all'}, ['val.tile: ']),

@@ -115,7 +115,7 @@ def test_a_frequency_loss_trains_alone(tmp_path: Path) -> None:
 
 
 def test_without_a_loss_of_images_there_is_no_training(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='no loss of images'):
+    with pytest.raises(ValueError, match='no image loss'):
         model_with(tmp_path, {'prompt_opt': {'type': 'PromptDecorrelationLoss'}})
 
 

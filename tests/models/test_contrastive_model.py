@@ -258,7 +258,7 @@ def test_a_sound_file_has_no_problems(tmp_path: Path) -> None:
         ),
         (
             {'network_g': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}},
-            "network_g.type: 'EDSR' has no contrastive encoder, which ContrastiveModel trains. Allowed: AirNet.",
+            "network_g.type: 'EDSR' has no contrastive encoder for ContrastiveModel to train. Allowed: AirNet.",
         ),
         ({'train__contrast_weight': -1}, 'train.contrast_weight: -1 is not a number of at least 0.'),
     ],
@@ -289,9 +289,9 @@ def test_a_training_goes_through_both_stages_and_on_from_each(tmp_path: Path, mo
     whole = tmp_path / 'whole'
     assert run(whole, monkeypatch, options(tmp_path)) == 0
     expected, log = ended(whole), said(whole)
-    assert 'Up to iteration 4 the encoder alone is trained.' in log
-    assert 'No validation: the encoder alone is trained up to iteration 4.' in log
-    assert 'From here on the restorer is trained with the encoder.' in log
+    assert 'Training only the encoder up to iteration 4.' in log
+    assert 'Validation skipped: only the encoder is trained up to iteration 4.' in log
+    assert 'Training the restorer and the encoder from here on.' in log
     rows = list(csv.DictReader((whole / 'experiments/run/metrics.csv').open()))
     assert {row['iter'] for row in rows} == {'8'}
     assert expected['params']['E.E.queue_ptr'].item() == 4  # 16 keys, of 12
@@ -332,7 +332,7 @@ def test_released_weights_are_a_start_whatever_their_queue(tmp_path: Path, monke
     del opt['val']
     assert run(tmp_path / 'run', monkeypatch, opt) == 0
     assert ended(tmp_path / 'run')['params']['E.E.queue'].shape == (16, 12)
-    assert 'E.E.queue: the file has none of this length, it starts afresh.' in said(tmp_path / 'run')
+    assert 'E.E.queue: not in the file with this length, newly initialised.' in said(tmp_path / 'run')
 
 
 def test_a_test_measures_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_a_sick_step_changes_nothing_and_is_named(
     assert said['sick_steps'] == 1
     (record,) = (record for record in log.records if record.levelno == logging.ERROR)
     assert record.message.startswith('Iteration 3: l_pix ')
-    assert record.message.endswith('(1 in a row, 1 in all). Images (not finite): denoise: folder/2.png.')
+    assert record.message.endswith('(1 in a row, 1 in total). Images (not finite): denoise: folder/2.png.')
     (after,) = train(model, batch, first=4)
     assert after['l_pix'] < 1
     assert model.step.sick.row == 0
@@ -218,7 +218,7 @@ def test_too_many_in_a_row_end_the_training_with_its_state(run: Path, monkeypatc
     assert cli.main(words) == 5
     *named, last = errors(run)
     assert [line.partition('Iteration ')[2].partition(':')[0] for line in named] == ['7', '8', '9']
-    assert 'Training has ended at iteration 9: loss or gradient of 3 steps in a row was not finite' in last
+    assert 'Training ended at iteration 9: 3 non-finite steps in a row' in last
     # The checkpoint before the fault is not removed for the one behind it.
     names = sorted(path.name for path in (run / 'experiments/run/training_states').iterdir())
     assert names == ['8.state', '9.state']

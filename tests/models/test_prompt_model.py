@@ -293,7 +293,7 @@ def test_the_table_says_where_numbers_are_not_comparable(tmp_path):
     opt['datasets']['val']['tasks'][0]['expected_images'] = 500
     build_model(opt).validation(loader(opt), 2, None, False)
     text = (tmp_path / 'results.md').read_text()
-    assert re.search(r"^- task '\w+' has \d+ images, the protocol has 500: numbers will not be comparable", text, re.M)
+    assert re.search(r"^- task '\w+' has \d+ images, the protocol has 500: results will not be comparable", text, re.M)
 
 
 def test_tensorboard_gets_numbers_pictures_rates_and_prompts(tmp_path, batch):

@@ -206,7 +206,7 @@ def test_the_epoch_goes_on_with_the_same_batches(alone: Path, tmp_path: Path, mo
     assert_same_end(alone, tmp_path, 12, went_back=True)
     said = log(tmp_path)
     assert f'--auto_resume: {root}/training_states/8.state is the newest of 4.' in said
-    assert 'The validation of iteration 8 is not in the table yet.' in said
+    assert 'The table has no validation of iteration 8. Validating now.' in said
     assert 'Resuming training from epoch: 1, iter: 8.' in said
     assert 'Not exact' not in said
 
@@ -270,7 +270,7 @@ def test_a_torn_state_costs_the_iterations_behind_the_one_before(
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert run(tmp_path, monkeypatch, resume=True) == 0
     assert_same_end(alone, tmp_path, 12, went_back=True)
-    assert 'WARNING: --auto_resume: iteration 12 is not whole' in log(tmp_path)
+    assert 'WARNING: --auto_resume: iteration 12 is not complete' in log(tmp_path)
     assert 'Resuming training from epoch: 1, iter: 10.' in log(tmp_path)
 
 
@@ -284,8 +284,8 @@ def test_a_state_of_an_older_version_goes_on_and_tells_what_is_not_exact(
     torch.save(old, path)
     assert run(tmp_path, monkeypatch, 'train:total_iter=14', resume=True) == 0
     said = log(tmp_path)
-    assert 'The state does not tell how far its epoch was; the epoch begins again.' in said
-    assert 'Not exact: the state is of an older version; random numbers and the means of the log begin anew.' in said
+    assert 'The state has no position in its epoch; the epoch restarts.' in said
+    assert 'Not exact: the state is of an older version; random numbers and the means of the log restart.' in said
 
 
 def test_another_training_set_begins_its_epoch_anew(
@@ -294,7 +294,7 @@ def test_another_training_set_begins_its_epoch_anew(
     shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
     changes = ('datasets:train:dataset_enlarge_ratio=2', 'train:total_iter=14')
     assert run(tmp_path, monkeypatch, *changes, resume=True) == 0
-    assert 'The samples of an epoch are 24 now and were 12; the epoch begins again.' in log(tmp_path)
+    assert 'The samples of an epoch changed from 12 to 24; the epoch restarts.' in log(tmp_path)
 
 
 def test_the_last_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,10 +456,10 @@ def test_trainings_with_optimizers_of_others_go_on_to_the_same_weights(
 @pytest.mark.parametrize(
     ('changes', 'sentence'),
     [
-        ({'train__optim_g': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}, 'SGD cannot continue the state of AdamW'),
+        ({'train__optim_g': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}, 'SGD cannot resume from a state of AdamW'),
         (
             {'train__total_iter': 6, 'train__scheduler': {'type': 'FixedLR'}},
-            '6 iterations are over: the state is of iteration 8.',
+            '6 is less than 8, the iteration of the state.',
         ),
     ],
     ids=['optimizer', 'length'],
@@ -495,7 +495,7 @@ def test_a_state_goes_with_its_own_weights(
     assert run(tmp_path, monkeypatch, state, 'train:total_iter=14') == 2
     assert 'was saved with other weights than those in' in capsys.readouterr().err
     assert run(tmp_path, monkeypatch, resume=True) == 0
-    assert 'iteration 12 is not whole (the state was saved with other weights' in log(tmp_path)
+    assert 'iteration 12 is not complete (the state was saved with other weights' in log(tmp_path)
     assert_same_end(alone, tmp_path, 12, went_back=True)
 
 

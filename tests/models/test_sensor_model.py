@@ -170,7 +170,7 @@ def test_the_log_has_the_loss_of_each_task_and_the_accuracy(tmp_path, batch):
 
 def test_samples_without_a_label_are_refused(tmp_path, batch):
     model = build_model(sensor_options(tmp_path))
-    with pytest.raises(ValueError, match='gives no labels, its samples have no `degradation`'):
+    with pytest.raises(ValueError, match='has no labels, its samples have no `degradation`'):
         model.feed_data({'lq': batch['lq'], 'gt': batch['gt']})
 
 
@@ -216,7 +216,7 @@ def test_validation_measures_whole_images_as_numpy_does(tmp_path):
         assert f'| {task} | {" | ".join(cells)} |\n' in text
     assert '| task | denoise | derain | dehaze | deblur | lowlight |' in text
     right = sum(p.argmax() == label for _, label, p in found)
-    assert f'{right} of 6 images are recognised' in text
+    assert f'{right} of 6 images are classified correctly' in text
 
 
 def test_calibration_error_by_hand():
@@ -272,7 +272,7 @@ def test_pip_takes_the_averaged_weights_of_a_sensor_and_never_trains_them(tmp_pa
     with told(caplog):
         model = build_model(pip_options(tmp_path, trained, train__ema_decay=0.3))
     messages = [record.message for record in caplog.records]
-    assert f'Sensor: DegradationSensor, weights of {trained}; they are not trained here.' in messages
+    assert f'Sensor: DegradationSensor, weights of {trained}; not trained here.' in messages
     assert any(message.startswith('Not trained: ') for message in messages)
     assert not any('will not be optimized' in message for message in messages)
     count = sum(len(group['params']) for group in model.optimizer_g.param_groups)
@@ -335,7 +335,7 @@ def test_weights_without_a_sensor_and_a_sensor_of_its_own(tmp_path, trained):
     del opt['path']['pretrain_network_sensor']
     with pytest.raises(OptionError, match='pretrain_network_sensor: is missing') as error:
         build_model({**opt, 'is_train': False})
-    assert f"'{released}' holds none. Name a checkpoint that SensorModel has written" in str(error.value)
+    assert f"'{released}' has none. Set a checkpoint of SensorModel" in str(error.value)
     assert problems_of(opt) == problems_of(opt, is_train=False) == error.value.lines
 
 
@@ -388,13 +388,13 @@ def test_validation_uses_true_labels_or_the_sensors_and_says_so(tmp_path, traine
 
     text, messages = (tmp_path / 'results.md').read_text(), [record.message for record in caplog.records]
     if labels is True:
-        assert '- Labels: true ones.\n' in text
-        assert 'Labels: true ones.' in messages
+        assert '- Labels: true labels of the data.\n' in text
+        assert 'Labels: true labels of the data.' in messages
         assert 'mean confidence' not in text
         assert not any('sensor' in tag for tag in written)
     else:
-        kind = 'the likeliest of each image' if hard else 'probabilities'
-        assert f"- Labels: the sensor's, {kind}.\n" in text
+        kind = 'the most likely one of each image' if hard else 'probabilities'
+        assert f'- Labels: predicted by the sensor, {kind}.\n' in text
         for task, values in sure.items():
             line = f'{task}: {sum(right[task])} of 2 recognised, mean confidence {np.mean(values):.4f}'
             assert line in messages
@@ -416,7 +416,7 @@ def test_images_without_a_label_are_left_to_the_sensor(tmp_path, trained, caplog
     }
     build_model(opt).validation(loader(opt), 2, None, False)
     text = (tmp_path / 'results.md').read_text()
-    assert "- Labels: the sensor's, probabilities.\n- pairs: mean confidence 0." in text
+    assert '- Labels: predicted by the sensor, probabilities.\n- pairs: mean confidence 0.' in text
 
 
 # options
@@ -435,14 +435,14 @@ def test_right_options_have_no_problems(tmp_path, trained):
         ({'train__label_smoothing': 1}, 'train.label_smoothing: 1 is not a number from 0 to below 1.'),
         ({'train__pixel_opt': {'type': 'L1Loss'}}, "train: unknown option 'pixel_opt'."),
         ({'val__metrics': {}}, "val: unknown option 'metrics'."),
-        ({'network_g': {**SENSOR, 'num_degradations': 3}}, 'labels of dark 4; the network knows those from 0 to 2.'),
+        ({'network_g': {**SENSOR, 'num_degradations': 3}}, 'labels of dark 4; the network has labels 0 to 2.'),
         (
             {'network_g': dict(PIP)},
-            "'PIPRestormer' is no sensor, which `model_type: SensorModel` trains. Allowed: Degr",
+            "'PIPRestormer' is not a sensor, but `model_type: SensorModel` trains sensors. Allowed: Degr",
         ),
         (
             {'model_type': 'PromptModel'},
-            "network_g.type: 'DegradationSensor' tells degradations apart and restores noth",
+            "network_g.type: 'DegradationSensor' classifies degradations and does not restore",
         ),
     ],
 )
@@ -463,10 +463,13 @@ def test_wrong_options_of_a_sensors_training(tmp_path, changes, message):
         ({'val__labels': {'derain': -1}}, 'val.labels'),
         ({'network_g__sensor': {**SENSOR, 'dim': 8}}, 'they differ in stem.0.weight (4, 6, 3, 3) -> (8, 6, 3, 3)'),
         ({'network_g__sensor': {**SENSOR, 'dmi': 8}}, "network_g: PIPRestormer: sensor: unknown option 'dmi'."),
-        ({'network_g__sensor': None}, 'path.pretrain_network_sensor: network_g has no sensor. Give it one'),
+        ({'network_g__sensor': None}, 'path.pretrain_network_sensor: network_g has no sensor. Set `sensor'),
         ({'network_g__sensor': None, 'val__labels': 'sensor'}, 'val.labels: network_g has no sensor.'),
         ({'path__pretrain_network_sensor': 'nowhere.pth'}, "pretrain_network_sensor: the file 'nowhere.pth' does not"),
-        ({'path__pretrain_network_sensor': __file__}, f"path.pretrain_network_sensor: '{__file__}' holds no weights: "),
+        (
+            {'path__pretrain_network_sensor': __file__},
+            f"path.pretrain_network_sensor: '{__file__}' contains no weights: ",
+        ),
     ],
 )
 def test_wrong_options_of_a_network_with_a_sensor(tmp_path, trained, changes, message):

@@ -92,8 +92,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     os.killpg(training.process.pid, signal.Signals[name])
     assert training.end() == 3
     (last,) = saved(folder)
-    assert f'{name}: the iteration is finished and saved first' in training.said
-    assert f'WARNING: {name}: stopped behind iteration {last}, whose state is saved.' in training.said
+    assert f'{name}: stopping after this iteration is saved' in training.said
+    assert f'WARNING: {name}: stopped after iteration {last}. The state is saved.' in training.said
     assert 'Traceback' not in training.said
 
     total, words = last + 8, ['train', '-opt', 'run.yml', '--auto_resume', '--force_yml']
@@ -153,7 +153,7 @@ def test_several_processes_stop_behind_the_same_iteration(
     (os.killpg if to_all else os.kill)(training.process.pid, signal.SIGINT)
     assert training.end() != 0
     (last,) = saved(tmp_path)
-    assert f'stopped behind iteration {last}, whose state is saved.' in training.said
+    assert f'stopped after iteration {last}. The state is saved.' in training.said
     state = torch.load(tmp_path / f'experiments/run/training_states/{last}.state', weights_only=True)
     assert len(state['processes']) == 2
     assert state['position']['seen'] == last * 4 - state['epoch'] * 12

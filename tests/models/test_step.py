@@ -100,7 +100,7 @@ def test_parts_need_less_memory(tmp_path: Path) -> None:
 def test_a_sum_over_images_is_refused_in_parts_only(tmp_path: Path) -> None:
     loss = {'type': 'L1Loss', 'reduction': 'sum'}
     model_with(tmp_path, EDSR, train__pixel_opt=loss)
-    with pytest.raises(OptionError, match=r'^train\.pixel_opt: is no mean over images'):
+    with pytest.raises(OptionError, match=r'^train\.pixel_opt: is not a mean over images'):
         model_with(tmp_path, EDSR, train__pixel_opt=loss, train__accumulate=2)
 
 

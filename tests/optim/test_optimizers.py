@@ -127,11 +127,11 @@ def test_what_trains_convolutions_passes_the_check(options: dict[str, Any]) -> N
             {'type': 'pytorch_optimizer:Muon', 'lr': 0.02, 'momentum': 1.5},
             'train.optim_g.momentum: momentum must be in the range [0.0, 1.0)',
         ),
-        ({'type': 'Muon', 'lr': 0.02}, 'train.optim_g.type: Muon cannot train the weights of convolutions'),
+        ({'type': 'Muon', 'lr': 0.02}, 'train.optim_g.type: Muon cannot train convolutions'),
         ({'type': 'Muon', 'lr': 0.02}, 'Use pytorch_optimizer:Muon.'),
-        ({'type': 'LBFGS', 'lr': 1}, 'train.optim_g.type: LBFGS cannot train the weights of convolutions'),
+        ({'type': 'LBFGS', 'lr': 1}, 'train.optim_g.type: LBFGS cannot train convolutions'),
         ({'type': 'pytorch_optimizer:SAM', 'lr': 1}, 'train.optim_g.base_optimizer: is missing.'),
-        ({'type': 'pytorch_optimizer:AdaShift', 'lr': 1}, 'AdaShift cannot train the weights of convolutions'),
+        ({'type': 'pytorch_optimizer:AdaShift', 'lr': 1}, 'AdaShift cannot train convolutions'),
     ],
 )
 def test_what_does_not_train_convolutions_is_refused(options: dict[str, Any], sentence: str) -> None:

@@ -1,1 +1,1 @@
-"""Images in LMDBs: read, written, and what is to be stored where."""
+"""Images in LMDBs: reader, writer and plan of the databases."""

@@ -1,4 +1,4 @@
-"""What to store where, for the data sets of an option file, and the options that read it."""
+"""Plan of the LMDBs for the datasets of an option file, and the options that read them."""
 
 import copy
 import os
@@ -26,11 +26,11 @@ from promptir_basicsr.data.sources import SKIMAGE, Source, StoredImage, resolve
 from promptir_basicsr.data.tasks import Task
 
 SOURCE_KEYS = {'clean': 'gt', 'root': 'lq', 'lq': 'lq', 'gt': 'gt'}
-"""Options of a task that name a source, and the attribute of the task that holds it."""
+"""Options of a task that name a source, and the task's attribute with this source."""
 
 HEADER = '# Written by `basicsr prepare`'
-_SAMPLE = 300  # images that are opened to estimate the size of a database
-_PNG_RATIO = 0.7  # of the size of pixels, at most, for photographs
+_SAMPLE = 300  # images to open for an estimate of a database's size
+_PNG_RATIO = 0.7  # largest PNG size of photographs relative to their pixels
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class DatasetPlan:
     Attributes:
         key: its key in `datasets`.
         phase: `train`, `val` or `test`.
-        options: with its protocol written out.
+        options: merged with its protocol.
         tasks: of its folders.
-        databases: plan of the database of each source, by the source's real path.
+        databases: plan of each source's database, by the source's real path.
     """
 
     key: str
@@ -57,12 +57,12 @@ class DatasetPlan:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything that preparing an option file comes to.
+    """The plan for preparing an option file.
 
     Attributes:
-        options: that read the databases.
-        file: where they are written.
-        files: content of the text files that go with the databases, the options the last of them.
+        options: options that read the databases.
+        file: new option file.
+        files: content of the text files next to the databases; the last one is the option file.
     """
 
     datasets: Sequence[DatasetPlan]
@@ -75,17 +75,17 @@ class Preparation:
 def plan_preparation(
     options: Mapping[str, Any], out: Path, name: str, made_from: str, storage: str = 'original'
 ) -> Preparation:
-    """List the images of an option file and say what becomes of them.
+    """Plan the databases for the images of an option file.
 
     Args:
-        options: as read; data sets that are no AllInOneDataset stay as they are.
+        options: as read; datasets of other types than AllInOneDataset are not changed.
         out: folder of the databases.
         name: of the new option file, without extension.
-        made_from: what the options are, for the head of the new file.
+        made_from: source of the options, for the head of the new file.
         storage: of training sets; other sets need whole images and keep the original bytes.
 
     Raises:
-        OptionError: every mistake found.
+        OptionError: all problems found.
     """
     datasets = options.get('datasets')
     chosen = {
@@ -95,7 +95,7 @@ def plan_preparation(
     }
     problems = [] if storage in STORAGES else [unknown('--storage', 'storage', storage, STORAGES)]
     if not chosen:
-        problems.append(problem('datasets', 'none of them is an AllInOneDataset.'))
+        problems.append(problem('datasets', 'none of the datasets is an AllInOneDataset.'))
     raise_problems(problems)
 
     found: list[tuple[str, str, dict[str, Any], list[Task]]] = []
@@ -118,7 +118,7 @@ def plan_preparation(
 
 
 class _Databases:
-    """The databases to make: one for each source and phase."""
+    """The databases to write: one for each source and phase."""
 
     def __init__(self, out: Path, storage: str) -> None:
         self._out, self._storage = out, storage
@@ -126,7 +126,7 @@ class _Databases:
         self._names: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
 
     def add(self, phase: str, task: Task, options: Mapping[str, Any], dataroot: str | None) -> None:
-        """Take the images of a task in."""
+        """Add the images of a task."""
         for key, side in SOURCE_KEYS.items():
             source = getattr(task, side)
             place = phase, os.path.realpath(source.root)
@@ -139,20 +139,20 @@ class _Databases:
             self._names[phase, os.path.realpath(source.root)].update(pair[column] for pair in task.names)
 
     def problems(self) -> list[Problem]:
-        """What cannot be stored as asked."""
+        """Problems of databases that cannot be stored as requested."""
         return [
             problem(
                 '',
-                f"'{plan.source.root}' holds pixels, not the original files"
-                + (', which a validation needs' if phase != 'train' else '; give --storage lossless or --storage raw')
-                + f'. Or prepare {phase} from the folder that it was made of.',
+                f"'{plan.source.root}' contains pixels, not the original files"
+                + (', which a validation needs' if phase != 'train' else '; set --storage lossless or --storage raw')
+                + f'. Or prepare {phase} from its original folder.',
             )
             for (phase, _), plan in self._plans.items()
             if isinstance(plan.source, LmdbSource) and plan.source.storage == 'raw' and plan.storage == 'original'
         ]
 
     def plans(self, phase: str) -> dict[str, DatabasePlan]:
-        """By the real path of their sources."""
+        """Plans of a phase by the real paths of their sources."""
         return {
             path: replace(plan, names=sorted(self._names[phase, path]))
             for (other, path), plan in self._plans.items()
@@ -161,7 +161,7 @@ class _Databases:
 
 
 def readable_name(root: Path, option: str, dataroot: str | None) -> str:
-    """`Train_Dehaze` for `Train/Dehaze`; of a path elsewhere, its last two folders."""
+    """Name of a database: `Train_Dehaze` for `Train/Dehaze`; for a path outside the root, its last two folders."""
     path = Path(option.replace(SKIMAGE, 'skimage/')).expanduser()
     if path.is_absolute():
         below = Path(dataroot or '.').expanduser().absolute()
@@ -173,7 +173,7 @@ def readable_name(root: Path, option: str, dataroot: str | None) -> str:
 def _with_files(
     datasets: Sequence[DatasetPlan], options: Mapping[str, Any], out: Path, name: str, made_from: str
 ) -> Preparation:
-    """The new options, and the lists that go with them."""
+    """The new options, and the lists that they use."""
     lists: dict[str, str] = {}  # real path -> name of the copy
     files: dict[Path, bytes] = {}
     new = copy.deepcopy(dict(options))
@@ -197,7 +197,7 @@ def _with_files(
     file = out / f'{name}.yml'
     head = (
         f'{HEADER} from {made_from}: the same options on the databases of this folder.\n'
-        '# When the folder moves, `dataroot` of each data set is all that changes.\n\n'
+        '# If you move the folder, change only `dataroot` of each dataset.\n\n'
     )
     text = head + yaml.safe_dump(new, sort_keys=False, allow_unicode=True, width=120)
     files[file] = text.encode(errors='surrogateescape')
@@ -205,7 +205,7 @@ def _with_files(
 
 
 def _free_name(stem: str, ending: str, taken: Iterable[str]) -> str:
-    """The name, with a number where it is taken, in upper or lower case."""
+    """The name, with a number if it is taken; case-insensitive."""
     known, number, name = {each.casefold() for each in taken}, 1, f'{stem}{ending}'
     while name.casefold() in known:
         number += 1
@@ -214,8 +214,8 @@ def _free_name(stem: str, ending: str, taken: Iterable[str]) -> str:
 
 
 def estimated_bytes(plan: DatabasePlan, names: Sequence[str]) -> int:
-    """About how much room these images take in the database."""
-    pages = 2560 * len(names)  # LMDB gives a record whole pages; and the index
+    """Estimate the size of these images in the database."""
+    pages = 2560 * len(names)  # LMDB stores records in whole pages; plus the index
     if plan.storage == 'original':
         if isinstance(plan.source, LmdbSource):
             return os.path.getsize(plan.source.root / 'data.mdb')
@@ -223,7 +223,7 @@ def estimated_bytes(plan: DatabasePlan, names: Sequence[str]) -> int:
     places = np.unique(np.linspace(0, len(names) - 1, min(len(names), _SAMPLE)).astype(int))
     sizes = []
     for place in places:
-        with suppress(ImageError):  # reported when it is to be stored
+        with suppress(ImageError):  # reported when it is stored
             height, width = plan.source.open(names[place]).size
             sizes.append(3 * height * width)  # in 8 bits
     mean = sum(sizes) / max(1, len(sizes)) * (_PNG_RATIO if plan.storage == 'lossless' else 1)
@@ -231,7 +231,7 @@ def estimated_bytes(plan: DatabasePlan, names: Sequence[str]) -> int:
 
 
 def difference(plan: DatabasePlan, database: LmdbSource, name: str) -> str:
-    """What is different between an image of a database and its source, in words, or ''."""
+    """How an image of a database differs from its source, or ''."""
     try:
         stored, source = database.open(name), plan.source.open(name)
         if plan.storage == 'original' and _content(stored) != _content(source):

@@ -1,4 +1,4 @@
-"""Store the images of an option file in LMDBs, and write the options that read them. `docs/prepare.md` tells how."""
+"""Write the images of an option file as LMDBs, and the options that read them. See `docs/prepare.md`."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ from promptir_basicsr.data.lmdb.plan import HEADER, Preparation, difference, est
 from promptir_basicsr.data.lmdb.reader import STEM, LmdbSource, Record
 from promptir_basicsr.data.lmdb.writer import DatabasePlan, DatabaseWriter, PrepareError, Value, make_record
 
-_SHOWN = 10  # of the images that cannot be used
+_SHOWN = 10  # unusable images in a message
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -33,14 +33,14 @@ Result = TypeVar('Result')
 
 @dataclass(frozen=True)
 class Prepared:
-    """A database that is there.
+    """A complete database.
 
     Attributes:
-        images: how many.
-        source_bytes: of the files it was made of.
-        bytes: of the database on the disk.
-        readable: how many of the images BasicSR's own LMDB backend finds.
-        already: whether it was there before.
+        images: number of images.
+        source_bytes: size of the source files.
+        bytes: size of the database on disk.
+        readable: number of images that BasicSR's own LMDB backend can read.
+        already: whether it existed before.
     """
 
     plan: DatabasePlan
@@ -52,17 +52,17 @@ class Prepared:
 
 
 def prepare_databases(preparation: Preparation, workers: int = 1, overwrite: bool = False) -> list[Prepared]:
-    """Write the databases and then the options that read them.
+    """Write the databases, then the options that read them.
 
-    What an earlier run has written is not written again. Nothing that is there is replaced, unless `overwrite`, and
-    then only by what is complete.
+    Continues the work of an interrupted run. Existing files are only replaced with `overwrite`, and only by complete
+    ones.
 
     Args:
         preparation: of `plan_preparation`.
         workers: threads that read, decode and encode.
 
     Raises:
-        PrepareError: damaged images, not enough room, or something else in the way; says how to go on.
+        PrepareError: damaged images, not enough disk space, or other obstacles; the message says how to continue.
     """
     _check_target(preparation, overwrite)
     problems: list[str] = []
@@ -79,8 +79,8 @@ def prepare_databases(preparation: Preparation, workers: int = 1, overwrite: boo
                 writer.complete()
     if problems:
         advice = (
-            'Mend these images, or leave them out of the lists, and run the command again. What was good is kept in '
-            f"'{preparation.file.parent}' and not done again."
+            'Fix these images, or remove them from the lists, and run the command again. The other images are saved '
+            f"in '{preparation.file.parent}' already."
         )
         raise PrepareError(*_list_of(problems, 'images or pairs cannot be used'), advice)
     *lists, options = preparation.files.items()
@@ -92,13 +92,13 @@ def prepare_databases(preparation: Preparation, workers: int = 1, overwrite: boo
 
 
 def verify_databases(preparation: Preparation, count: int | None = VERIFIED_IMAGES, workers: int = 1) -> int:
-    """Compare databases with their sources, pixel by pixel, and byte by byte where files are stored as they are.
+    """Compare databases with their sources by pixels, and by bytes if the original files are stored.
 
     Args:
         count: images of each database, spread evenly. None: all.
 
     Returns:
-        How many images were compared.
+        Number of compared images.
 
     Raises:
         PrepareError: names the images that differ.
@@ -125,15 +125,15 @@ def _check_target(preparation: Preparation, overwrite: bool) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise PrepareError(f"'{out}' cannot be written to ({error.strerror}). Choose another --out.") from error
+        raise PrepareError(f"'{out}' is not writable ({error.strerror}). Set another --out.") from error
     for path, content in preparation.files.items():
         if not path.exists() or path.read_bytes() == content:
             continue
         ours = path != preparation.file or path.read_bytes().startswith(HEADER.encode())
         if not ours or not overwrite:
             raise PrepareError(
-                f"'{path}' is there and differs from what would be written. "
-                + ('Replace it with --overwrite, or choose another --out.' if ours else 'Choose another --out.')
+                f"'{path}' exists already and has other content. "
+                + ('Replace it with --overwrite, or set another --out.' if ours else 'Set another --out.')
             )
 
 
@@ -144,12 +144,12 @@ def _check_room(out: Path, writers: Iterable[DatabaseWriter]) -> None:
         parts = ', '.join(f'{path.name} {in_units(size)}' for path, size in needed.items())
         raise PrepareError(
             f"the databases need about {in_units(sum(needed.values()))} ({parts}), '{out}' has {in_units(free)} free. "
-            'Make room, choose another --out, or --storage original if it is another.'
+            'Free some space, set another --out, or use --storage original.'
         )
 
 
 def _store(writer: DatabaseWriter, pool: ThreadPoolExecutor, ahead: int) -> list[str]:
-    """Write the images that are missing; what is wrong with those that cannot be."""
+    """Write the missing images; return the problems of unusable ones."""
 
     def make(name: str) -> tuple[Record, Value] | str:
         try:
@@ -171,8 +171,8 @@ def _store(writer: DatabaseWriter, pool: ThreadPoolExecutor, ahead: int) -> list
 def _in_order(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Results in the order of the items; no more than `ahead` of them are in memory."""
-    # Threads do as well as processes here: reading, decoding and encoding release Python's lock.
+    """Results in the order of the items, with at most `ahead` of them in memory."""
+    # Threads suffice: reading, decoding and encoding release the GIL.
     waiting: deque[Any] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -183,14 +183,14 @@ def _in_order(
 
 
 def _shown(results: Iterable[Result], name: str, total: int, done: int = 0) -> Iterable[Result]:
-    """With a progress bar, where there is a terminal."""
+    """Show a progress bar on a terminal."""
     return tqdm(results, desc=printable(name), total=total, initial=done, unit=' images', disable=None)
 
 
 def _size_mismatches(
     preparation: Preparation, records: Mapping[Path, Mapping[str, Record]]
 ) -> tuple[list[str], set[Path]]:
-    """Pairs of different size, in words, and the databases that hold them."""
+    """Messages about pairs of different size, and the databases that contain them."""
     problems: dict[str, None] = {}
     databases = set()
     for dataset in preparation.datasets:
@@ -212,21 +212,21 @@ def _size_mismatches(
 
 
 def _check_same_tasks(preparation: Preparation) -> None:
-    """The new options see the very pairs that the old ones see, in the same order."""
+    """Check that the new options result in the same pairs as the old ones, in the same order."""
     for dataset in preparation.datasets:
         options = preparation.options['datasets'][dataset.key]
         tasks = check_dataset({**options, 'phase': dataset.phase}, ('datasets', dataset.key))
         for before, after in zip(dataset.tasks, tasks, strict=True):
             if list(before.names) != list(after.names):
                 raise PrepareError(
-                    f"task '{before.name}' of datasets.{dataset.key} would take other images from the databases than "
-                    'from its folders, because other tasks take more from the same folders. Name its images by '
-                    '`list` or `files`.'
+                    f"task '{before.name}' of datasets.{dataset.key} would use other images of the databases than of "
+                    'its folders, because other tasks use more images of the same folders. List its images by `list` '
+                    'or `files`.'
                 )
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file at once or not at all."""
+    """Write a file atomically."""
     if path.exists() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Images in an LMDB: how it is laid out, and the source that reads it.
+"""LMDBs of images: layout, and the source that reads them.
 
-A database is a folder `NAME.lmdb`. Its records are images under keys that are made from their names. The index stands
-beside them under keys that begin with a zero byte, which no name does: a header, and columns of what is known of each
-image, one compressed chunk a transaction. docs/prepare.md describes the layout for other readers.
+A database is a folder `NAME.lmdb`. Its records are images, with keys computed from their names. The index is stored in
+the same database, with keys that start with a zero byte, unlike any name: a header, and columns with data of each
+image, one compressed chunk per transaction. docs/prepare.md describes the layout for other readers.
 """
 
 import bisect
@@ -30,25 +30,25 @@ HEADER_KEY = b'\0header'
 INDEX_PREFIX = b'\0index/'
 META_INFO = 'meta_info.txt'
 PART = '.part'
-"""What the name of a database ends in while it is being written."""
+"""Suffix of a database's name while it is being written."""
 
 STEM, PATH, HASH, CUT_AT_DOT = range(4)
-"""How the key of an image is made from its name, see `key_of`."""
+"""Ways to compute the key of an image from its name, see `key_of`."""
 
 _LONGEST = 480  # bytes of a key; LMDB allows 511
-_READABLE = re.compile(r'([!-\-/-?A-~]+)\.[A-Za-z0-9]+')  # neither a further dot, nor @, nor space, in ASCII
+_READABLE = re.compile(r'([!-\-/-?A-~]+)\.[A-Za-z0-9]+')  # ASCII without a further dot, @ or space
 
 
 class Record(NamedTuple):
-    """What the index knows of an image.
+    """Entry of the index.
 
     Attributes:
         name: relative path with forward slashes.
-        key: how its key is made from the name, see `key_of`.
+        key: how its key is computed from the name, see `key_of`.
         height, width: in pixels.
-        bits: of a value, 8 or 16.
-        bytes: of the stored image.
-        source_bytes, source_time: of the file it was made from; time of last change in nanoseconds.
+        bits: bit depth, 8 or 16.
+        bytes: size of the stored image.
+        source_bytes, source_time: size and modification time (ns) of the source file.
     """
 
     name: str
@@ -64,9 +64,9 @@ class Record(NamedTuple):
 def key_of(name: str, kind: int) -> bytes:
     """The key of an image.
 
-    STEM: the path without extension, as BasicSR would have it. PATH: the whole path in UTF-8, bytes that are no UTF-8
-    as they are. HASH: of a path too long for LMDB; begins with `/`, as no relative path does. CUT_AT_DOT: what
-    BasicSR makes of the names in its own databases.
+    STEM: the path without extension, as in BasicSR. PATH: the whole path in UTF-8, with bytes that are not UTF-8
+    unchanged. HASH: for a path too long for LMDB; starts with `/`, unlike any relative path. CUT_AT_DOT: BasicSR's key
+    in its own databases.
     """
     if kind in (STEM, CUT_AT_DOT):
         return name.partition('.')[0].encode(errors='surrogateescape')
@@ -75,10 +75,10 @@ def key_of(name: str, kind: int) -> bytes:
 
 
 def key_kinds(names: Sequence[str], encoded: bool) -> list[int]:
-    """How to make keys for these names: unique, and wherever possible such that BasicSR finds them.
+    """Kinds of keys for these names: unique, and readable by BasicSR if possible.
 
     Args:
-        encoded: whether the records are image files, which are all that BasicSR can read.
+        encoded: whether the records are image files; BasicSR cannot read others.
     """
     stems = [match[1] if encoded and (match := _READABLE.fullmatch(name)) else '' for name in names]
     often = Counter(stems)
@@ -92,13 +92,13 @@ def key_kinds(names: Sequence[str], encoded: bool) -> list[int]:
 
 
 def pack_records(records: Iterable[Record]) -> bytes:
-    """A chunk of the index."""
+    """Encode a chunk of the index."""
     columns = dict(zip(Record._fields, map(list, zip(*records, strict=True)), strict=True))
     return zlib.compress(json.dumps(columns, separators=(',', ':')).encode('ascii'))
 
 
 def unpack_records(chunk: bytes) -> list[Record]:
-    """The records of a chunk of the index."""
+    """Decode a chunk of the index."""
     columns: dict[str, list[Any]] = json.loads(zlib.decompress(chunk))
     return [Record(*row) for row in zip(*(columns[field] for field in Record._fields), strict=True)]
 
@@ -113,20 +113,20 @@ def chunks(transaction: lmdb.Transaction) -> Iterator[tuple[bytes, bytes]]:
 
 
 class LmdbSource:
-    """Images in an LMDB, of `basicsr prepare` or of BasicSR's own tool.
+    """Images in an LMDB, written by `basicsr prepare` or by BasicSR's own tool.
 
-    Constructing it reads the index. The records are opened where the first image is asked for, in each process anew,
-    and stay open: raw pixels are views of the memory map.
+    The constructor reads the index. Each process opens the records when it requests the first image, and they stay
+    open: raw pixels are views of the memory map.
 
     Args:
         path: the folder of the database.
 
     Raises:
-        ValueError: it cannot be read; says what was found and how to mend it.
+        ValueError: the database cannot be read; the message says what was found and how to fix it.
 
     Attributes:
         root: the folder.
-        max_pixels: images of files with more are refused.
+        max_pixels: image files with more pixels are refused.
         storage: `original`, `lossless` or `raw`.
     """
 
@@ -151,11 +151,11 @@ class LmdbSource:
         return list(self._index.names)
 
     def where(self, name: str) -> str:
-        """The path to show for a name."""
+        """The path of a name, for messages."""
         return self._prefix + name
 
     def open(self, name: str) -> EncodedImage | PixelImage:
-        """The image called `name`."""
+        """Open the image `name`."""
         row = self._index.row(name)
         if row is None:
             raise ImageError(f'{self.where(name)}: is not in the database.')
@@ -168,16 +168,16 @@ class LmdbSource:
         if len(value) != expected:
             raise self._damaged(name, f'{len(value):,} bytes, {expected:,} are {width}x{height} pixels')
         pixels = np.frombuffer(value, kind).reshape(height, width, 3)
-        # LMDB aligns what is larger than half a page, which all but the tiniest images are.
+        # LMDB aligns records larger than half a page, so all but tiny images.
         return PixelImage(pixels if pixels.flags.aligned else pixels.copy())
 
     def _value(self, name: str, key: int, size: int) -> memoryview:
-        """The record of an image; its size is 0 where that is not known."""
+        """The record of an image; `size` is 0 if unknown."""
         try:
             if self._reader is None:
                 self._reader = _reader(self.root)
             if self._reader.identity != self._identity:
-                raise ImageError(f'{self.root}: was replaced since its index was read. Start again.')
+                raise ImageError(f'{self.root}: was replaced after its index was read. Restart the run.')
             value = self._reader.get(key_of(name, key))
         except (lmdb.Error, ValueError) as error:
             raise self._damaged(name, str(error)) from error
@@ -195,11 +195,11 @@ _AGAIN = 'Write the database again with `basicsr prepare ... --overwrite`.'
 
 
 _ROW = np.dtype([('key', 'u1'), ('height', 'u4'), ('width', 'u4'), ('bits', 'u1'), ('bytes', 'u8')])
-"""What reading takes of a `Record`, its fields after the name."""
+"""Fields of a `Record` that reading needs, after the name."""
 
 
 class _Index(NamedTuple):
-    """What reading takes, sorted by name; rows: of _ROW."""
+    """The part of the index that reading needs, sorted by name; rows: of _ROW."""
 
     header: Mapping[str, Any]
     names: list[str]
@@ -216,7 +216,7 @@ class _Index(NamedTuple):
             if header is None:
                 return cls._of_basicsr(path, reader)
             if not header['complete']:
-                raise ValueError(f"the LMDB '{path}' was not written to its end. {_AGAIN}")
+                raise ValueError(f"the LMDB '{path}' is incomplete. {_AGAIN}")
             names: list[str] = []
             parts = [np.empty(0, _ROW)]
             for _, chunk in chunks(transaction):
@@ -232,35 +232,35 @@ class _Index(NamedTuple):
 
     @classmethod
     def _of_basicsr(cls, path: Path, reader: 'Reader') -> '_Index':
-        """Of a database that BasicSR's own tool made: the names are in a text file, the sizes are not needed."""
+        """Index of a database written by BasicSR's tool: the names are in a text file, sizes are not needed."""
         try:
             lines = (path / META_INFO).read_text(encoding='utf-8', errors='surrogateescape').splitlines()
         except OSError as error:
             raise ValueError(
-                f"the LMDB '{path}' has neither the index of `basicsr prepare` nor {META_INFO}: what is in it is not "
-                'known. Was it copied completely?'
+                f"the LMDB '{path}' has no index of `basicsr prepare` and no {META_INFO}, so its content is unknown. "
+                'Copy the whole folder again.'
             ) from error
         names = sorted({line.rsplit(' ', 2)[0] for line in lines if line})
         keys = Counter(key_of(name, CUT_AT_DOT) for name in names)
         shared = [name for name in names if keys[key_of(name, CUT_AT_DOT)] > 1]
         if shared:
             raise ValueError(
-                f"the LMDB '{path}' has lost images: BasicSR cuts names at their first dot, which leaves the same key "
-                f'for {", ".join(shared[:3])}. Prepare the folder with `basicsr prepare`.'
+                f"the LMDB '{path}' has lost images: BasicSR cuts names at their first dot, so it uses the same key "
+                f'for {", ".join(shared[:3])}. Write it with `basicsr prepare` instead.'
             )
         stored = reader.environment.stat()['entries']
         if stored < len(names):
-            raise ValueError(f"the LMDB '{path}' holds {stored:,} of the {len(names):,} images in its {META_INFO}.")
+            raise ValueError(f"the LMDB '{path}' has {stored:,} of the {len(names):,} images in its {META_INFO}.")
         rows = np.zeros(len(names), _ROW)
         rows['key'] = CUT_AT_DOT
         return cls({'storage': 'original'}, names, rows)
 
 
 def read_header(path: Path, transaction: lmdb.Transaction) -> dict[str, Any] | None:
-    """The header; None where there is none.
+    """Read the header; None if there is none.
 
     Raises:
-        ValueError: of a later format, or of a database of pieces of images, which earlier versions could write.
+        ValueError: a newer format, or a database of image patches, which earlier versions could write.
     """
     content = transaction.get(HEADER_KEY)
     if content is None:
@@ -268,23 +268,23 @@ def read_header(path: Path, transaction: lmdb.Transaction) -> dict[str, Any] | N
     header: dict[str, Any] = json.loads(bytes(content))
     if header['format'] > FORMAT:
         raise ValueError(
-            f"the LMDB '{path}' has format {header['format']}, this release reads up to {FORMAT}. "
+            f"the LMDB '{path}' has format {header['format']}, but this release supports up to {FORMAT}. "
             'Update promptir_basicsr.'
         )
     if header.get('sub_images'):
-        raise ValueError(f"the LMDB '{path}' holds pieces of images, which are no longer supported. {_AGAIN}")
+        raise ValueError(f"the LMDB '{path}' contains image patches, which are no longer supported. {_AGAIN}")
     return header
 
 
 class Reader:
-    """An open database. A process that is forked reads on through it: read-only and without LMDB's locks there is
-    nothing in it that a fork breaks, and closing it there would take the memory from under arrays in use."""
+    """An open database. Forked processes continue to use it: read-only and without LMDB's locks a fork does not break
+    it, and closing it would unmap the memory of arrays in use."""
 
     def __init__(self, path: Path) -> None:
         self._path, data = path, path / 'data.mdb'
         try:
             stat = os.stat(data)
-            # Readers are no writers' business here: a database is complete before it has its name.
+            # No lock is needed, because a database is complete before it gets its name.
             self.environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
         except OSError as error:
             raise ValueError(_not_there(path, error)) from error
@@ -303,15 +303,15 @@ class Reader:
 
     def _check_size(self) -> None:
         found = os.fstat(self._file.fileno()).st_size
-        if found < self._size:  # reading on would end the process
+        if found < self._size:  # reading further would crash the process
             raise ValueError(
                 f"the LMDB '{self._path}' is cut off: data.mdb has {found:,} of {self._size:,} bytes. "
-                'Copy it once more, or write it again with `basicsr prepare`.'
+                'Copy it again, or write it again with `basicsr prepare`.'
             )
 
     def get(self, key: bytes) -> memoryview | None:
         """A view of a record."""
-        self._check_size()  # somebody may copy over it during the training
+        self._check_size()  # the file may be overwritten during the training
         with _LOCKS[0]:
             return self._transaction.get(key)
 
@@ -326,13 +326,13 @@ def _not_there(path: Path, error: OSError) -> str:
         return f"'{path}' is not an LMDB: data.mdb cannot be read ({error.strerror})."
     if path.with_name(path.name + PART).is_dir():
         return (
-            f"the LMDB '{path}' is not complete: it is being written, or that was interrupted. "
-            '`basicsr prepare` continues where it stopped.'
+            f"the LMDB '{path}' is incomplete: it is being written, or writing was interrupted. "
+            'Run `basicsr prepare` again to continue.'
         )
     return f"the LMDB '{path}' {'is a file' if path.exists() else 'does not exist'}."
 
 
-# LMDB allows a database to be open once in a process.
+# LMDB allows a process to open a database only once.
 _READERS: dict[tuple[int, int, int], Reader] = {}
 _LOCKS = [threading.Lock()]
 if hasattr(os, 'register_at_fork'):
@@ -340,7 +340,7 @@ if hasattr(os, 'register_at_fork'):
 
 
 def _reader(path: Path) -> Reader:
-    """The process's own reader of a database."""
+    """The process's reader of a database."""
     with _LOCKS[0]:
         known = _known(path)
         if known is None:
@@ -351,7 +351,7 @@ def _reader(path: Path) -> Reader:
 
 @contextmanager
 def borrowed_reader(path: Path) -> Iterator[Reader]:
-    """A reader for a moment, so that nothing is open when worker processes start."""
+    """A temporary reader, so that nothing is open when worker processes start."""
     with _LOCKS[0]:
         known = _known(path)
         reader = known or Reader(path)
@@ -371,5 +371,5 @@ def _known(path: Path) -> Reader | None:
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int]:
-    """Of a file; its number alone is given to another one when it is gone."""
+    """Identity of a file; its inode number alone may be reused after it is removed."""
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns

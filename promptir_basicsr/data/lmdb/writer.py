@@ -1,6 +1,6 @@
-"""Write images into an LMDB so that a kill at any moment costs no more than the last transaction.
+"""Write images to an LMDB so that a kill at any time loses at most the last transaction.
 
-Everything happens in `NAME.lmdb.part`; the folder gets its name when all images are in it and on the disk.
+Data is written to `NAME.lmdb.part`, which is renamed when all images are complete and on disk.
 """
 
 import fcntl
@@ -46,35 +46,35 @@ _FILES = ('data.mdb', 'lock.mdb', META_INFO)
 logger = logging.getLogger('basicsr')
 
 PNG_LEVEL = 4
-"""Of lossless storage. Higher levels save little on photographs and take much longer to write."""
+"""PNG level of lossless storage. Higher levels save little for photographs and are much slower."""
 
 COMMIT_BYTES = 64 << 20
 COMMIT_RECORDS = 1024
 MAP_SIZE = 1 << 30
-"""Address space to begin with; it is doubled whenever it is full."""
+"""Initial address space; doubled when it is full."""
 
 Value = bytes | memoryview
 
 
 class PrepareError(RuntimeError):
-    """A database cannot be made of these images or on this disk; the lines say why and how to go on."""
+    """A database cannot be written from these images or to this disk; the lines say why and how to continue."""
 
     def __str__(self) -> str:
         return '\n'.join(self.args)
 
 
 def part_of(path: Path) -> Path:
-    """The folder that a database is written in."""
+    """The folder in which a database is written."""
     return path.with_name(path.name + PART)
 
 
 class DatabaseLock:
-    """The right to write a database.
+    """Lock for writing a database.
 
-    It is the process's own: worker processes do not inherit it, and it ends with the process.
+    It belongs to the process: worker processes do not inherit it, and it is released when the process ends.
 
     Raises:
-        PrepareError: another process has it.
+        PrepareError: another process holds it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,9 +86,9 @@ class DatabaseLock:
             except (BlockingIOError, PermissionError) as error:
                 self._file.close()
                 raise PrepareError(
-                    f"'{path}' is being written by another `basicsr prepare`. Wait for it, or choose another --out."
+                    f"'{path}' is being written by another `basicsr prepare`. Wait for it, or set another --out."
                 ) from error
-            # Whoever had it before may have removed the file in between.
+            # The previous holder may have removed the file in between.
             if os.path.exists(self._path) and os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
                 return
             self._file.close()
@@ -100,7 +100,7 @@ class DatabaseLock:
 
 
 def put_in_place(path: Path) -> None:
-    """Give the finished database its name; one that has the name already is removed after that."""
+    """Rename the finished database to its name, then remove an older database of this name."""
     for file in part_of(path).iterdir():
         _sync(file)
     _sync(part_of(path))
@@ -114,7 +114,7 @@ def put_in_place(path: Path) -> None:
 
 
 def undo_exchange(path: Path) -> None:
-    """After a kill amid `put_in_place`: bring the replaced database back, or remove it."""
+    """Recover from a kill during `put_in_place`: restore the replaced database, or remove it."""
     if os.path.lexists(_old(path)):
         if os.path.lexists(path):
             remove_database(_old(path))
@@ -130,18 +130,18 @@ def remove_database(path: Path) -> None:
 
 
 def check_removable(path: Path) -> None:
-    """Only what looks like a database is ever removed.
+    """Check that a folder looks like a database; nothing else is ever removed.
 
     Raises:
-        PrepareError: something else is there.
+        PrepareError: the folder is something else.
     """
     if path.is_symlink() or not path.is_dir():
-        raise PrepareError(f"'{path}' is no folder and not removed. Move it away, or choose another --out.")
+        raise PrepareError(f"'{path}' is not a folder and is not removed. Move it away, or set another --out.")
     names = [file.name for file in path.iterdir()]
     strange = sorted(name for name in names if name not in _FILES and not is_unfinished(name))
     if strange:
         raise PrepareError(
-            f"'{path}' holds '{strange[0]}', which is not part of a database, and is not removed. Move it away."
+            f"'{path}' contains '{strange[0]}', which is not part of a database, and is not removed. Move it away."
         )
 
 
@@ -150,7 +150,7 @@ def _old(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Have a file or the names in a folder written to the disk."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -160,12 +160,12 @@ def _sync(path: Path) -> None:
 
 @dataclass(frozen=True)
 class DatabasePlan:
-    """What a database is to hold.
+    """Planned content of a database.
 
     Attributes:
         path: its folder, `NAME.lmdb`.
-        source: where the images come from.
-        names: which of them, sorted.
+        source: source of the images.
+        names: names of the images to store, sorted.
         storage: `original` (the files as they are), `lossless` (PNG) or `raw` (pixels).
     """
 
@@ -175,25 +175,25 @@ class DatabasePlan:
     storage: str
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Size and time of last change (ns) of an image's file; of one in an LMDB, of the database."""
+        """Size and modification time (ns) of an image's file, or of the database for an image in an LMDB."""
         path = self.source.where(name)
         if self.source.root.suffix == '.lmdb':
             path = str(self.source.root / 'data.mdb')
         try:
             stat = os.stat(path)
-        except OSError:  # reading it will say more
+        except OSError:  # reading it reports the reason
             return -1, -1
         return stat.st_size, stat.st_mtime_ns
 
 
 def make_record(plan: DatabasePlan, name: str, kind: int) -> tuple[Record, Value]:
-    """Read and decode an image; its entry of the index, and what is stored of it.
+    """Read and decode an image; return its entry of the index and its stored value.
 
     Args:
-        kind: how its key is made, see `key_of`.
+        kind: how its key is computed, see `key_of`.
 
     Raises:
-        ImageError: it is not there, or damaged.
+        ImageError: the image is missing or damaged.
     """
     stamp = plan.stamp(name)
     stored = plan.source.open(name)
@@ -201,7 +201,7 @@ def make_record(plan: DatabasePlan, name: str, kind: int) -> tuple[Record, Value
     value: Value
     if plan.storage == 'original':
         if not isinstance(stored, EncodedImage):
-            raise ImageError(f'{plan.source.where(name)}: is stored as pixels, its original bytes are gone.')
+            raise ImageError(f'{plan.source.where(name)}: is stored as pixels, without its original bytes.')
         value = stored.content
     elif plan.storage == 'raw':
         value = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('<')).reshape(-1).view(np.uint8).data
@@ -215,24 +215,24 @@ def make_record(plan: DatabasePlan, name: str, kind: int) -> tuple[Record, Value
 
 
 class DatabaseWriter:
-    """Writes those images of a plan that are not in its database yet.
+    """Writes those images of a plan that its database lacks.
 
-    Images go in by `add`, in the order of `missing`; `complete` gives the database its name. Before that nothing but
+    `add` adds images in the order of `missing`; `complete` renames the database to its name. Before that only
     `NAME.lmdb.part` changes.
 
     Args:
-        overwrite: replace a database of other content.
+        overwrite: replace a database with other content.
 
     Attributes:
-        plan: what the database is to hold.
-        finished: whether it was there already, complete and of the same content.
-        kinds: how the keys of its images are made.
-        records: the index of what is in it, by name.
-        missing: names of the images that are not in it.
+        plan: planned content of the database.
+        finished: whether it existed already, complete and with the same content.
+        kinds: how the keys of its images are computed.
+        records: index of its images, by name.
+        missing: names of the images that it lacks.
 
     Raises:
-        PrepareError: another process writes it, the disk refuses, or a database of other content is there; says what
-            differs.
+        PrepareError: another process writes it, a disk error, or an existing database with other content; the message
+            lists the differences.
     """
 
     def __init__(self, plan: DatabasePlan, overwrite: bool = False) -> None:
@@ -265,14 +265,14 @@ class DatabaseWriter:
         self.close()
 
     def add(self, record: Record, value: Value) -> None:
-        """Take an image in; now and then a transaction is written."""
+        """Add an image; writes a transaction from time to time."""
         self._pending.append((record, value))
         self._pending_bytes += record.bytes
         if len(self._pending) >= COMMIT_RECORDS or self._pending_bytes >= COMMIT_BYTES:
             self.commit()
 
     def commit(self) -> None:
-        """Write what was taken in, and its chunk of the index, in one transaction."""
+        """Write the added images, and their chunk of the index, in one transaction."""
         if not self._pending:
             return
 
@@ -286,7 +286,7 @@ class DatabaseWriter:
         self._chunk, self._pending, self._pending_bytes = self._chunk + 1, [], 0
 
     def complete(self) -> None:
-        """Put the database into its place."""
+        """Finish the database and rename it to its name."""
         self.commit()
         assert len(self.records) == len(self.plan.names)
         with self._told():
@@ -296,11 +296,11 @@ class DatabaseWriter:
             put_in_place(self.plan.path)
 
     def close(self) -> None:
-        """Leave what is written as it is."""
+        """Close the database; written data is kept."""
         self._close_environment()
         self._lock.release()
 
-    # What is there
+    # existing data
 
     def _is_there(self, overwrite: bool) -> bool:
         path = self.plan.path
@@ -311,7 +311,7 @@ class DatabaseWriter:
                 header = read_header(path, transaction)
                 records, _ = _read_records(transaction)
         except (ValueError, lmdb.Error) as error:
-            differences = [f'it cannot be read ({error})']
+            differences = [f'not readable ({error})']
         else:
             differences = self._differences(header, records)
         if not differences:
@@ -319,34 +319,34 @@ class DatabaseWriter:
             return True
         if not overwrite:
             raise PrepareError(
-                f"'{path}' is there already and differs: {'; '.join(differences)}. "
-                'Replace it with --overwrite, or choose another --out.'
+                f"'{path}' exists already and differs: {'; '.join(differences)}. "
+                'Replace it with --overwrite, or set another --out.'
             )
         check_removable(path)
         return False
 
     def _differences(self, header: Mapping[str, Any] | None, records: Mapping[str, Record]) -> list[str]:
-        """In words, what else there is in a database than this plan says."""
+        """Messages about differences between a database and this plan."""
         if header is None or not header['complete']:
-            return ['it is not one that `basicsr prepare` has finished']
+            return ['not a complete database of `basicsr prepare`']
         if header['storage'] != self.plan.storage:
             return [f'storage {header["storage"]} instead of {self.plan.storage}']
         images = {
-            'missing in it': [name for name in self.plan.names if name not in records],
-            'not wanted in it': [name for name in records if name not in self.kinds],
-            'changed since': [name for name in self.plan.names if name in records and not self._holds(records[name])],
+            'missing': [name for name in self.plan.names if name not in records],
+            'unexpected': [name for name in records if name not in self.kinds],
+            'changed': [name for name in self.plan.names if name in records and not self._holds(records[name])],
         }
         return [f'{len(names):,} images {what} ({first_few(names)})' for what, names in images.items() if names]
 
     def _holds(self, record: Record) -> bool:
-        """Whether an entry of the index is the one that this plan would write."""
+        """Whether an entry of the index equals the one that this plan would write."""
         return self.kinds.get(record.name) == record.key and self.plan.stamp(record.name) == (
             record.source_bytes,
             record.source_time,
         )
 
     def _begin(self) -> None:
-        """Open what an earlier run has left, without what is of no use any more; or begin."""
+        """Open the data of an interrupted run and drop its stale images, or start from scratch."""
         if os.path.lexists(self._part):
             header = None
             try:
@@ -361,7 +361,7 @@ class DatabaseWriter:
                 self._drop_stale(records)
                 return
             if header is not None:
-                logger.warning(f"'{self._part}' was begun with other settings; it is begun anew.")
+                logger.warning(f"'{self._part}' was started with other settings; starting from scratch.")
             self._close_environment()
             remove_database(self._part)
         self._part.mkdir()
@@ -383,13 +383,13 @@ class DatabaseWriter:
         if stale:
             self._transact(write)
 
-    # The disk
+    # disk access
 
     def _open(self) -> lmdb.Environment:
         return lmdb.open(str(self._part), map_size=MAP_SIZE, lock=False)
 
     def _transact(self, write: Callable[[lmdb.Transaction], object]) -> None:
-        """Run in one transaction, in as much address space as it takes."""
+        """Run one transaction, and enlarge the address space if needed."""
         assert self._environment is not None
         with self._told():
             while True:
@@ -413,17 +413,17 @@ class DatabaseWriter:
         size = (self._environment.info()['last_pgno'] + 1) * self._environment.stat()['psize']
         self._environment.close()
         self._environment = None
-        # Pages that were taken and given back in one transaction are not written: at the end they would be missing.
+        # Pages that were allocated and freed in one transaction are not written, so the file may be too short.
         if os.path.getsize(self._part / 'data.mdb') < size:
             os.truncate(self._part / 'data.mdb', size)
 
     def _write_meta_info(self) -> None:
-        """List for BasicSR what it can read."""
+        """Write the list of images that BasicSR can read."""
         readable = [self.records[name] for name in self.plan.names if self.kinds[name] == STEM]
         if readable:
             lines = []
             for record in readable:
-                stem, _, extension = record.name.rpartition('.')  # what is readable has one dot, see `key_kinds`
+                stem, _, extension = record.name.rpartition('.')  # readable names have one dot, see `key_kinds`
                 extension, level = ('png', PNG_LEVEL) if self.plan.storage == 'lossless' else (extension, 0)
                 lines.append(f'{stem}.{extension} ({record.height},{record.width},3) {level}\n')
             atomic_write(''.join(lines), self._part / META_INFO)
@@ -434,7 +434,7 @@ class DatabaseWriter:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Say a refusal of the disk in words."""
+        """Convert disk errors to PrepareError."""
         try:
             yield
         except (OSError, lmdb.Error) as error:
@@ -442,9 +442,9 @@ class DatabaseWriter:
             free = shutil.disk_usage(folder).free
             message = f"'{self.plan.path}' cannot be written ({error}). {free:,} bytes are free there"
             if self._pending:
-                message += f', {self._pending_bytes:,} are to be written next'
+                message += f', the next write needs {self._pending_bytes:,}'
             if self._part.is_dir():
-                message += f". What is written stays in '{self._part}': make room and run the command again to continue"
+                message += f". Written data stays in '{self._part}': free space and run the command again to continue"
             raise PrepareError(f'{message}.') from error
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of figures, tables and before/after pictures."""
+"""Self-contained HTML page of figures, tables and before/after images."""
 
 from promptir_basicsr.explain.page.model import Comparison, Figure, Report, Section, Table
 from promptir_basicsr.explain.page.page import write_page

@@ -1,4 +1,4 @@
-"""What a page holds within itself: pictures as data URIs, drawings as SVG elements."""
+"""Embedded content of a page: images as data URIs, drawings as SVG elements."""
 
 import base64
 import io
@@ -12,14 +12,14 @@ from PIL import Image
 from promptir_basicsr.core.arrays import to_bytes
 
 LARGEST_SVG = 1 << 20
-"""Bytes; a drawing with more, such as a cloud of many points, is slow in a browser and stands in the page as PNG."""
+"""Bytes; larger drawings, such as a cloud of many points, are slow in browsers, so the page has them as PNG."""
 
-_WEBP_SIDE = 16383  # the format knows no longer one
+_WEBP_SIDE = 16383  # longest side of the format
 _REFERENCE = re.compile(r'url\(\s*[\'"]?#([^)\'"]+)[\'"]?\s*\)')
 
 
 def picture_uri(image: np.ndarray, lossless: bool = True) -> str:
-    """(H, W, 3) RGB, float [0, 1] or uint8 -> `data:image/...`, WebP or PNG without loss, or JPEG of quality 95."""
+    """Data URI of an image, (H, W, 3) RGB, float [0, 1] or uint8: lossless WebP or PNG, or JPEG of quality 95."""
     picture = Image.fromarray(np.ascontiguousarray(image if image.dtype == np.uint8 else to_bytes(image)))
     stream = io.BytesIO()
     if not lossless:
@@ -35,10 +35,10 @@ def picture_uri(image: np.ndarray, lossless: bool = True) -> str:
 
 
 def figure_markup(png: Path, svg: Path, prefix: str) -> tuple[str, str]:
-    """A figure as markup and '', or as '' and the data URI of its PNG where there is no SVG of sensible size.
+    """A figure as SVG markup and '', or as '' and the data URI of its PNG if the SVG is missing or too large.
 
     Args:
-        prefix: of all ids in the drawing, so that they are unique in the page.
+        prefix: of all ids in the drawing, which makes them unique in the page.
 
     Raises:
         OSError: neither file can be read.
@@ -53,24 +53,24 @@ def figure_markup(png: Path, svg: Path, prefix: str) -> tuple[str, str]:
 
 
 def inline_svg(text: str, prefix: str) -> str:
-    """An SVG file as an element of an HTML page, with ids and rules of its own.
+    """An SVG file as an element of an HTML page, with unique ids and scoped style rules.
 
-    What runs or loads something is left in it: the Content-Security-Policy of the page forbids both.
+    Scripts and external references are not removed: the page's Content-Security-Policy blocks them.
 
     Raises:
-        ElementTree.ParseError: it is no XML.
+        ElementTree.ParseError: the text is not XML.
     """
     root, own = ElementTree.fromstring(text), f'{prefix}svg'
     for element in root.iter():
         for child in list(element):
             if _local(child.tag) == 'metadata':
                 element.remove(child)
-        # In HTML, elements of SVG have no prefixes and need no declared namespaces.
+        # In HTML, SVG elements have no prefixes and need no namespace declarations.
         element.tag = _local(element.tag)
         attributes = {_local(name): value for name, value in element.attrib.items()}
         element.attrib.clear()
         element.attrib.update({name: _renamed(value, name, prefix) for name, value in attributes.items()})
-        if element.tag == 'style':  # a rule for `*` is meant for this drawing, not for the page
+        if element.tag == 'style':  # a rule for `*` applies to this drawing, not to the page
             element.text = f'#{own} {{ {_renamed(element.text or "", "", prefix)} }}'
     root.attrib['id'] = own
     return ElementTree.tostring(root, encoding='unicode')
@@ -85,7 +85,7 @@ def _renamed(value: str, name: str, prefix: str) -> str:
 
 
 def _local(name: object) -> str:
-    """`path` of `{http://www.w3.org/2000/svg}path`; comments and the like have no name."""
+    """Local name: `path` of `{http://www.w3.org/2000/svg}path`; comments have no name."""
     return name.rpartition('}')[2] if isinstance(name, str) else 'metadata'
 
 

@@ -1,4 +1,4 @@
-"""What a report says, without a word on how it looks. Every text is plain text; the page escapes it."""
+"""Content of a report, independent of its appearance. Texts are plain text, which the page escapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing that is there as two files.
+    """A drawing in two files.
 
     Attributes:
-        png: for eyes without SVG, and for what is too large as SVG.
-        svg: what the page shows where it can.
+        png: shown if the SVG is missing or too large.
+        svg: shown in the page if possible.
     """
 
     title: str
@@ -24,10 +24,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values as they are; the page formats them.
+    """Rows of values, which the page formats.
 
     Attributes:
-        rows: as many values each as there are columns: text, numbers, bools, or None for what is not known.
+        rows: one value per column: text, numbers, bools, or None for unknown values.
     """
 
     title: str
@@ -38,11 +38,11 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A picture before and after, of equal sizes, and what it should be where that is known.
+    """An image before and after restoration, and its target if known, all of the same size.
 
     Attributes:
         before, after, target: (H, W, 3) RGB, float [0, 1] or uint8.
-        names: what the page calls the three.
+        names: names of the three in the page.
     """
 
     title: str
@@ -55,10 +55,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter; its parts stand in the order text, comparisons, figures, tables.
+    """A chapter, in the order text, comparisons, figures, tables.
 
     Attributes:
-        text: paragraphs, with an empty line between them.
+        text: paragraphs, separated by empty lines.
     """
 
     title: str
@@ -73,7 +73,7 @@ class Report:
     """A whole page.
 
     Attributes:
-        facts: names and values that stand at the head, such as ('Network', 'PromptIR').
+        facts: names and values at the head of the page, such as ('Network', 'PromptIR').
     """
 
     title: str

@@ -15,7 +15,7 @@ for (const figure of document.querySelectorAll('.comparison')) {
   };
   slider.addEventListener('input', show);
   slider.addEventListener('keydown', (event) => {
-    // The steps of the slider itself are those of a mouse, too small for a key.
+    // The slider's own steps are for a mouse, too small for a key.
     const way = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
     if (!way || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
@@ -61,7 +61,7 @@ for (const table of document.querySelectorAll('table')) {
     const sorted = next === 'none' ? original : original.toSorted((a, b) => {
       const [x, y] = [a.cells[column], b.cells[column]];
       const [unknownX, unknownY] = [x.textContent === '–', y.textContent === '–'];
-      if (unknownX || unknownY) return unknownX - unknownY; // what is not known stands last, either way
+      if (unknownX || unknownY) return unknownX - unknownY; // unknown values are last in both directions
       if (x.dataset.value && y.dataset.value) {
         const [p, q] = [number(x), number(y)];
         return p === q ? 0 : sign * (p < q ? -1 : 1);

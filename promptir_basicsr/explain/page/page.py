@@ -1,4 +1,4 @@
-"""Write a report as one HTML file that needs nothing else: no network, no fonts, no scripts from elsewhere."""
+"""Write a report as one self-contained HTML file, without external fonts, scripts or network access."""
 
 import base64
 import hashlib
@@ -21,17 +21,17 @@ from promptir_basicsr.core.files import atomic_write
 from promptir_basicsr.explain.page.embed import figure_markup, picture_uri
 from promptir_basicsr.explain.page.model import Comparison, Figure, Report, Section, Table
 
-_LOSSLESS = 8_000_000  # pixels of all pictures; beyond, lossless ones would make a page of more than about 25 MB
+_LOSSLESS = 8_000_000  # pixels of all images; with more, a lossless page would have more than about 25 MB
 
 
 def write_page(path: str | Path, report: Report) -> None:
-    """Write the page, or leave what stands at `path` as it is.
+    """Write the page atomically.
 
-    The same report gives the same bytes. Pictures are held without loss unless there are many of them (above 8
-    megapixels altogether JPEG of quality 95); the page's last line says which.
+    The same report results in the same bytes. Images are lossless, or JPEG of quality 95 above 8 megapixels in total;
+    the last line of the page says which.
 
     Raises:
-        OptionError: a table has rows of different lengths, or a comparison pictures of different sizes; all at once.
+        OptionError: a table has rows of different lengths, or a comparison has images of different sizes.
         SaveError: the file could not be written.
         OSError: a figure cannot be read.
     """
@@ -41,7 +41,7 @@ def write_page(path: str | Path, report: Report) -> None:
 
 
 def render(report: Report) -> str:
-    """The page as text; see `write_page`."""
+    """Render the page as text; see `write_page`."""
     raise_problems([problem for section in report.sections for problem in _problems(section)])
     shown = [image for section in report.sections for each in section.comparisons for image in _images(each).values()]
     pixels = sum(image.shape[0] * image.shape[1] for image in shown)
@@ -56,7 +56,7 @@ def render(report: Report) -> str:
         title=report.title,
         facts=[(name, _plain(value)) for name, value in report.facts],
         sections=_Numbering(lossless).sections(report.sections),
-        pictures='without loss' if lossless else 'as JPEG of quality 95',
+        pictures='lossless' if lossless else 'JPEG of quality 95',
         has_pictures=pixels > 0,
         version=importlib.metadata.version('promptir_basicsr'),
         script=Markup(script),
@@ -66,7 +66,7 @@ def render(report: Report) -> str:
 
 
 class _Numbering:
-    """The parts of the report as the template takes them, numbered through the page."""
+    """Converts the parts of a report to template variables, with numbers."""
 
     def __init__(self, lossless: bool) -> None:
         self._lossless = lossless
@@ -87,7 +87,7 @@ class _Numbering:
         ]
 
     def _shown(self, kind: str, shown: Comparison | Figure | Table) -> dict[str, Any]:
-        """What comparisons, figures and tables have in common; the heading is a sentence where a caption follows."""
+        """Common variables of comparisons, figures and tables; the heading is a sentence if a caption follows."""
         self._numbers[kind] += 1
         ends = not shown.caption or shown.title.endswith(('.', '?', '!', ':'))
         return {
@@ -121,7 +121,7 @@ class _Numbering:
         }
 
     def _id(self, title: str) -> str:
-        """A name for links, such as `prompt-weights`, that no other part has."""
+        """A unique id for links, such as `prompt-weights`."""
         base = re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-') or 'section'
         number, name = 1, f'{base}-section' if re.fullmatch(r'(figure|table)-\d+', base) else base
         while name in self._ids:
@@ -132,7 +132,7 @@ class _Numbering:
 
 
 def _cells(column: Sequence[object]) -> list[dict[str, str]]:
-    """The values of a column as text; floats with as many decimals as suit the largest of them."""
+    """Format the values of a column; the number of decimals depends on the largest float."""
     numbers = [_number(value) for value in column]
     sizes = [abs(n) for n, value in zip(numbers, column, strict=True) if not isinstance(value, Integral)]
     largest = max(filter(math.isfinite, sizes), default=0.0)
@@ -144,7 +144,7 @@ def _cells(column: Sequence[object]) -> list[dict[str, str]]:
 
 
 def _plain(value: object, form: str = ',.6g') -> str:
-    """A value as one reads it; the form is for floats."""
+    """Format a value; the format is for floats."""
     if isinstance(value, (bool, np.bool_)):
         return 'yes' if value else 'no'
     if value is None or not isinstance(value, Real):
@@ -160,12 +160,12 @@ def _plain(value: object, form: str = ',.6g') -> str:
 
 
 def _number(value: object) -> float:
-    """Not a number for all that is none."""
+    """The value as a float; NaN if it is not a number."""
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 def _is_numeric(column: Sequence[object]) -> bool:
-    """Numbers and nothing else, but for values that are not known."""
+    """Whether all known values of a column are numbers."""
     known = [value for value in column if value is not None]
     return bool(known) and all(isinstance(value, Real) and not isinstance(value, bool) for value in known)
 
@@ -182,11 +182,11 @@ def _problems(section: Section) -> Iterator[str]:
             if len(row) != len(table.columns):
                 yield (
                     f"{where}, table '{table.title}': row {number} has {len(row)} values for {len(table.columns)} "
-                    'columns. None stands for a value that is not known.'
+                    'columns. Use None for unknown values.'
                 )
     for shown in section.comparisons:
         shapes = {role: image.shape for role, image in _images(shown).items()}
         if any(len(shape) != 3 or shape[2] != 3 or 0 in shape for shape in shapes.values()):
-            yield f"{where}, comparison '{shown.title}': pictures are (H, W, 3), found {shapes}."
+            yield f"{where}, comparison '{shown.title}': images must be (H, W, 3), found {shapes}."
         elif len(set(shapes.values())) > 1:
-            yield f"{where}, comparison '{shown.title}': pictures of different sizes, {shapes}. Crop them to the same."
+            yield f"{where}, comparison '{shown.title}': images of different sizes, {shapes}. Crop them to one size."

@@ -262,7 +262,7 @@ def test_databases_without_pieces_are_read_as_before(storage, folder, tmp_path) 
 def test_databases_of_pieces_are_refused(folder, tmp_path) -> None:
     path = store(tmp_path / 'x.lmdb', folder, 'raw')
     written_with_pieces(path, [32, 24])
-    with pytest.raises(ValueError, match=r'holds pieces of images, .* Write the database again with `basicsr prepare'):
+    with pytest.raises(ValueError, match=r'contains image patches, .* Write the database again with `basicsr prepare'):
         LmdbSource(path)
 
 
@@ -289,7 +289,7 @@ def test_a_database_that_is_replaced_under_its_reader(folder, tmp_path) -> None:
     source = LmdbSource(store(tmp_path / 'x.lmdb', folder))
     shutil.rmtree(tmp_path / 'x.lmdb')
     store(tmp_path / 'y.lmdb', folder).rename(tmp_path / 'x.lmdb')
-    with pytest.raises(ImageError, match=r'x\.lmdb: was replaced since its index was read'):
+    with pytest.raises(ImageError, match=r'x\.lmdb: was replaced after its index was read'):
         source.open('colour.png')
     assert LmdbSource(tmp_path / 'x.lmdb').open('colour.png').size == (61, 83)
 
@@ -363,16 +363,16 @@ def being_written(path: Path) -> None:
 @pytest.mark.parametrize(
     ('damage', 'said'),
     [
-        (torn, r'is cut off: data.mdb has [\d,]+ of [\d,]+ bytes. Copy it once more'),
-        (unfinished, 'was not written to its end'),
-        (of_a_later_release, 'has format 99, this release reads up to 1. Update promptir_basicsr'),
-        (without_index, r'neither the index of `basicsr prepare` nor meta_info.txt'),
-        (without_records, r'holds 0 of the 7 images in its meta_info.txt'),
+        (torn, r'is cut off: data.mdb has [\d,]+ of [\d,]+ bytes. Copy it again'),
+        (unfinished, 'is incomplete'),
+        (of_a_later_release, 'has format 99, but this release supports up to 1. Update promptir_basicsr'),
+        (without_index, r'has no index of `basicsr prepare` and no meta_info.txt'),
+        (without_records, r'has 0 of the 7 images in its meta_info.txt'),
         (without_a_chunk, '0 of 7 images in its index'),
         (with_a_damaged_chunk, 'is damaged'),
         (of_text, r'cannot be opened as an LMDB \(.*MDB_INVALID'),
         (emptied, 'is not an LMDB: data.mdb cannot be read'),
-        (being_written, 'is not complete: it is being written, or that was interrupted. `basicsr prepare` continues'),
+        (being_written, 'is incomplete: it is being written, or writing was interrupted. Run `basicsr prepare` again'),
         (shutil.rmtree, 'does not exist'),
     ],
 )
