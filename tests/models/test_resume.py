@@ -378,7 +378,7 @@ def test_a_failed_save_is_an_error_that_leaves_all_files_whole(
     (line,) = (line for line in done.stderr.splitlines() if ' ERROR: ' in line)
     assert f"'{root}/models/net_g_10.pth' could not be written: File too large. It needs " in line
     assert ' MB are free there; the system limits the size of files, see `ulimit -f`. ' in line
-    assert line.endswith('Existing files are unchanged. Make room; a training goes on with --auto_resume.')
+    assert line.endswith('Existing files are unchanged. Free some disk space; --auto_resume continues a training.')
     assert 'Traceback' not in done.stderr
     after = {path: path.read_bytes() for path in root.rglob('*') if path.suffix in ('.pth', '.state', '.part')}
     assert {path: after[path] for path in before} == before
