@@ -463,7 +463,7 @@ def test_weights_that_do_not_fit_are_told_by_name(tmp_path: Path) -> None:
     net = PromptedNetwork(EDSR, ['conv_after_body'])
     wider = with_prompts(plain({**EDSR, 'num_feat': 16}).state_dict(), net)
     with pytest.raises(
-        OptionError, match=r'those of another PromptedNetwork; other sizes: network\.conv_first\.weight'
+        OptionError, match=r'are of another PromptedNetwork; other sizes: network\.conv_first\.weight'
     ):
         check_fit(wider, net, 'wide.pth', {})
     longer = with_prompts(plain({**EDSR, 'num_block': 3}).state_dict(), net)

@@ -24,7 +24,7 @@ def test_a_copy_is_the_file_and_replaces_nothing(
     assert Path('demo.yml').read_bytes() == source.read_bytes()
     Path('demo.yml').write_text('mine')
     assert cli.main(['options', '--copy', 'demo.yml']) == 2
-    assert 'is there already' in capsys.readouterr().err
+    assert 'already exists' in capsys.readouterr().err
     assert Path('demo.yml').read_text() == 'mine'
     assert cli.main(['options', '--copy', 'demo.yml', '-o', 'b.yml']) == 0
     assert Path('b.yml').read_bytes() == source.read_bytes()

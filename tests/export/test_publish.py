@@ -112,7 +112,7 @@ def test_nothing_is_replaced_unasked_and_mistakes_are_one_sentence(
     before = {path: path.read_bytes() for path in published.iterdir()}
     out = ['-o', str(published)]
     for arguments, words in (
-        (['tiny', *out], 'is there already'),
+        (['tiny', *out], 'already exists'),
         (['tin', *out], "'tin' is not a weights file, a folder, or a run in 'experiments'"),
         (['experiments', *out], 'is not a run with weights'),
         (['a.yml', *out, '--overwrite'], 'contains no weights'),
