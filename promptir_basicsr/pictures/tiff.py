@@ -40,6 +40,8 @@ def read_tiff(content: bytes, where: str, most: int) -> Picture:
             with open_image(io.BytesIO(turnable), ('TIFF',)) as stored:
                 stored.load()
                 pixels, profile, notes = pixels_of(stored, where)
+    if pixels.shape[:2] != (page.imagelength, page.imagewidth):  # a tag is there twice, and each library takes another
+        raise PictureError(f'{where} is damaged: its tags contradict each other.')
     held = pixels.shape[2] if pixels.ndim == 3 else 1
     if page.photometric in (0, 1, 2) and held < page.samplesperpixel:
         notes = (*notes, 'channels without a defined meaning are omitted')

@@ -588,6 +588,16 @@ def test_a_jpeg_that_was_cut_off(part: float) -> None:
         decode_picture(content[: int(part * len(content))])
 
 
+def test_a_tiff_whose_height_is_there_twice_is_damaged() -> None:
+    """tifffile reads the first of the two tags, and Pillow, which would give one row, the last."""
+    content = bytearray(tiff(photograph(40, 37)))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        compression = file.pages[0].tags[259].offset  # its value is 1
+    struct.pack_into('<H', content, compression, 257)
+    with pytest.raises(PictureError, match='is damaged: its tags contradict each other'):
+        decode_picture(bytes(content))
+
+
 def test_previews_and_second_views_are_no_pages() -> None:
     content = io.BytesIO()
     with tifffile.TiffWriter(content) as file:
