@@ -462,9 +462,7 @@ def test_images_of_any_size_are_padded_for_the_network(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_told_by_name(tmp_path: Path) -> None:
     net = PromptedNetwork(EDSR, ['conv_after_body'])
     wider = with_prompts(plain({**EDSR, 'num_feat': 16}).state_dict(), net)
-    with pytest.raises(
-        OptionError, match=r'are of another PromptedNetwork; other sizes: network\.conv_first\.weight'
-    ):
+    with pytest.raises(OptionError, match=r'are of another PromptedNetwork; other sizes: network\.conv_first\.weight'):
         check_fit(wider, net, 'wide.pth', {})
     longer = with_prompts(plain({**EDSR, 'num_block': 3}).state_dict(), net)
     with pytest.raises(OptionError, match=r'not in the network: network\.body\.2\.conv1\.weight'):
