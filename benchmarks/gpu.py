@@ -124,7 +124,7 @@ def tests(machine: Machine) -> Iterator[str]:
             'logger': {'save_checkpoint_freq': 6, 'print_freq': 1, 'use_tb_logger': False},
         }
         for name, options in formats.items():
-            chosen = training_options(machine, name, {**merged(short, {}), **options})
+            chosen = training_options(machine, name, {**short, **options})
             done = machine.train(Path(folder), chosen, limit=120)
             losses = re.findall(r'l_pix: (\S+)', done.stdout)
             yield f'- {name}: status {done.returncode}, l_pix {losses[0]} to {losses[-1]}' if losses else done.stdout
@@ -133,7 +133,7 @@ def tests(machine: Machine) -> Iterator[str]:
             expected = digest(root / 'models' / 'net_g_latest.pth')
             for path in [*root.glob('training_states/12.state'), *root.glob('models/net_g_12.pth')]:
                 path.unlink()
-            chosen = training_options(machine, name, {**merged(short, {}), **formats[name]})
+            chosen = training_options(machine, name, {**short, **formats[name]})
             done = machine.train(Path(folder), chosen, '--auto_resume', limit=120)
             same = digest(root / 'models' / 'net_g_latest.pth') == expected
             resumed = 'Resuming training from' in done.stdout

@@ -19,7 +19,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -119,7 +119,6 @@ class Training:
                     'gt_size': 48,
                     'use_hflip': True,
                     'use_rot': True,
-                    'sampling': {'fixed_shares': False},
                     'tasks': [{**task, 'weight': 1} for task in tasks(data, 'train')],
                     'batch_size_per_gpu': 4,
                     'num_worker_per_gpu': 0,
@@ -291,7 +290,7 @@ class Study:
             key = tuple(row[name] for name in HEAD[:5])
             groups.setdefault(key, {}).setdefault(row['task'], []).append(float(row['psnr']))
         for key, values in sorted(
-            groups.items(), key=lambda item: (int(item[0][2]), int(item[0][3]), _mean_of(item[1]))
+            groups.items(), key=lambda item: (int(item[0][2]), int(item[0][3]), mean(item[1]['average']))
         ):
             averages = values['average']
             cells = ' | '.join(f'{mean(values[name]):.2f}' for name in names)
@@ -299,10 +298,6 @@ class Study:
             yield f'| {" | ".join(key)} | {len(averages)} | {cells} | {spread} |'
         inputs = {row['task']: float(row['input_psnr']) for row in reported}
         yield f'| input | | | | | | {" | ".join(f"{inputs[name]:.2f}" for name in names)} | |'
-
-
-def _mean_of(values: Mapping[str, list[float]]) -> float:
-    return mean(values['average'])
 
 
 def main() -> None:

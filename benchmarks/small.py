@@ -2,20 +2,24 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.small [--rounds 9]
 
-PromptIR with one block a level, as in first experiments, and that of options/demo.yml: forward, L1 loss and backward in
-CPU seconds of the process, in turn, for a number of rounds. `of plain` is the median over rounds.
+PromptIR with one block a level, as in first experiments, that of options/demo.yml, and AirNet with one group of three
+blocks: forward, L1 loss and backward in CPU seconds of the process, in turn, for a number of rounds. `of plain` is the
+median over rounds.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.hardware import hardware
-from promptir_basicsr.archs import PromptIR
+from promptir_basicsr.archs import AirNet, PromptIR
 from promptir_basicsr.archs.layers.formulation import set_formulation
 from promptir_basicsr.core.registry import arguments_of
 from promptir_basicsr.options.file import find_option_file, read_options
@@ -31,18 +35,22 @@ def main() -> int:
     sys.stdout.write('| dim | batch | crop | plain, s | fast, s | of plain |\n|:--|--:|--:|--:|--:|--:|\n')
     demo = arguments_of(read_options(find_option_file('demo.yml'))['network_g'])
     cases = [(str(dim), {**ONE_BLOCK, 'dim': dim}, batch, side) for dim, batch, side in CASES]
-    for name, options, batch, side in [*cases, (f'{demo["dim"]}, demo', demo, 2, 48)]:
-        plain, fast, ratio = measured(options, batch, side, rounds)
+    nets: list[tuple[str, Callable[[], nn.Module], int, int]]
+    nets = [(name, partial(PromptIR, **options), batch, side) for name, options, batch, side in cases]
+    nets.append((f'{demo["dim"]}, demo', partial(PromptIR, **demo), 2, 48))
+    nets.append(('64, AirNet', partial(AirNet, num_groups=1, num_blocks=3), 2, 64))
+    for name, build, batch, side in nets:
+        plain, fast, ratio = measured(build, batch, side, rounds)
         sys.stdout.write(f'| {name} | {batch} | {side} | {plain:.3f} | {fast:.3f} | {ratio:.2f} |\n')
         sys.stdout.flush()
     sys.stdout.write(f'\n{hardware(["torch"], torch.device("cpu"))}\n')
     return 0
 
 
-def measured(options: dict[str, Any], batch: int, side: int, rounds: int) -> tuple[float, float, float]:
+def measured(build: Callable[[], nn.Module], batch: int, side: int, rounds: int) -> tuple[float, float, float]:
     """CPU seconds of a step in the plain and in the fast formulation, and the second over the first."""
     torch.manual_seed(0)
-    net, x = PromptIR(**options), torch.rand(batch, 3, side, side)
+    net, x = build(), torch.rand(batch, 3, side, side)
     seconds: dict[str, list[float]] = {'plain': [], 'fast': []}
     for number in range(rounds + 1):
         for formulation, found in seconds.items():

@@ -29,7 +29,8 @@ class Step:
         flags: (2,) float32, the same on all processes; above 0: the step is non-finite, a stop was requested.
         losses: terms of the loss by name.
         norm: of the whole gradient.
-        images: such as lq, gt and, last, the output, (B, ...) each.
+        images: such as lq and gt, (B, ...) each.
+        outputs: what the network made of them, (B, ...) each.
         names: of the B images, `task: path`.
     """
 
@@ -38,6 +39,7 @@ class Step:
     losses: Mapping[str, Tensor]
     norm: Tensor
     images: Sequence[Tensor]
+    outputs: Sequence[Tensor]
     names: Sequence[str]
     _event: torch.cuda.Event | None = field(init=False, default=None)
 
@@ -57,7 +59,7 @@ class Step:
     def suspects(self) -> Names:
         """Names of the non-finite images, of the images with non-finite outputs, and of all images."""
         found = []
-        for images in (self.images[:-1], self.images[-1:]):
+        for images in (self.images, self.outputs):
             finite = [image.isfinite().flatten(1).all(dim=1).tolist() for image in images]
             found.append([name for name, *each in zip(self.names, *finite, strict=False) if not all(each)])
         return found[0], found[1], list(self.names)

@@ -133,8 +133,7 @@ class TrainingStep:
         norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
         flags = self._flags(losses, norm)
         made = [x for x in tensors_of(output) if x.is_floating_point()]
-        made = made if len(made) == 1 else [torch.cat([x.flatten(1) for x in made], dim=1)]
-        step = Step(iteration, flags, losses, norm, [*batch.images(), *made], batch.names())
+        step = Step(iteration, flags, losses, norm, batch.images(), made, batch.names())
         if not self.knows_at_once:
             self.settle()
             self._unread, self._sound = step, 1 - flags[0]
