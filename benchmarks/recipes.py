@@ -10,8 +10,8 @@ DIR, which is laid out as in docs/protocols.md, in crops of 48 and batches of 4.
 are tried first, at the first budget and width, with a separate seed; that with the best PSNR on `choose` is used. Only
 trainings with the chosen rate measure `report`, once, at their end.
 
-STUDY gets one folder a training and `recipes.csv`, a row per task and moment. Each training is a process with one
-thread, `--jobs` at a time; what is in recipes.csv is not repeated, and a training that was stopped is resumed.
+STUDY gets one folder a training and `recipes.csv`, a row per training, set and task. Each training is a process with
+one thread, `--jobs` at a time; what is in recipes.csv is not repeated, and a training that was stopped is resumed.
 """
 
 import argparse
@@ -19,9 +19,10 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -31,7 +32,6 @@ import yaml
 from benchmarks.hardware import hardware
 
 SEARCH_SEED = 100
-VALIDATIONS = 4
 HELD_OUT = {'denoise': 4, 'derain': 3, 'dehaze': 3}
 """Photographs of `choose`: the last ones by name; of haze scenes, one image of each."""
 
@@ -39,21 +39,36 @@ ADAMW: dict[str, Any] = {'type': 'AdamW', 'betas': [0.9, 0.99], 'weight_decay': 
 MUON: dict[str, Any] = {'type': 'pytorch_optimizer:Muon', 'adamw_lr': 1e-3, 'weight_decay': 0.01, 'adamw_wd': 0.01}
 SOAP: dict[str, Any] = {'type': 'pytorch_optimizer:SOAP', 'weight_decay': 0.01}
 COSINE, WSD, RELEASED = 'cosine', 'wsd', 'released'
+BASELINE = 'released'
 STEADY = {'ema_decay': 0.99, 'grad_clip_norm': 1.0}
 FREQUENCY = {'frequency_opt': {'type': 'FrequencyLoss', 'loss_weight': 0.1}}
+DECORRELATION = {'prompt_opt': {'type': 'PromptDecorrelationLoss'}}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimizer, schedule and other keys of the section `train`, and the rates that are tried."""
+    """Options of `train`, rates that are tried, options of `datasets.train` and `network_g`, weights of the tasks."""
 
     optim_g: dict[str, Any]
     schedule: str
     others: dict[str, Any]
     rates: tuple[float, ...]
+    data: Callable[[int], dict[str, Any]] = lambda total: {}
+    network: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[int, int, int] = (1, 1, 1)
 
 
-ADAM_RATES, MUON_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3), (0.005, 0.01, 0.02, 0.04)
+def progressive(total: int) -> dict[str, Any]:
+    """The first half in crops of 32, with as many pixels in a batch."""
+    return {'stages': [{'until': total // 2, 'gt_size': 32, 'batch_size_per_gpu': 9}, {}]}
+
+
+def fixed_shares(total: int) -> dict[str, Any]:
+    """The same number of images of a task in each batch."""
+    return {'sampling': {'fixed_shares': True}}
+
+
+ADAM_RATES, MUON_RATES = (5e-4, 1e-3, 2e-3), (0.01, 0.02, 0.04)
 RECIPES = {
     'released': Recipe({'type': 'AdamW', 'weight_decay': 0.01}, RELEASED, {}, ADAM_RATES),
     'adamw': Recipe(ADAMW, COSINE, STEADY, ADAM_RATES),
@@ -64,6 +79,11 @@ RECIPES = {
     'muon_frequency': Recipe(MUON, COSINE, {**STEADY, **FREQUENCY}, MUON_RATES),
     'muon_without_ema': Recipe(MUON, COSINE, {'grad_clip_norm': 1.0}, MUON_RATES),
     'muon_without_clipping': Recipe(MUON, COSINE, {'ema_decay': 0.99}, MUON_RATES),
+    'muon_charbonnier': Recipe(MUON, COSINE, {**STEADY, 'pixel_opt': {'type': 'CharbonnierLoss'}}, MUON_RATES),
+    'muon_progressive': Recipe(MUON, COSINE, STEADY, MUON_RATES, progressive),
+    'muon_shares': Recipe(MUON, COSINE, STEADY, MUON_RATES, fixed_shares, weights=(1, 2, 1)),
+    'muon_decorrelation': Recipe(MUON, COSINE, {**STEADY, **DECORRELATION}, MUON_RATES),
+    'muon_one_prompt': Recipe(MUON, COSINE, STEADY, MUON_RATES, network={'num_prompts': 1}),
 }
 
 
@@ -97,6 +117,10 @@ class Training:
     def name(self) -> str:
         return f'{self.network}_{self.recipe}_d{self.dim}_n{self.budget}_r{self.rate:g}_s{self.seed}'
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        return {**NETWORKS[self.network], **RECIPES[self.recipe].network, 'dim': self.dim}
+
     def options(self, data: Path) -> dict[str, Any]:
         """Its option file."""
         recipe, total = RECIPES[self.recipe], self.budget
@@ -119,9 +143,13 @@ class Training:
                     'gt_size': 48,
                     'use_hflip': True,
                     'use_rot': True,
-                    'tasks': [{**task, 'weight': 1} for task in tasks(data, 'train')],
+                    'tasks': [
+                        {**task, 'weight': weight}
+                        for task, weight in zip(tasks(data, 'train'), recipe.weights, strict=True)
+                    ],
                     'batch_size_per_gpu': 4,
                     'num_worker_per_gpu': 0,
+                    **recipe.data(total),
                 },
                 'val': {
                     'name': 'choose',
@@ -130,7 +158,7 @@ class Training:
                     'tasks': tasks(data, 'choose'),
                 },
             },
-            'network_g': {**NETWORKS[self.network], 'dim': self.dim},
+            'network_g': self.architecture,
             'path': {},
             'train': {
                 'total_iter': total,
@@ -140,8 +168,8 @@ class Training:
                 **recipe.others,
                 **({'encoder_iter': max(total // 10, 1)} if self.network == 'airnet' else {}),
             },
-            'val': {'val_freq': max(total // VALIDATIONS, 1), 'save_img': False, 'pbar': False, 'metrics': METRICS},
-            'logger': {'print_freq': 100, 'save_checkpoint_freq': max(total // VALIDATIONS, 1), 'use_tb_logger': False},
+            'val': {'val_freq': total, 'save_img': False, 'pbar': False, 'metrics': METRICS},
+            'logger': {'print_freq': 100, 'save_checkpoint_freq': max(total // 4, 1), 'use_tb_logger': False},
         }
 
     def report(self, data: Path) -> dict[str, Any]:
@@ -160,7 +188,7 @@ class Training:
                     'tasks': tasks(data, 'report'),
                 }
             },
-            'network_g': {**NETWORKS[self.network], 'dim': self.dim},
+            'network_g': self.architecture,
             'path': {
                 'pretrain_network_g': f'experiments/{self.name}/models/net_g_latest.pth',
                 'param_key_g': 'params_ema' if averaged else 'params',
@@ -279,8 +307,8 @@ class Study:
             key=lambda rate: self.average(Training(network, recipe, dim, budget, rate, SEARCH_SEED), 'choose'),
         )
 
-    def report(self) -> Iterator[str]:
-        """Markdown: PSNR of `report` by recipe, mean and range over seeds."""
+    def tables(self) -> Iterator[str]:
+        """Markdown: PSNR of `report`, mean and range over seeds; patches relative to `released`; PSNR of the search."""
         reported = [row for row in self.rows if row['set'] == 'report']
         names = list(dict.fromkeys(row['task'] for row in reported))
         yield f'| network | recipe | dim | iterations | rate | seeds | {" | ".join(names)} | range |'
@@ -290,14 +318,53 @@ class Study:
             key = tuple(row[name] for name in HEAD[:5])
             groups.setdefault(key, {}).setdefault(row['task'], []).append(float(row['psnr']))
         for key, values in sorted(
-            groups.items(), key=lambda item: (int(item[0][2]), int(item[0][3]), mean(item[1]['average']))
+            groups.items(),
+            key=lambda item: (item[0][0], int(item[0][2]), int(item[0][3]), mean(item[1]['average'])),
         ):
             averages = values['average']
             cells = ' | '.join(f'{mean(values[name]):.2f}' for name in names)
-            spread = f'{min(averages):.2f} to {max(averages):.2f}'
-            yield f'| {" | ".join(key)} | {len(averages)} | {cells} | {spread} |'
+            yield f'| {" | ".join(key)} | {len(averages)} | {cells} | {spread(averages)} |'
         inputs = {row['task']: float(row['input_psnr']) for row in reported}
         yield f'| input | | | | | | {" | ".join(f"{inputs[name]:.2f}" for name in names)} | |'
+        yield from ('', f'| network | recipe | dim | iterations of {BASELINE} | patches relative to it | range |')
+        yield '|:--|:--|--:|--:|--:|--:|'
+        for (network, recipe, dim, budget), found in self.ratios(reported).items():
+            yield f'| {network} | {recipe} | {dim} | {budget} | {mean(found):.2f} | {spread(found)} |'
+        yield from (
+            '',
+            '| network | recipe | dim | iterations | rate | PSNR of `choose` |',
+            '|:--|:--|--:|--:|--:|--:|',
+        )
+        for row in self.rows:
+            if (row['set'], row['task'], row['seed']) == ('choose', 'average', str(SEARCH_SEED)):
+                yield f'| {" | ".join(row[name] for name in HEAD[:5])} | {row["psnr"]} |'
+
+    @staticmethod
+    def ratios(rows: list[dict[str, str]]) -> dict[tuple[str, str, int, int], list[float]]:
+        """Of each seed, iterations for the PSNR of the released recipe's end, relative to the released recipe's.
+
+        Between two budgets of a recipe, PSNR is taken as linear in the logarithm of the iterations. A budget whose
+        result is outside the recipe's results is left out.
+        """
+        ends: dict[tuple[str, str, int, str], dict[int, float]] = {}
+        for row in rows:
+            if row['task'] == 'average':
+                key = row['network'], row['recipe'], int(row['dim']), row['seed']
+                ends.setdefault(key, {})[int(row['budget'])] = float(row['psnr'])
+        found: dict[tuple[str, str, int, int], list[float]] = {}
+        for (network, recipe, dim, seed), curve in ends.items():
+            known = sorted(curve.items())
+            for budget, wanted in sorted(ends.get((network, BASELINE, dim, seed), {}).items()):
+                for (low, before), (high, after) in pairwise(known):
+                    if recipe != BASELINE and before <= wanted <= after:
+                        needed = low * (high / low) ** ((wanted - before) / max(after - before, 1e-9))
+                        found.setdefault((network, recipe, dim, budget), []).append(needed / budget)
+                        break
+        return found
+
+
+def spread(values: list[float]) -> str:
+    return f'{min(values):.2f} to {max(values):.2f}'
 
 
 def main() -> None:
@@ -305,11 +372,12 @@ def main() -> None:
     parser.add_argument('study', type=Path, metavar='STUDY')
     parser.add_argument('--data', type=Path)
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=['promptir'])
-    parser.add_argument('--rate', type=float, help='of all trainings, in place of the search')
+    parser.add_argument('--rate', type=float, help='of all trainings, in place of those that are tried')
     parser.add_argument('--recipes', nargs='+', choices=RECIPES, default=list(RECIPES))
     parser.add_argument('--budgets', nargs='+', type=int, default=[1000])
     parser.add_argument('--dims', nargs='+', type=int, default=[16])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--search', action='store_true', help='measure `choose` only')
     parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1)
     parser.add_argument('--table', action='store_true', help='write the table of what is known, and train nothing')
     args = parser.parse_args()
@@ -319,12 +387,12 @@ def main() -> None:
     if not args.table:
         dim, budget = args.dims[0], args.budgets[0]
         pairs = [(network, recipe) for network in args.networks for recipe in args.recipes]
-        if args.rate is None:
+        if args.rate is None or args.search:
             study.train(
                 [
                     Training(network, recipe, dim, budget, rate, SEARCH_SEED)
                     for network, recipe in pairs
-                    for rate in RECIPES[recipe].rates
+                    for rate in ([args.rate] if args.rate else RECIPES[recipe].rates)
                 ],
                 report=False,
             )
@@ -336,10 +404,11 @@ def main() -> None:
                 for width in args.dims
                 for seed in args.seeds
                 for network, recipe in pairs
+                if not args.search
             ],
             report=True,
         )
-    sys.stdout.write('\n'.join(study.report()) + f'\n\n{hardware(["torch", "pytorch_optimizer"])}\n')
+    sys.stdout.write('\n'.join(study.tables()) + f'\n\n{hardware(["torch", "pytorch_optimizer"])}\n')
 
 
 if __name__ == '__main__':

@@ -117,6 +117,16 @@ class AirNet(nn.Module):
         found = self.encoder(x, key)
         return Contrasted(self.R(x, found.map) if restore else None, found.logits, found.labels)
 
+    def encodings(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the degradation representation of x: (B, 3, H, W), as (B, 4 C), and the map that guides the restorer.
+
+        Raises:
+            ValueError: the shape of x is wrong.
+        """
+        check_image('AirNet', x, self.img_channel, self.size_multiple)
+        found = self.encoder.encoder_q(x)
+        return {'vector': found.feature, 'map': found.map}
+
     @property
     def encoder(self) -> ContrastiveEncoder:
         """The encoder whose degradation map guides the restorer."""

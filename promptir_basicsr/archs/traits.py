@@ -11,7 +11,7 @@ reads only `NetworkTraits`.
 | `sensor`, `hard_sensor` | predicts the degradation if none is passed; whether only the most likely one is used |
 | `levels`, `prompts` | names of the levels of prompts; False for a network built without prompts |
 | `growable_axes` | of any module: axes of its parameters that can grow, and what they count |
-| methods | see the protocols `Conditioned`, `Prompted`, `Sensor`, `PromptHost`, `Contrastive`, `Released` |
+| methods | see the protocols `Conditioned`, `Prompted`, `Sensor`, `PromptHost`, `Contrastive`, `Encoding`, `Released` |
 
 Shapes: B batch, C channels, H W height and width, T degradations, K prompts of a level.
 """
@@ -82,6 +82,13 @@ class Contrastive(Protocol):
         """Adapt weights with a queue of any length, or none, to this network; return others unchanged."""
 
 
+class Encoding(Protocol):
+    """A network that computes a representation of the degradation from the image."""
+
+    def encodings(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Return representations of x: (B, C, H, W) by name: vectors (B, D) or maps (B, D, H', W')."""
+
+
 class Released(Protocol):
     """A network whose authors have published weights."""
 
@@ -108,6 +115,7 @@ class NetworkTraits:
             prompts, None if unknown.
         adds_prompts: whether it is a `PromptHost`.
         contrastive: whether it is a `Contrastive`.
+        has_encodings: whether it is an `Encoding`.
         released: whether it is a `Released`.
         declared_multiple: its `size_multiple`; None if it has none.
         window_size: side of its windows, in pixels of the image unless its features are reduced; None if unknown.
@@ -128,6 +136,7 @@ class NetworkTraits:
     levels: tuple[str, ...] | None
     adds_prompts: bool
     contrastive: bool
+    has_encodings: bool
     released: bool
     declared_multiple: int | None
     window_size: int | None
@@ -193,6 +202,7 @@ def traits_of(network: nn.Module | Callable[..., nn.Module], options: Mapping[st
         levels=() if said('prompts') is False else _names(said('levels')),
         adds_prompts=hasattr(bare, 'with_prompts'),
         contrastive=hasattr(bare, 'with_queue'),
+        has_encodings=hasattr(bare, 'encodings'),
         released=hasattr(bare, 'released_state_dict'),
         declared_multiple=multiple if is_whole(multiple, least=1) else None,
         window_size=count('window_size'),

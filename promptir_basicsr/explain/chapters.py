@@ -35,6 +35,8 @@ def chapters(study: Study, writer: Writer) -> list[Section]:
     """Create all chapters, and write their files."""
     with style():
         found = [restored_section(study, writer)]
+        if study.prompted.encodes:
+            return [*found, embedding_section(study, writer)]
         found.append(label_section(study, writer) if study.prompted.told else weights_section(study, writer))
         if study.prompted.sensing:
             found.append(sensor_section(study, writer))
@@ -193,20 +195,22 @@ def _weights_text(
 
 
 def embedding_section(study: Study, writer: Writer) -> Section:
-    """Embeddings of the images by features and by prompts."""
+    """Embeddings of the images by features or encodings, and by prompts."""
     ids, tasks, seen = study.ids, study.tasks, study.found.seen
-    kinds = {'features': 'Features', 'prompts': 'Prompts'}
+    kinds = {'features': 'Encodings' if study.prompted.encodes else 'Features', 'prompts': 'Prompts'}
+    photographs = study.photographs()
     scores: dict[str, list[Score]] = {}
     maps: dict[str, dict[str, tuple[np.ndarray, str, str]]] = {'pca': {}, 'tsne': {}}
+    about = _ENCODED if study.prompted.encodes else _EMBEDDED[study.prompted.told]
     perplexity = 0.0
     rows: list[list[Any]] = []
     for kind, title in kinds.items():
-        for level in study.prompted.levels:
-            x = numbers.embedded(getattr(seen, kind)[level], kind == 'features')
+        for level, embedding in getattr(seen, kind).items():
+            x = numbers.embedded(embedding, kind == 'features')
             theirs = [numbers.embedded(getattr(each.seen, kind)[level], kind == 'features') for each in study.untrained]
             place = f'{title}, {words(level).lower()}'
             if not (study.prompted.told and kind == 'prompts'):
-                scores[place] = numbers.separations(x, ids, theirs, **study.chance)
+                scores[place] = numbers.separations(x, ids, theirs, photographs, **study.chance)
             points, shares = numbers.principal_components(x)
             across, up = (f'PC {axis + 1} ({share:.0%})' for axis, share in enumerate(shares))
             maps['pca'][place] = (points, across, up)
@@ -222,9 +226,9 @@ def embedding_section(study: Study, writer: Writer) -> Section:
             ]
     columns = ('map', 'of', 'level', 'task', 'image', 'x', 'y')
     writer.table('embeddings', 'Coordinates of the maps', columns, rows, '')
-    panels = len(study.prompted.levels) if len(study.prompted.levels) <= 4 else 3
+    panels = len(seen.features) if len(seen.features) <= 4 else 3
     captions = {
-        'pca': f'Principal components with their shares of variance; {study.sizes()}. {_EMBEDDED[study.prompted.told]}',
+        'pca': f'Principal components with their shares of variance; {study.sizes()}. {about}',
         'tsne': f't-SNE, perplexity {perplexity:.1f}. Distances between groups and sizes of groups have no meaning.',
     }
     drawn = [
@@ -232,15 +236,20 @@ def embedding_section(study: Study, writer: Writer) -> Section:
         for kind, title in (('pca', 'Principal components'), ('tsne', 't-SNE'))
         if maps[kind]
     ]
+    shown = figures.scores_figure({place: each[2] for place, each in scores.items()}, 'Accuracy of the linear probe')
+    drawn.append(writer.figure('probes', 'Linear probes of the task', shown, CHANCE_CAPTION))
     rows = [[place, score.name, *score_cells(score)] for place, each in scores.items() for score in each]
     caption = (
         'Silhouette: -1 to 1, above 0 if tasks are separated. 1-NN: share of the images whose nearest other image has '
         'the same task. Linear probe: a ridge regression on the tasks, evaluated on unseen images (leave-one-out). '
-        + SCORE_WORDS
+        '"Photograph": the same probe of the photograph, if each is in several tasks. ' + SCORE_WORDS
     )
     table = writer.table('separation', 'Separation of the tasks', ('embedding', 'score', *SCORE_COLUMNS), rows, caption)
-    lines = [f'{place}: silhouette {told(each[0])}.\n\nLinear probe {told(each[2])}.' for place, each in scores.items()]
-    text = _EMBEDDED[study.prompted.told]
+    lines = []
+    for place, (silhouette, _, probe, *photograph) in scores.items():
+        lines.append(f'{place}: silhouette {told(silhouette)}.\n\nLinear probe {told(probe)}.')
+        lines += [f'Of the photograph instead of the task: {told(each)}.' for each in photograph]
+    text = about
     if not maps['tsne']:
         text += f' t-SNE needs at least {numbers.LEAST_FOR_TSNE} images.'
     return Section('Embeddings', '\n\n'.join([_probed(scores), text, *lines]), drawn, [table])
@@ -261,6 +270,8 @@ def _probed(scores: Mapping[str, Sequence[Score]]) -> str:
     return f'A linear probe is no better than chance: {best:.0%} of the images at most, by chance {chance:.0%}.'
 
 
+_ENCODED = 'Encodings: what the network computes from the image as a representation of its degradation; of maps, mean '
+_ENCODED += 'and standard deviation over the pixels.'
 _FEATURES = 'Features: mean and standard deviation over the pixels of the input features of the prompt modules'
 _EMBEDDED = {
     False: f'{_FEATURES}. Prompts: the prompts times the weights of each image.',

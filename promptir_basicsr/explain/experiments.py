@@ -22,8 +22,8 @@ class Trials:
 
     Attributes:
         base: (n,), unchanged; for a network with labels, with the true label.
-        choices: (n, C). For a network with labels, with each label; for others, with the mean weights of each task in
-            all levels, where an image itself does not count for its own task.
+        choices: (n, C). For a network with labels, with each label; for one with prompts and no labels, with the mean
+            weights of each task in all levels, where an image itself does not count for its own task; else C = 0.
         truth: (n,), index of the true choice.
         levels: level or ALL_LEVELS -> name of other weights -> (n,).
         others: for a network with labels, further inputs -> (n,).
@@ -72,7 +72,9 @@ def investigate(
         detailed: run all experiments; otherwise only those that scores need.
     """
     seen = observe(prompted, samples, lambda: passed(1))
-    if prompted.told:
+    if prompted.encodes:
+        trials = _plain_trials(prompted, samples, ids, detailed, passed)
+    elif prompted.told:
         trials = _told_trials(prompted, samples, detailed, passed)
     else:
         trials = _blind_trials(prompted, samples, ids, tasks, seen, detailed, passed)
@@ -83,6 +85,8 @@ def investigate(
 
 def passes(prompted: PromptedNet, tasks: int, detailed: bool) -> int:
     """Number of runs of the network per sample in `investigate`, as `passed` counts them."""
+    if prompted.encodes:
+        return 1 + detailed
     if prompted.told:
         return 2 + len(prompted.degradations) + detailed * (2 + prompted.sensing)
     counts = [len(vectors) for vectors in prompted.vectors().values()]
@@ -95,6 +99,16 @@ def untrained_network(options: Mapping[str, Any], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return new_network(options).eval()
+
+
+def _plain_trials(
+    prompted: PromptedNet, samples: Sequence[Sample], ids: np.ndarray, detailed: bool, passed: Passed
+) -> Trials:
+    base = np.full(len(samples), np.nan)
+    for i, sample in enumerate(samples if detailed else ()):
+        base[i] = prompted.psnr(sample)
+        passed(1)
+    return Trials(base, np.empty((len(samples), 0)), ids.copy())
 
 
 def _told_trials(prompted: PromptedNet, samples: Sequence[Sample], detailed: bool, passed: Passed) -> Trials:

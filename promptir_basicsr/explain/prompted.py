@@ -1,4 +1,4 @@
-"""Samples of each task, and observation of a network's prompts, for `basicsr explain`.
+"""Samples of each task, and observation of a network's prompts or encodings, for `basicsr explain`.
 
 Shapes: B batch, C feature channels, H W height and width, K prompts of a level, T degradations, D prompt channels,
 S prompt size.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from promptir_basicsr.archs.layers.prompts import PromptGenBlock, PromptInPrompt
-from promptir_basicsr.archs.traits import Conditioned, Prompted, names_of, traits_of, unwrapped
+from promptir_basicsr.archs.traits import Conditioned, Encoding, Prompted, names_of, traits_of, unwrapped
 from promptir_basicsr.core.arrays import pad_to_multiple
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.data.allinone_dataset import AllInOneDataset
@@ -85,21 +85,23 @@ def _cut(x: Tensor, size: int, multiple: int) -> Tensor:
 
 
 class PromptedNet:
-    """A network with prompts, with access to the prompts of each level.
+    """A network with prompts, with access to the prompts of each level; or with encodings, such as AirNet.
 
     Args:
         net: in evaluation mode.
         device: device of the network.
 
     Attributes:
-        levels: names of the levels -> their prompt modules, in the order of the forward pass.
+        levels: names of the levels -> their prompt modules, in the order of the forward pass; {} for a network with
+            encodings.
+        encodes: whether it has encodings instead of prompts.
         told: whether it gets the degradation as a label (PIP) or computes weights from the image (PromptIR).
         degradations: names of the T degradations of a network with labels, by label.
         sensing: whether it has a sensor.
         channels: of the images.
 
     Raises:
-        OptionError: the network has no prompts; the message lists networks that have.
+        OptionError: the network has neither prompts nor encodings; the message lists networks that have.
     """
 
     def __init__(self, net: nn.Module, device: torch.device | str = 'cpu') -> None:
@@ -110,12 +112,14 @@ class PromptedNet:
         self.channels = traits.image_channels
         self.sensing = self.told and traits.holds_sensor
         self.degradations = traits.labels if self.told else ()
-        self.levels = self._find()
+        self.encodes = traits.has_encodings and not traits.has_prompt_weights
+        self.levels = {} if self.encodes else self._find()
 
     def _find(self) -> dict[str, PromptGenBlock | PromptInPrompt]:
         """Find the prompt modules by the order of their calls, which is the order of the levels."""
         kind = type(self.net).__name__
-        advice = f'Networks with prompts: {", ".join(names_of(lambda traits: traits.has_prompt_weights))}.'
+        known = names_of(lambda traits: traits.has_prompt_weights or traits.has_encodings)
+        advice = f'Networks to explain: {", ".join(known)}.'
         if not traits_of(self.net).has_prompt_weights:
             raise OptionError(f'{kind} has no prompts to explain. {advice}')
         side = -(-64 // self.multiple) * self.multiple
@@ -145,7 +149,7 @@ class PromptedNet:
 
     def vectors(self) -> dict[str, np.ndarray]:
         """The prompts that distinguish degradations, as one vector each, by level: (K, length)."""
-        return {level: _array(x) for level, x in self.prompts.prompt_vectors().items()}
+        return {} if self.encodes else {level: _array(x) for level, x in self.prompts.prompt_vectors().items()}
 
     def pictures(self) -> dict[str, np.ndarray]:
         """The prompts that are images: (N, D, S, S), N for PromptIR, and one basic prompt for PIP."""
@@ -219,11 +223,12 @@ def without(prompt: int) -> Change:
 
 @dataclass(frozen=True)
 class Observation:
-    """Observed weights, features and prompts of a network for n samples, by level.
+    """Observed weights, features and prompts of a network for n samples, by level; encodings by their names.
 
     Attributes:
         weights: (n, K).
-        features: (n, 2 C), mean and standard deviation over the pixels of the input features of the prompt modules.
+        features: (n, 2 C), mean and standard deviation over the pixels of the input features of the prompt modules, or
+            of an encoding that is a map; (n, D) of an encoding that is a vector.
         prompts: for PromptIR the weighted prompt in coordinates of the space of the prompts, (n, K); for PIP mean and
             standard deviation over the pixels of the prompt that the module returns, (n, 2 D).
     """
@@ -242,6 +247,8 @@ def observe(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[],
     Args:
         seen: called after each image.
     """
+    if prompted.encodes:
+        return Observation({}, _encodings(prompted, samples, seen), {})
     net, levels = prompted.net, list(prompted.levels)
     rows: dict[str, dict[str, list[np.ndarray]]] = {
         kind: {level: [] for level in levels} for kind in ('weights', 'features', 'prompts')
@@ -279,6 +286,18 @@ def observe(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[],
         vectors = prompted.vectors()
         found['prompts'] = {level: found['weights'][level] @ in_their_span(vectors[level]) for level in levels}
     return Observation(**found)
+
+
+@torch.no_grad()
+def _encodings(prompted: PromptedNet, samples: Sequence[Sample], seen: Callable[[], Any]) -> dict[str, np.ndarray]:
+    net: Encoding = unwrapped(prompted.net)
+    found: dict[str, list[np.ndarray]] = {}
+    for sample in samples:
+        x = pad_to_multiple(sample.lq[None].to(prompted.device), prompted.multiple)
+        for name, value in net.encodings(x).items():
+            found.setdefault(name, []).append(_array(_moments(value) if value.ndim == 4 else value)[0])
+        seen()
+    return {name: np.array(each) for name, each in found.items()}
 
 
 def _moments(x: Tensor) -> Tensor:

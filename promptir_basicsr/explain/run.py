@@ -1,4 +1,4 @@
-"""Show what the prompts of a network have learned: figures, tables, one HTML page. See `docs/explain.md`."""
+"""Show what prompts or an encoder have learned: figures, tables, one HTML page. See `docs/explain.md`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ def explain(
     overwrite: bool = False,
     progress: bool = False,
 ) -> tuple[Report, Path]:
-    """Analyse the prompts of a network, and write figures, tables, `report.json` and a page.
+    """Analyse the prompts or encodings of a network, and write figures, tables, `report.json` and a page.
 
     Args:
         opt: option file; its validation or test sets provide images of each task.
@@ -97,7 +97,7 @@ def explain(
         The report, whose figures are files in the folder, and the folder.
 
     Raises:
-        OptionError: wrong options, or a network without prompts.
+        OptionError: wrong options, or a network with neither prompts nor encodings.
         ImageError: an image cannot be read.
         SaveError: a file could not be written.
     """
@@ -244,7 +244,8 @@ def _report(
         ('Device', prompted.device.type),
         ('Versions', f'promptir_basicsr {__version__}, torch {torch.__version__}'),
     ]
-    report = Report(f'What the prompts of {Path(path).name} have learned', facts, sections)
+    what = 'What the encoder of {} has learned' if prompted.encodes else 'What the prompts of {} have learned'
+    report = Report(what.format(Path(path).name), facts, sections)
     writer.json(report)
     if settings.page:
         write_page(folder / PAGE, report)

@@ -213,23 +213,34 @@ def embedded(x: Array, standardize: bool) -> Array:
 
 
 def separations(
-    x: Array, tasks: Array, untrained: Sequence[Array] = (), seed: int = 0, permutations: int = PERMUTATIONS
+    x: Array,
+    tasks: Array,
+    untrained: Sequence[Array] = (),
+    photographs: Array | None = None,
+    seed: int = 0,
+    permutations: int = PERMUTATIONS,
 ) -> list[Score]:
-    """Three scores of the separation of the tasks in an embedding.
+    """Three scores of the separation of the tasks in an embedding, and one of the photographs.
 
     The silhouette (Rousseeuw 1987), from -1 to 1; the accuracy of the nearest other image (leave-one-out 1-NN); and
-    the leave-one-out accuracy of a linear probe, see `probe_accuracy`.
+    the leave-one-out accuracy of a linear probe, see `probe_accuracy`. The last score is that of a linear probe of the
+    photograph, which shows whether the embedding separates degradations or contents.
 
     Args:
         x: (n, D).
         tasks: (n,) ids.
         untrained: (n, D') of networks with random weights.
+        photographs: (n,) ids, each in several tasks; None omits the last score.
     """
     measures = [_separation(each) for each in (x, *untrained)]
     scores = []
     for i, name in enumerate(('silhouette', '1-NN accuracy', 'linear probe accuracy')):
         theirs = [float(measure[i](tasks)) for measure in measures[1:]]
         scores.append(scored(name, measures[0][i], tasks, theirs, seed, permutations))
+    if photographs is not None:
+        theirs = [float(measure[2](photographs)) for measure in measures[1:]]
+        name = 'linear probe accuracy, photograph'
+        scores.append(scored(name, measures[0][2], photographs, theirs, seed, permutations))
     return scores
 
 

@@ -107,6 +107,17 @@ class Study:
         """The mean of each task: (n,) -> (T,)."""
         return np.array([values[self.ids == task].mean() for task in range(len(self.tasks))])
 
+    def photographs(self) -> np.ndarray | None:
+        """The photograph of each sample as (n,) ids, by its name; None unless each is in several tasks."""
+        names = [Path(sample.name).stem for sample in self.samples]
+        known = list(dict.fromkeys(names))
+        tasks = {
+            name: {sample.task for sample, of in zip(self.samples, names, strict=True) if of == name} for name in known
+        }
+        if len(known) < 2 or min(map(len, tasks.values())) < 2:
+            return None
+        return np.array([known.index(name) for name in names])
+
     def sizes(self) -> str:
         """Number of images in words: `10 images, 2 of each of 5 tasks`."""
         counts = sorted(set(np.bincount(self.ids).tolist()))

@@ -16,6 +16,8 @@ import pytest
 import torch
 import yaml
 from skimage.metrics import peak_signal_noise_ratio
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import LeaveOneOut, cross_val_score
 from torch import nn
 
 from promptir_basicsr.core.errors import OptionError
@@ -250,6 +252,32 @@ def test_a_prompt_that_answers_a_task_is_named(tmp_path):
     assert level['images'] == '10'
 
 
+def test_the_encoder_of_airnet_is_probed_for_tasks_and_photographs(tmp_path):
+    network = {'type': 'AirNet', 'dim': 4, 'num_groups': 1, 'num_blocks': 1, 'queue_length': 8}
+    net = untrained_network(network, 0)
+    report, out = explain(*written(tmp_path, network, net), tmp_path / 'out', replace(SMALL, untrained=1))
+    assert report.title == 'What the encoder of tiny.pth has learned'
+    assert [section.title for section in report.sections] == ['Restored images', 'Embeddings']
+    assert {'probes.png', 'separation.csv', 'pca.svg', 'report.html'} <= {*os.listdir(out)}
+    rows = rows_of(out / 'separation.csv')
+    assert [row['embedding'] for row in rows] == ['Encodings, vector'] * 4 + ['Encodings, map'] * 4
+    samples = samples_of(options_of(network))
+    with torch.no_grad():
+        encoder = net.encoder.encoder_q
+        found = [encoder(sample.lq[None]) for sample in samples]
+    vectors = np.array([each.feature[0].double().numpy() for each in found])
+    maps = [each.map[0].double() for each in found]
+    moments = np.array([[*each.mean(dim=(1, 2)), *each.std(dim=(1, 2), correction=0)] for each in maps])
+    photographs, tasks = np.tile([0, 1], 3), np.repeat([0, 1, 2], 2)
+    for x, four in ((vectors, rows[:4]), (moments, rows[4:])):
+        x = (x - x.mean(axis=0)) / x.std(axis=0)
+        probe = RidgeClassifier(alpha=float((x * x).sum(axis=1).mean()))
+        for row, ids in ((four[2], tasks), (four[3], photographs)):
+            expected = cross_val_score(probe, x, ids, cv=LeaveOneOut()).mean()
+            assert float(row['value']) == pytest.approx(expected)
+        assert four[3]['score'] == 'linear probe accuracy, photograph'
+
+
 # Mistakes
 
 
@@ -263,7 +291,7 @@ def test_networks_without_prompts_are_told_which_have_them(tmp_path):
     for network in ({**PROMPTIR, 'prompts': False}, {'type': 'DegradationSensor', 'dim': 4, 'num_blocks': 0}):
         files = written(tmp_path, network, untrained_network(network, 0))
         message = fails(*files, tmp_path / 'out', SMALL)
-        assert 'Networks with prompts: PIPNAFNet, PIPRestormer, PromptIR, PromptedNetwork' in message
+        assert 'Networks to explain: AirNet, PIPNAFNet, PIPRestormer, PromptIR, PromptedNetwork' in message
         assert not (tmp_path / 'out').exists()
 
 
