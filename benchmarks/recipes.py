@@ -2,7 +2,7 @@
 
     python -m benchmarks.recipes STUDY --data DIR --recipes released muon --budgets 1000 4000 --dims 16 --seeds 0 1 2
     python -m benchmarks.recipes STUDY --data DIR --recipes adamw --networks promptir backbone pip airnet --rate 1e-3
-    python -m benchmarks.recipes STUDY --table
+    python -m benchmarks.recipes STUDY --table --figure docs/images/recipes.png
 
 Trains small networks, by default PromptIR with one block a level, on noise of sigma 25, rain and haze of the folder
 DIR, which is laid out as in docs/protocols.md, in crops of 48 and batches of 4. Three sets of images are disjoint:
@@ -32,6 +32,7 @@ import yaml
 from benchmarks.hardware import hardware
 
 SEARCH_SEED = 100
+BATCH = 4
 HELD_OUT = {'denoise': 4, 'derain': 3, 'dehaze': 3}
 """Photographs of `choose`: the last ones by name; of haze scenes, one image of each."""
 
@@ -147,7 +148,7 @@ class Training:
                         {**task, 'weight': weight}
                         for task, weight in zip(tasks(data, 'train'), recipe.weights, strict=True)
                     ],
-                    'batch_size_per_gpu': 4,
+                    'batch_size_per_gpu': BATCH,
                     'num_worker_per_gpu': 0,
                     **recipe.data(total),
                 },
@@ -343,8 +344,9 @@ class Study:
     def ratios(rows: list[dict[str, str]]) -> dict[tuple[str, str, int, int], list[float]]:
         """Of each seed, iterations for the PSNR of the released recipe's end, relative to the released recipe's.
 
-        Between two budgets of a recipe, PSNR is taken as linear in the logarithm of the iterations. A budget whose
-        result is outside the recipe's results is left out.
+        Between two budgets of a recipe, PSNR is taken as linear in the logarithm of the iterations. Where the recipe's
+        smallest budget is better already, it counts: the ratio is at most that. Where its largest is worse, the seed is
+        left out.
         """
         ends: dict[tuple[str, str, int, str], dict[int, float]] = {}
         for row in rows:
@@ -354,13 +356,43 @@ class Study:
         found: dict[tuple[str, str, int, int], list[float]] = {}
         for (network, recipe, dim, seed), curve in ends.items():
             known = sorted(curve.items())
-            for budget, wanted in sorted(ends.get((network, BASELINE, dim, seed), {}).items()):
+            released = ends.get((network, BASELINE, dim, seed), {}) if recipe != BASELINE else {}
+            for budget, wanted in sorted(released.items()):
+                needed: float | None = known[0][0] if wanted <= known[0][1] else None
                 for (low, before), (high, after) in pairwise(known):
-                    if recipe != BASELINE and before <= wanted <= after:
-                        needed = low * (high / low) ** ((wanted - before) / max(after - before, 1e-9))
-                        found.setdefault((network, recipe, dim, budget), []).append(needed / budget)
-                        break
+                    if needed is None and before < wanted <= after:
+                        needed = low * (high / low) ** ((wanted - before) / (after - before))
+                if needed is not None:
+                    found.setdefault((network, recipe, dim, budget), []).append(needed / budget)
         return found
+
+
+def draw(rows: list[dict[str, str]], network: str, dim: int, path: Path) -> None:
+    """PSNR on `report` by patches of a training, a panel a task: means, and bars from the least to the most seed."""
+    from matplotlib.figure import Figure
+
+    mine = [row for row in rows if (row['set'], row['network'], row['dim']) == ('report', network, str(dim))]
+    names, recipes = (list(dict.fromkeys(row[key] for row in mine)) for key in ('task', 'recipe'))
+    figure = Figure((2.6 * len(names), 2.8), layout='constrained')
+    for axes, task in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        here = [row for row in mine if row['task'] == task]
+        for recipe in recipes:
+            points: dict[int, list[float]] = {}
+            for row in here:
+                if row['recipe'] == recipe:
+                    points.setdefault(BATCH * int(row['budget']), []).append(float(row['psnr']))
+            middle = {patches: mean(each) for patches, each in sorted(points.items())}
+            below = [mean(points[patches]) - min(points[patches]) for patches in middle]
+            above = [max(points[patches]) - mean(points[patches]) for patches in middle]
+            axes.errorbar(list(middle), list(middle.values()), [below, above], marker='o', capsize=3, label=recipe)
+        axes.axhline(float(here[0]['input_psnr']), color='0.6', linestyle='--', label='input')
+        axes.set(xscale='log', xlabel='patches', title=task)
+        axes.set_xticks(patches := sorted({BATCH * int(row['budget']) for row in here}), [f'{n:,}' for n in patches])
+        axes.tick_params(axis='x', which='minor', bottom=False, labelbottom=False)
+    axes = figure.axes[0]
+    axes.set_ylabel('PSNR, dB')
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside upper center', ncols=len(recipes) + 1)
+    figure.savefig(path, dpi=150, metadata={'Software': None} if path.suffix == '.png' else None)
 
 
 def spread(values: list[float]) -> str:
@@ -379,7 +411,8 @@ def main() -> None:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--search', action='store_true', help='measure `choose` only')
     parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1)
-    parser.add_argument('--table', action='store_true', help='write the table of what is known, and train nothing')
+    parser.add_argument('--table', action='store_true', help='write the tables of what is known, and train nothing')
+    parser.add_argument('--figure', type=Path, help='draw the first of --networks at the first of --dims as this file')
     args = parser.parse_args()
     if not args.table and args.data is None:
         parser.error('give --data, or --table')
@@ -408,6 +441,8 @@ def main() -> None:
             ],
             report=True,
         )
+    if args.figure:
+        draw(study.rows, args.networks[0], args.dims[0], args.figure)
     sys.stdout.write('\n'.join(study.tables()) + f'\n\n{hardware(["torch", "pytorch_optimizer"])}\n')
 
 

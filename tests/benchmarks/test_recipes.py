@@ -1,0 +1,36 @@
+"""The tables of benchmarks/recipes.py, on results whose answers are known."""
+
+import csv
+import math
+
+import pytest
+
+from benchmarks.recipes import HEAD, Study
+
+
+def row(recipe: str, budget: int, seed: int, psnr: float) -> dict[str, str]:
+    values = ['promptir', recipe, 16, budget, 0.02, seed, budget, 'report', 'average', 19, psnr, 0.8, 20.0]
+    return dict(zip(HEAD, map(str, values), strict=True))
+
+
+def test_patches_relative_to_the_released_recipe_are_those_of_its_final_psnr():
+    # Seed 0 grows by 1 dB a factor of ten, half a decibel ahead; seed 1 is better at 100 already; seed 2 is never.
+    rows = [row('released', budget, seed, 20 + math.log10(budget)) for budget in (100, 1000) for seed in (0, 1, 2)]
+    rows += [row('muon', budget, 0, 20.5 + math.log10(budget)) for budget in (100, 1000)]
+    rows += [row('muon', budget, 1, 25) for budget in (100, 1000)]
+    rows += [row('muon', budget, 2, 21) for budget in (100, 1000)]
+    found = Study.ratios(rows)
+    assert found[('promptir', 'muon', 16, 1000)] == pytest.approx([10**-0.5, 0.1])
+    assert found[('promptir', 'muon', 16, 100)] == [1, 1]
+    assert {recipe for _, recipe, _, _ in found} == {'muon'}
+
+
+def test_the_table_has_means_and_ranges_over_seeds(tmp_path):
+    rows = [row('muon', 1000, seed, psnr) for seed, psnr in enumerate((24.0, 24.2, 24.7))]
+    with open(tmp_path / 'recipes.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, HEAD)
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = list(Study(tmp_path, None, 1).tables())
+    assert lines[2] == '| promptir | muon | 16 | 1000 | 0.02 | 3 | 24.30 | 24.00 to 24.70 |'
+    assert lines[3] == '| input | | | | | | 20.00 | |'
