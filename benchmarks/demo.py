@@ -55,7 +55,8 @@ def measured(folder: Path, opt: Path, seed: int, photographs: list[Path], thread
     }
     file = folder / f'{name}_test.yml'
     file.write_text(yaml.safe_dump(test, sort_keys=False), encoding='utf-8')
-    run(folder, threads, 'test', '-opt', file.name, '--force_yml', *[each for each in force if 'network_g' in each])
+    network = [each for each in force if each.startswith('network_g')]
+    run(folder, threads, 'test', '-opt', file.name, *(['--force_yml', *network] if network else []))
     with open(folder / 'results' / name / 'metrics.csv', encoding='utf-8', newline='') as text:
         return [*csv.DictReader(text)], after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

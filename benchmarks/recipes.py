@@ -69,7 +69,7 @@ def fixed_shares(total: int) -> dict[str, Any]:
     return {'sampling': {'fixed_shares': True}}
 
 
-ADAM_RATES, MUON_RATES = (5e-4, 1e-3, 2e-3), (0.01, 0.02, 0.04)
+ADAM_RATES, MUON_RATES = (5e-4, 1e-3, 2e-3, 4e-3), (0.005, 0.01, 0.02)
 RECIPES = {
     'released': Recipe({'type': 'AdamW', 'weight_decay': 0.01}, RELEASED, {}, ADAM_RATES),
     'adamw': Recipe(ADAMW, COSINE, STEADY, ADAM_RATES),
