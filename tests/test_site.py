@@ -16,6 +16,8 @@ from tests.browser import browser_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT / 'docs').as_posix() for path in (ROOT / 'docs').rglob('*.md'))
+ADDED = ['changelog.md', 'code_of_conduct.md', 'command_line.md', 'contributing.md', 'option_files.md']
+EVERY_PAGE = [page.removesuffix('.md') + '.html' for page in [*PAGES, *ADDED]]
 API = re.findall(r'^::: (\S+)$', '\n'.join(path.read_text() for path in (ROOT / 'docs' / 'api').glob('*.md')), re.M)
 
 
@@ -77,9 +79,7 @@ def elements(path: Path) -> Elements:
 
 def test_every_page_is_in_the_navigation(site):
     linked = set(elements(site / 'index.html').linked)
-    added = ['changelog.md', 'code_of_conduct.md', 'command_line.md', 'contributing.md', 'option_files.md']
-    pages = [page.removesuffix('.md') + '.html' for page in [*PAGES, *added]]
-    assert [page for page in pages if not (site / page).exists() or page not in linked] == []
+    assert [page for page in EVERY_PAGE if not (site / page).exists() or page not in linked] == []
 
 
 def test_nothing_is_asked_of_other_servers(site):
@@ -199,6 +199,46 @@ def test_searches_find_the_right_page_first(site):
             found[words] = re.sub(r'.*/|[?#].*', '', link)
         assert found == SEARCHES
         assert watched.problems == []
+
+
+# Accessibility
+
+
+def opened(watched, site: Path, name: str):
+    """The page, when the theme's scripts and those of the site have run."""
+    watched.page.goto((site / name).as_uri())
+    watched.page.evaluate('new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))')
+    return watched.page
+
+
+def violations(site: Path, pages: list[str], width: int, scheme: str) -> list[str]:
+    """What the accessibility checker finds."""
+    found = []
+    with browser_page(width) as watched:
+        from axe_playwright_python.sync_playwright import Axe
+
+        watched.page.emulate_media(color_scheme=scheme)
+        for name in pages:
+            page = opened(watched, site, name)
+            assert page.get_attribute('body', 'data-md-color-scheme') == {'light': 'default', 'dark': 'slate'}[scheme]
+            # `preload` requests the style sheets again, which fails for files; no rule that runs here needs it.
+            result = Axe().run(page, options={'preload': False, 'resultTypes': ['violations']}).response['violations']
+            found += [f'{name}: {each["id"]}: {node["html"]}' for each in result for node in each['nodes']]
+        assert watched.problems == []
+    return found
+
+
+@pytest.mark.parametrize(('width', 'scheme'), [(1280, 'light'), (390, 'dark')])
+def test_the_accessibility_checker_finds_nothing(site, width, scheme):
+    pages = ['index.html', 'options.html', 'options_reference.html', 'api/data.html']
+    assert violations(site, pages, width, scheme) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [1280, 390])
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_the_accessibility_checker_finds_nothing_on_any_page(site, width, scheme):
+    assert violations(site, EVERY_PAGE, width, scheme) == []
 
 
 # The API

@@ -1,7 +1,8 @@
 """What the site has beyond the pages in docs/: changelog, contributing, command line, option files.
 
 Links are written as they work where the repository's files are shown. In the site, links to files outside docs/ lead to
-the pages that are added here, and pages that are called by their file name are called by their title.
+the pages that are added here, and pages that are called by their file name are called by their title. Tables and the
+theme's markup get what screen readers need.
 """
 
 import argparse
@@ -42,6 +43,7 @@ _PAGE_NAME = re.compile(r'(?<!">)<code>docs/(\w+\.md)</code>')
 _ROW = re.compile(r'^\|.*$', re.M)
 _CODE = re.compile(r'`[^`]*`')
 _TITLE = re.compile(r'^# (.+)$', re.M)
+_TABLE = re.compile(r'<table>.*?</table>', re.S)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -81,14 +83,28 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return _LINK.sub(lead, _OPTION_FILE.sub(name, markdown))
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead names of pages in docstrings to the pages."""
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead names of pages in docstrings to the pages; prepare tables for screen readers."""
 
     def name(match: re.Match) -> str:
         file = files.get_file_from_path(match[1])
         return f'<a href="{_relative(file.dest_uri, page.file.dest_uri)}">{match[0]}</a>' if file else match[0]
 
-    return _PAGE_NAME.sub(name, html)
+    return _TABLE.sub(_table, _PAGE_NAME.sub(name, content))
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Name the parts of the theme's markup that screen readers list: the search, and levels of the table of contents.
+
+    The latter are called like headings, and some headings like sections of the navigation.
+    """
+    output = output.replace('<div class="md-search" data-md', '<div class="md-search" aria-label="Search" data-md', 1)
+    return output.replace('<nav class="md-nav" aria-label="', '<nav class="md-nav" aria-label="On this page: ')
+
+
+def _table(match: re.Match) -> str:
+    """A table whose empty heads are plain cells."""
+    return re.sub(r'<th[^>]*></th>', '<td></td>', match[0])
 
 
 def _option_files(folder: Path) -> str:
