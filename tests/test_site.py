@@ -201,7 +201,7 @@ def test_searches_find_the_right_page_first(site):
         assert watched.problems == []
 
 
-# Accessibility
+# Accessibility and narrow screens
 
 
 def opened(watched, site: Path, name: str):
@@ -239,6 +239,46 @@ def test_the_accessibility_checker_finds_nothing(site, width, scheme):
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_the_accessibility_checker_finds_nothing_on_any_page(site, width, scheme):
     assert violations(site, EVERY_PAGE, width, scheme) == []
+
+
+# What is broken in first columns (words, arguments), and tables wider than the screen that do not scroll.
+NARROW = """() => {
+  const broken = [], stuck = [];
+  for (const table of document.querySelectorAll('.md-typeset table:not([class])')) {
+    const box = table.closest('.md-typeset__scrollwrap');
+    if (box.getBoundingClientRect().right > innerWidth) stuck.push(table.innerText.slice(0, 40));
+    if (box.scrollWidth > box.clientWidth) {
+      box.scrollLeft = 1;
+      if (box.scrollLeft !== 1 || box.tabIndex !== 0) stuck.push(table.innerText.slice(0, 40));
+    }
+    for (const cell of table.querySelectorAll('tr > :first-child')) {
+      const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+      for (let node; (node = texts.nextNode()); ) {
+        const words = node.parentElement.closest('code') ? /(?<![\\w-])--?\\w[\\w-]*|\\w+/g : /\\w+/g;
+        for (const word of node.data.matchAll(words)) {
+          const range = document.createRange();
+          range.setStart(node, word.index);
+          range.setEnd(node, word.index + word[0].length);
+          if (new Set([...range.getClientRects()].map((part) => part.top)).size > 1) broken.push(word[0]);
+        }
+      }
+    }
+  }
+  return {width: document.documentElement.scrollWidth, broken, stuck};
+}"""
+
+
+def test_pages_are_readable_on_a_narrow_screen(site):
+    with browser_page(390, 844) as watched:
+        found = {name: opened(watched, site, name).evaluate(NARROW) for name in EVERY_PAGE}
+        assert {name: each for name, each in found.items() if each != {'width': 390, 'broken': [], 'stuck': []}} == {}
+        # The heads of columns are in the cells where these are one below the other.
+        row = opened(watched, site, 'options_reference.html').locator('table[data-stacked] tbody tr').first
+        cells = row.locator('td').all()
+        assert len({cell.bounding_box()['x'] for cell in cells}) == 1
+        before = [cell.evaluate('(cell) => getComputedStyle(cell, "::before").content') for cell in cells]
+        assert before == ['none', '"type: "', '"default: "', 'none']
+        assert watched.problems == []
 
 
 # The API
