@@ -496,7 +496,7 @@ def test_the_tables_of_the_page_have_the_same_numbers() -> None:
         stated = f'{samples:,}' if samples else 'depends on the crops'
         link = f'[`{name}`](#{name})'
         (row,) = [line for line in page.splitlines() if line.startswith('| [`') and link in line]
-        assert row.endswith(('| one alone | |', f'| {stated} |'))
+        assert row.endswith(('| a single degradation | |', f'| {stated} |'))
     for paper, name in (('AdaIR, BioIR, PIP', '5d_adair'), ('TUR', '5d_tur'), ('DFPIR', '5d_dfpir')):
         tasks, samples = TRAINING[name]
         copies = ' | '.join(f'x{tasks[key][1]}' for key in ('deblur', 'lowlight', 'derain'))
