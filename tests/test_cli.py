@@ -184,7 +184,7 @@ def test_wrong_files(text: str, said: str, folder: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize('verb', ['train', 'test'])
-def test_a_file_that_is_not_there(verb: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file(verb: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, '-opt', 'no.yml']) == 2
     assert (
         capsys.readouterr().err
@@ -263,7 +263,7 @@ def test_the_test_verb_measures_below_the_current_folder(folder: Path) -> None:
     assert 'psnr' in numbers
 
 
-def test_options_of_a_training_are_no_options_of_a_test(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_a_training_are_not_options_of_a_test(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / 'tiny.yml').write_text(TRAINING, encoding='utf-8')
     assert cli.main(['test', '-opt', 'tiny.yml']) == 2
     said = capsys.readouterr().err
@@ -309,7 +309,7 @@ def test_plugins_of_others_join(
         sys.modules.pop('another_plugin')
 
 
-def test_a_plugin_that_is_broken_stops_no_verb(folder: Path) -> None:
+def test_a_broken_plugin_does_not_stop_other_commands(folder: Path) -> None:
     install(folder, 'broken_plugin', 'raise RuntimeError("written for another BasicSR")\n')
     (folder / 'tiny.yml').write_text(TRAINING, encoding='utf-8')
     environment = {**os.environ, 'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1'}

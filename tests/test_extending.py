@@ -190,7 +190,7 @@ def test_a_new_degradation_in_python(folder: Path, monkeypatch: pytest.MonkeyPat
     assert rows_of('dead_pixels') == ['repair 1', 'average 1']
 
 
-def test_the_degradation_in_python_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_degradation_in_python_works_as_described(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
     from promptir_basicsr.degradations.spec import DEGRADATIONS, Degrade

@@ -41,7 +41,7 @@ def ours(registry: Registry) -> dict[str, str]:
     return {name: obj.__module__ for name, obj in registry if obj.__module__.startswith('promptir_basicsr.')}
 
 
-def test_an_import_says_nothing_makes_no_logger_and_draws_no_number() -> None:
+def test_an_import_prints_nothing_makes_no_logger_and_draws_no_number() -> None:
     python("""
 import logging, os, random, sys
 import numpy as np
@@ -127,7 +127,7 @@ def test_what_is_registered() -> None:
 
 
 @pytest.mark.parametrize('folder', REGISTRIES)
-def test_registered_classes_stand_where_basicsr_has_them(folder: str) -> None:
+def test_registered_classes_are_in_the_folders_that_basicsr_uses(folder: str) -> None:
     registry, suffix = REGISTRIES[folder]
     for name, module in ours(registry).items():
         assert module.startswith(f'promptir_basicsr.{folder}.'), name

@@ -327,7 +327,7 @@ def test_tasks_of_a_protocol_change_on_the_command_line(released_tree, capsys):
     assert "datasets.train.protocol: unknown protocol '3D'. Did you mean '3d'?" in capsys.readouterr().err
 
 
-def test_a_run_tells_where_its_results_are_in_its_last_lines(released_tree):
+def test_a_run_prints_the_paths_of_its_results_in_its_last_lines(released_tree):
     assert run('train', 'demo.yml', *short('demo.yml')) == 0
     folder = released_tree / 'experiments' / 'demo'
     for line, name in zip(

@@ -16,6 +16,8 @@ from tests.browser import browser_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT / 'docs').as_posix() for path in (ROOT / 'docs').rglob('*.md'))
+ADDED = ['changelog.md', 'code_of_conduct.md', 'command_line.md', 'contributing.md', 'option_files.md']
+EVERY_PAGE = [page.removesuffix('.md') + '.html' for page in [*PAGES, *ADDED]]
 API = re.findall(r'^::: (\S+)$', '\n'.join(path.read_text() for path in (ROOT / 'docs' / 'api').glob('*.md')), re.M)
 
 
@@ -77,9 +79,7 @@ def elements(path: Path) -> Elements:
 
 def test_every_page_is_in_the_navigation(site):
     linked = set(elements(site / 'index.html').linked)
-    added = ['changelog.md', 'code_of_conduct.md', 'command_line.md', 'contributing.md', 'option_files.md']
-    pages = [page.removesuffix('.md') + '.html' for page in [*PAGES, *added]]
-    assert [page for page in pages if not (site / page).exists() or page not in linked] == []
+    assert [page for page in EVERY_PAGE if not (site / page).exists() or page not in linked] == []
 
 
 def test_nothing_is_asked_of_other_servers(site):
@@ -199,6 +199,106 @@ def test_searches_find_the_right_page_first(site):
             found[words] = re.sub(r'.*/|[?#].*', '', link)
         assert found == SEARCHES
         assert watched.problems == []
+
+
+# Accessibility and narrow screens
+
+
+def opened(watched, site: Path, name: str):
+    """The page, when the theme's scripts and those of the site have run."""
+    watched.page.goto((site / name).as_uri())
+    watched.page.evaluate('new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))')
+    return watched.page
+
+
+def violations(site: Path, pages: list[str], width: int, scheme: str) -> list[str]:
+    """What the accessibility checker finds."""
+    found = []
+    with browser_page(width) as watched:
+        from axe_playwright_python.sync_playwright import Axe
+
+        watched.page.emulate_media(color_scheme=scheme)
+        for name in pages:
+            page = opened(watched, site, name)
+            assert page.get_attribute('body', 'data-md-color-scheme') == {'light': 'default', 'dark': 'slate'}[scheme]
+            # `preload` requests the style sheets again, which fails for files; no rule that runs here needs it.
+            result = Axe().run(page, options={'preload': False, 'resultTypes': ['violations']}).response['violations']
+            found += [f'{name}: {each["id"]}: {node["html"]}' for each in result for node in each['nodes']]
+        assert watched.problems == []
+    return found
+
+
+@pytest.mark.parametrize(
+    ('width', 'scheme', 'pages'),
+    [
+        (1280, 'light', ['index.html', 'options.html', 'options_reference.html', 'api/data.html']),
+        (390, 'dark', ['index.html', 'options.html', 'api/data.html']),
+    ],
+    ids=['wide and light', 'narrow and dark'],
+)
+def test_the_accessibility_checker_finds_nothing(site, width, scheme, pages):
+    assert violations(site, pages, width, scheme) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [1280, 390])
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_the_accessibility_checker_finds_nothing_on_any_page(site, width, scheme):
+    assert violations(site, EVERY_PAGE, width, scheme) == []
+
+
+# What is broken in first columns (words, arguments), and tables wider than the screen that do not scroll.
+NARROW = """() => {
+  const broken = [], stuck = [];
+  for (const table of document.querySelectorAll('.md-typeset table:not([class])')) {
+    const box = table.closest('.md-typeset__scrollwrap');
+    if (box.getBoundingClientRect().right > innerWidth) stuck.push(table.innerText.slice(0, 40));
+    if (box.scrollWidth > box.clientWidth) {
+      box.scrollLeft = 1;
+      if (box.scrollLeft !== 1 || box.tabIndex !== 0) stuck.push(table.innerText.slice(0, 40));
+    }
+    for (const cell of table.querySelectorAll('tr > :first-child')) {
+      const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+      for (let node; (node = texts.nextNode()); ) {
+        const words = node.parentElement.closest('code') ? /(?<![\\w-])--?\\w[\\w-]*|\\w+/g : /\\w+/g;
+        for (const word of node.data.matchAll(words)) {
+          const range = document.createRange();
+          range.setStart(node, word.index);
+          range.setEnd(node, word.index + word[0].length);
+          if (new Set([...range.getClientRects()].map((part) => part.top)).size > 1) broken.push(word[0]);
+        }
+      }
+    }
+  }
+  return {width: document.documentElement.scrollWidth, broken, stuck};
+}"""
+
+
+def unreadable(site: Path, pages: list[str]) -> dict[str, dict]:
+    """What is wrong with pages on a screen of 390 pixels."""
+    with browser_page(390, 844) as watched:
+        found = {name: opened(watched, site, name).evaluate(NARROW) for name in pages}
+        assert watched.problems == []
+    return {name: each for name, each in found.items() if each != {'width': 390, 'broken': [], 'stuck': []}}
+
+
+def test_tables_are_readable_on_a_narrow_screen(site):
+    names = ['index', 'options', 'options_reference', 'data', 'restore', 'protocols']
+    assert unreadable(site, [f'{name}.html' for name in names]) == {}
+
+
+@pytest.mark.slow
+def test_tables_of_every_page_are_readable_on_a_narrow_screen(site):
+    assert unreadable(site, EVERY_PAGE) == {}
+
+
+def test_cells_have_their_heads_on_a_narrow_screen(site):
+    with browser_page(390, 844) as watched:
+        row = opened(watched, site, 'options_reference.html').locator('table[data-stacked] tbody tr').first
+        cells = row.locator('td').all()
+        assert len({cell.bounding_box()['x'] for cell in cells}) == 1
+        before = [cell.evaluate('(cell) => getComputedStyle(cell, "::before").content') for cell in cells]
+        assert before == ['none', '"type: "', '"default: "', 'none']
 
 
 # The API

@@ -1,10 +1,12 @@
 """What the site has beyond the pages in docs/: changelog, contributing, command line, option files.
 
 Links are written as they work where the repository's files are shown. In the site, links to files outside docs/ lead to
-the pages that are added here, and pages that are called by their file name are called by their title.
+the pages that are added here, and pages that are called by their file name are called by their title. Tables and the
+theme's markup get what screen readers and narrow screens need.
 """
 
 import argparse
+import html
 import posixpath
 import re
 from pathlib import Path
@@ -42,6 +44,12 @@ _PAGE_NAME = re.compile(r'(?<!">)<code>docs/(\w+\.md)</code>')
 _ROW = re.compile(r'^\|.*$', re.M)
 _CODE = re.compile(r'`[^`]*`')
 _TITLE = re.compile(r'^# (.+)$', re.M)
+_TABLE = re.compile(r'<table>.*?</table>', re.S)
+_TABLE_ROW = re.compile(r'<tr>.*?</tr>', re.S)
+_CELL = re.compile(r'<(t[dh])([^>]*)>(.*?)</\1>', re.S)
+_TAG = re.compile(r'<[^>]+>')
+_INLINE_CODE = re.compile(r'(?<!</span>)<code>[^<]*</code>')
+_ARGUMENT = re.compile(r'(?<![\w-])--?\w[\w-]*')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -81,14 +89,55 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return _LINK.sub(lead, _OPTION_FILE.sub(name, markdown))
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead names of pages in docstrings to the pages."""
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead names of pages in docstrings to the pages; prepare the page for screen readers and narrow screens."""
 
     def name(match: re.Match) -> str:
         file = files.get_file_from_path(match[1])
         return f'<a href="{_relative(file.dest_uri, page.file.dest_uri)}">{match[0]}</a>' if file else match[0]
 
-    return _PAGE_NAME.sub(name, html)
+    content = _INLINE_CODE.sub(lambda code: _ARGUMENT.sub(r'<span class="argument">\g<0></span>', code[0]), content)
+    return _TABLE.sub(_table, _PAGE_NAME.sub(name, content))
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Name the parts of the theme's markup that screen readers list: the search, and levels of the table of contents.
+
+    The latter are called like headings, and some headings like sections of the navigation.
+    """
+    output = output.replace('<div class="md-search" data-md', '<div class="md-search" aria-label="Search" data-md', 1)
+    return output.replace('<nav class="md-nav" aria-label="', '<nav class="md-nav" aria-label="On this page: ')
+
+
+def _table(match: re.Match) -> str:
+    """A table whose empty heads are plain cells, and with `data-stacked` if site.css is to stack it on narrow screens.
+
+    That is one with a wide first column or several short ones, and texts in the last. Its cells then have their head in
+    `data-head`, except the first, and those of a column 'meaning'.
+    """
+    table = re.sub(r'<th[^>]*></th>', '<td></td>', match[0])
+    head, *body = [[_text(cell[2]) for cell in _CELL.findall(row)] for row in _TABLE_ROW.findall(table)]
+    texts = max((len(row[-1]) for row in body), default=0) > 30
+    wide = len(head) > 2 or max((len(word) for row in body for word in row[0].split()), default=0) > 20
+    if not (texts and wide and len(head) <= 4):
+        return table
+
+    def label(row: re.Match) -> str:
+        heads = iter(['', *('' if text == 'meaning' else text for text in head[1:])])
+
+        def cell(match: re.Match) -> str:
+            text = next(heads)
+            attribute = f' data-head="{html.escape(text)}"' if text else ''
+            return f'<td{match[2]}{attribute}>{match[3]}</td>'
+
+        return _CELL.sub(cell, row[0])
+
+    top, bottom = table.split('<tbody>')
+    return f'{top}<tbody>{_TABLE_ROW.sub(label, bottom)}'.replace('<table>', '<table data-stacked>', 1)
+
+
+def _text(content: str) -> str:
+    return html.unescape(_TAG.sub('', content))
 
 
 def _option_files(folder: Path) -> str:

@@ -118,7 +118,7 @@ def test_size_that_does_not_divide_is_refused_and_so_are_wrong_channels() -> Non
             call(torch.rand(1, 4, 16, 16), 0)
 
 
-def test_without_a_label_or_a_sensor_it_says_what_to_do() -> None:
+def test_without_a_label_or_a_sensor_the_error_explains_the_fix() -> None:
     net, x = small(), seeded_image((2, 3, 16, 16))
     with pytest.raises(ValueError, match=r'PIPRestormer: no degradation is passed .* Pass `degradation` .* sensor'):
         net(x)
@@ -128,7 +128,7 @@ def test_without_a_label_or_a_sensor_it_says_what_to_do() -> None:
     assert torch.equal(net.prompt_weights(x)['level1'], torch.eye(5)[[4, 1]])
 
 
-def test_a_label_can_be_said_in_many_ways() -> None:
+def test_a_label_can_be_given_in_several_forms() -> None:
     net, x = small(), seeded_image((2, 3, 16, 16))
     expected = net(x, torch.tensor([3, 0]))
     for said in ([3, 0], ['deblur', 'denoise'], torch.eye(5)[[3, 0]], [{'deblur': 2}, {0: 1.0}]):

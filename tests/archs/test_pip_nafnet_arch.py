@@ -163,7 +163,7 @@ def test_each_level_hears_the_label_and_batches_permute() -> None:
     }
 
 
-def test_without_a_label_it_says_what_to_do_and_a_sensor_will_do() -> None:
+def test_without_a_label_the_error_explains_the_fix_and_a_sensor_suffices() -> None:
     x = seeded_image((2, 3, 32, 32))
     with pytest.raises(ValueError, match=r'PIPNAFNet: no degradation is passed .* Pass `degradation`'):
         small()(x)
@@ -235,7 +235,7 @@ def test_it_trains_and_restores_images_of_any_size(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistakes_are_told(options: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PIPNAFNet(**{**SMALL, **options})
     (problem,) = map(str, check_network({'type': 'PIPNAFNet', **SMALL, **options}))

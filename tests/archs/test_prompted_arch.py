@@ -107,7 +107,7 @@ def test_the_taps_are_those_of_the_network() -> None:
     assert found.stride == 1
 
 
-def test_features_that_do_not_follow_the_image_are_no_taps() -> None:
+def test_features_that_do_not_scale_with_the_image_are_not_taps() -> None:
     found = survey(plain(NAFNET), 3, 64)
     assert found.taps['encoders.2'] == TapPoint(16, 4)
     assert found.taps['middle_blks'] == TapPoint(64, 16)
@@ -138,7 +138,7 @@ class Lists(nn.Module):
         return self.back(self.flat(y).view_as(y))
 
 
-def test_flattened_channels_are_not_taken_for_tokens() -> None:
+def test_flattened_channels_are_not_treated_as_tokens() -> None:
     found = survey(Lists(), 3, 64)
     assert list(found.taps) == ['conv', 'back']
     assert 'returns (2, 32, 8192)' in found.others['flat']
@@ -459,7 +459,7 @@ def test_images_of_any_size_are_padded_for_the_network(tmp_path: Path) -> None:
     assert torch.equal(model.output, model.net_g.eval()(padded, 1)[..., :13, :18])
 
 
-def test_weights_that_do_not_fit_are_told_by_name(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_reported_by_name(tmp_path: Path) -> None:
     net = PromptedNetwork(EDSR, ['conv_after_body'])
     wider = with_prompts(plain({**EDSR, 'num_feat': 16}).state_dict(), net)
     with pytest.raises(OptionError, match=r'are of another PromptedNetwork; other sizes: network\.conv_first\.weight'):
@@ -554,7 +554,7 @@ def test_defaults_of_the_prompts_follow_the_features() -> None:
         ({'num_degradations': 0}, 'num_degradations is 0'),
     ],
 )
-def test_mistakes_are_told(options: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported(options: dict[str, Any], message: str) -> None:
     given = {'network': EDSR, 'taps': ['conv_after_body'], **options}
     with pytest.raises(ValueError, match=message):
         PromptedNetwork(**given)
@@ -562,7 +562,7 @@ def test_mistakes_are_told(options: dict[str, Any], message: str) -> None:
     assert problem.startswith('network_g: ')
 
 
-def test_several_mistakes_are_told_at_once() -> None:
+def test_several_mistakes_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match='PromptedNetwork: ') as caught:
         PromptedNetwork(SWINIR, ['layers', {'module': 'layers.0', 'prompt_dim': 13}, 'nothing'])
     first, second, third = str(caught.value).splitlines()

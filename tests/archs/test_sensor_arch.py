@@ -89,7 +89,7 @@ def test_gradients_of_the_image_pass_through_the_levels() -> None:
     assert torch.equal(x.grad, torch.ones_like(x))
 
 
-def test_statistics_are_what_numpy_says() -> None:
+def test_statistics_equal_those_of_numpy() -> None:
     x = photograph(24, 32)
     image = x[0].numpy().astype(np.float64)
     padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode='edge')
@@ -160,7 +160,7 @@ def test_a_sensor_changes_nothing_else_of_the_network() -> None:
     assert list(sensing.released_state_dict()) == list(plain.released_state_dict())
 
 
-def test_it_is_asked_where_nothing_is_said() -> None:
+def test_it_is_used_if_no_label_is_given() -> None:
     x = torch.cat([photograph(), 0.1 * photograph()])
     for hard in (False, True):
         net = pip(sensor=SENSOR, hard_sensor=hard).eval()

@@ -191,7 +191,7 @@ def test_prompts_are_those_that_the_network_shows(name, options):
 
 
 @pytest.mark.parametrize('name', list(OTHERS))
-def test_networks_that_restore_no_single_image(name):
+def test_networks_that_do_not_restore_a_single_image(name):
     net = built(name, OTHERS[name])
     traits = traits_of(net, OTHERS[name])
     assert not traits.takes_degradation
@@ -213,7 +213,7 @@ def test_a_sensor_is_one():
 
 
 @pytest.mark.parametrize(('name', 'options'), [case for case in RESTORERS if case[0] != 'PromptedNetwork'])
-def test_the_arguments_of_a_class_tell_what_its_network_will_say(name, options):
+def test_traits_of_a_class_with_arguments_equal_those_of_its_network(name, options):
     planned, net = traits_of(kind_of(name), options), built(name, options)
     expected = traits_of(net, options)
     # PIPNAFNet takes a degradation or not, as its option `prompts` says; degradations have names by their number.
@@ -344,14 +344,14 @@ def test_a_factory_function_is_a_network_that_will_be_built():
 
 
 @pytest.mark.parametrize('value', [0, -8, True, 8.0, '8', None, property(lambda self: 8)])
-def test_a_size_multiple_that_is_no_number_is_ignored(value):
+def test_a_size_multiple_that_is_not_a_number_is_ignored(value):
     kind = type('Odd', (Plain,), {'size_multiple': value})
     assert traits_of(kind).declared_multiple is None
     assert traits_of(kind, {'window_size': 8}).size_multiple == 8
 
 
 @pytest.mark.parametrize('value', ['rain', [1, 2], [], {'rain': 1}, nn.ModuleList([nn.ReLU()])])
-def test_names_that_are_no_list_of_words_are_ignored(value):
+def test_names_that_are_not_a_list_of_words_are_ignored(value):
     net = Plain()
     net.degradations = net.levels = value
     net.num_degradations = 2
@@ -359,7 +359,7 @@ def test_names_that_are_no_list_of_words_are_ignored(value):
     assert (traits.degradations, traits.levels, traits.labels) == (None, None, ('0', '1'))
 
 
-def test_a_window_is_a_size_multiple_where_none_is_declared():
+def test_a_window_is_the_size_multiple_unless_one_is_declared():
     net = built('SwinIR', SWINIR)
     traits = traits_of(net, SWINIR)
     assert (traits.declared_multiple, traits.size_multiple) == (None, 8)

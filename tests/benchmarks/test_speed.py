@@ -111,7 +111,7 @@ def test_speed_writes_a_row_a_variant(capsys: pytest.CaptureFixture[str]) -> Non
             assert float(row['gradient']) <= (0 if plain else 1e-5 if row['precision'] == 'fp32' else 0.2)
 
 
-def test_too_little_memory_is_a_row_that_says_so() -> None:
+def test_too_little_memory_is_reported_in_a_row() -> None:
     def work() -> None:
         raise torch.OutOfMemoryError('CUDA out of memory')
 
@@ -166,7 +166,7 @@ def test_the_profile_leaves_fast_blocks_fast() -> None:
         assert all(block.fast for block in blocks)
 
 
-def test_the_profile_tells_convolutions_apart_and_backward_sums() -> None:
+def test_the_profile_separates_convolutions_and_sums_the_backward_pass() -> None:
     class LayerNorm(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * x

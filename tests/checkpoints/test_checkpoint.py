@@ -165,7 +165,7 @@ def test_official_of_airnet_is_a_state_dict_and_nothing_else(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize('length', [3, 12, None])
-def test_an_airnet_of_another_queue_is_read_and_its_queue_starts_afresh(tmp_path: Path, length: int | None) -> None:
+def test_an_airnet_of_another_queue_length_loads_with_a_new_queue(tmp_path: Path, length: int | None) -> None:
     weights = AirNet(**{**NETWORKS['AirNet'][1], 'queue_length': length or 6}).state_dict()
     weights['E.E.queue_ptr'].fill_(2)
     if length is None:
@@ -197,7 +197,7 @@ def test_what_was_never_released_has_no_official_layout(
     assert [file.name for file in tmp_path.iterdir()] == ['net.pth']
 
 
-def test_a_file_without_metadata_is_told_as_well_as_one_with(
+def test_a_file_without_metadata_is_reported_like_one_with_metadata(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = saved(tmp_path / 'net.pth', {'params': small('PromptIR').state_dict()})
@@ -210,7 +210,7 @@ def test_a_file_without_metadata_is_told_as_well_as_one_with(
     assert [file.name for file in tmp_path.iterdir()] == ['net.pth']
 
 
-def test_nothing_is_overwritten_unless_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path / 'net.pth', {'params': small('sensor').state_dict()})
     (tmp_path / 'there.pth').write_text('precious')
     assert convert(path, tmp_path / 'there.pth') == 2
@@ -241,7 +241,7 @@ def test_nothing_is_overwritten_unless_told(tmp_path: Path, capsys: pytest.Captu
         (['out.pth', '-opt', 'wrong.yml'], 'DegradationSensor: dim is 1'),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_written(
+def test_mistakes_are_reported_and_nothing_is_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -399,7 +399,7 @@ def first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / 'experiments' / 'first'
 
 
-def test_a_run_goes_on_with_more_prompts_and_is_resumed(first_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_continues_with_more_prompts_and_is_resumed(first_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = first_run / 'models' / 'net_g_latest.pth'
     released = first_run / 'bare.pth'
     torch.save(torch.load(file, weights_only=True)['params_ema'], released)

@@ -229,7 +229,7 @@ LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 142560
         (lambda path: safetensors.torch.save_file({}, path), 'safetensors without tensors'),
     ],
 )
-def test_what_holds_no_weights_is_told_for_what_it_is(tmp_path: Path, make: Any, message: str) -> None:
+def test_files_without_weights_are_reported_by_their_kind(tmp_path: Path, make: Any, message: str) -> None:
     path = tmp_path / 'net.pth'
     make(path)
     with pytest.raises(OptionError, match=message) as error:
@@ -238,7 +238,7 @@ def test_what_holds_no_weights_is_told_for_what_it_is(tmp_path: Path, make: Any,
     assert str(path) in error.value.lines[0]
 
 
-def test_names_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_names(tmp_path: Path) -> None:
     saved(tmp_path / 'net_g_best.pth', {'params': WEIGHTS})
     with pytest.raises(OptionError, match=r"does not exist. Did you mean 'net_g_best.pth'\?"):
         read_weight_file(tmp_path / 'net_g_bset.pth')
@@ -248,7 +248,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
         read_weight_file(tmp_path / 'nowhere' / 'net.pth')
 
 
-def test_no_file_that_is_cut_off_is_taken_for_whole(tmp_path: Path) -> None:
+def test_no_truncated_file_is_accepted_as_complete(tmp_path: Path) -> None:
     safetensors.torch.save_file(dict(WEIGHTS), tmp_path / 'c.safetensors')
     files = [
         saved(tmp_path / 'a.pth', {'params': WEIGHTS}),
@@ -277,7 +277,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed) or b'x'
 
 
-def test_whatever_bytes_a_file_has_it_is_read_or_told(tmp_path: Path) -> None:
+def test_damaged_files_are_read_or_reported(tmp_path: Path) -> None:
     safetensors.torch.save_file(dict(WEIGHTS), tmp_path / 'c')
     saved(tmp_path / 'a', {'params': WEIGHTS})
     saved(tmp_path / 'b', {'params': WEIGHTS}, _use_new_zipfile_serialization=False)
@@ -323,7 +323,7 @@ def test_readings_of_names() -> None:
     assert sorted(named_as({'module.a': one}, ())) == ['a']
 
 
-def test_names_of_a_stranger_take_no_time() -> None:
+def test_deeply_nested_prefixes_take_no_time() -> None:
     one = torch.zeros(1)
     wrappers = ('module.', 'net.', 'model.', 'net_g.', '_orig_mod.')
     names = [f'{a}{b}{c}{d}{"net." * 10_000}x' for a in wrappers for b in wrappers for c in wrappers for d in wrappers]

@@ -175,7 +175,7 @@ def test_a_factor_gives_every_hidden_width(factor: float, widths: list[int]) -> 
     assert [int(found * width) for width in widths] == [hidden for _, hidden in pairs]
 
 
-def test_factors_are_told_as_people_write_them() -> None:
+def test_factors_are_rounded_as_people_write_them() -> None:
     widths = (8, 16, 32, 64)
     assert [expansion_factor([(w, int(factor * w)) for w in widths]) for factor in (2, 2.5, 2.66, 1.25)] == [
         2.0,
@@ -213,7 +213,7 @@ def test_the_released_layouts(file: str, network: str, names: int, unused: int, 
     assert released.keys() - found.weights.keys() == set(found.dropped)
 
 
-def test_other_weights_are_no_network_of_ours() -> None:
+def test_other_weights_are_not_recognised_as_a_built_in_network() -> None:
     linear = {'weight': (3, 3), 'bias': (3,)}
     assert recognize(linear) is None
     assert recognize({}) is None
@@ -221,7 +221,7 @@ def test_other_weights_are_no_network_of_ours() -> None:
     assert recognize(torn) is None
 
 
-def test_weights_that_differ_are_told_with_the_difference() -> None:
+def test_weights_that_differ_are_reported_with_the_difference() -> None:
     options = {'type': 'PromptIR', 'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1}
     weights = dict(new_network(options, 'meta').state_dict())
     missing = {name: value for name, value in weights.items() if name != 'latent.0.norm1.body.weight'}

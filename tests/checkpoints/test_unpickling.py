@@ -114,7 +114,7 @@ def test_what_is_compressed_is_refused_at_once(tmp_path: Path) -> None:
     assert time.process_time() - started < 1
 
 
-def test_entries_that_lie_over_each_other(tmp_path: Path) -> None:
+def test_overlapping_entries(tmp_path: Path) -> None:
     """Many entries of one place in the file."""
     path = archive(tmp_path / 'net.pth', named(), bytes(100_000))
     content = path.read_bytes()
@@ -205,7 +205,7 @@ def test_a_pickle_has_a_largest_size(tmp_path: Path) -> None:
     assert f'more than {LARGEST_PICKLE:,} bytes besides the values' in refused(path)
 
 
-def test_metadata_of_any_shape_is_plain_or_left_out(tmp_path: Path) -> None:
+def test_metadata_of_any_shape_is_plain_or_omitted(tmp_path: Path) -> None:
     circle: dict[str, Any] = {'format': 1}
     circle['circle'] = circle
     doubled: Any = ['x' * 1000]

@@ -77,7 +77,7 @@ def test_crops_flips_and_rotations_are_other_photographs(album: dict[str, np.nda
         assert found(pieces, pieces) == [(number, number) for number in range(len(pieces))], name
 
 
-def test_flat_pictures_tell_nothing() -> None:
+def test_flat_images_are_not_duplicates() -> None:
     rocket = skimage.data.rocket()
     skies = [np.ascontiguousarray(rocket[:100, left : left + 100]) for left in (0, 100, 200, 300)]
     flat = [np.full((50, 60, 3), grey, np.uint8) for grey in (0, 0, 250, 251)]

@@ -46,7 +46,7 @@ def test_facts_come_in_the_order_asked_for(workers: int, write, photographs) -> 
 
 
 @pytest.mark.parametrize('extension', 'png jpg bmp tif webp ppm'.split())
-def test_the_beginning_of_a_file_tells_its_size(extension: str, tmp_path: Path) -> None:
+def test_the_image_size_is_read_from_the_first_bytes_of_a_file(extension: str, tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (123, 217, 3), np.uint8)
     content = cv2.imencode(f'.{extension}', image)[1].tobytes()
     (tmp_path / f'whole.{extension}').write_bytes(content)
@@ -59,7 +59,7 @@ def test_the_beginning_of_a_file_tells_its_size(extension: str, tmp_path: Path) 
     assert fact.size is None
 
 
-def test_a_header_beyond_the_beginning_is_found(tmp_path: Path) -> None:
+def test_a_header_after_the_first_bytes_is_found(tmp_path: Path) -> None:
     """Metadata of a camera can fill many kilobytes before the size."""
     content = cv2.imencode('.jpg', np.zeros((40, 50, 3), np.uint8))[1].tobytes()
     metadata = b'\xff\xe1\xff\xff' + bytes(65533)
@@ -76,7 +76,7 @@ class Deadly(FolderSource):
         return super().open(name)
 
 
-def test_a_worker_that_dies_is_told(write) -> None:
+def test_a_worker_that_dies_is_reported(write) -> None:
     source = Deadly(write('1.png').parent)
     write('deadly.png')
     with pytest.raises(ImageError) as raised:

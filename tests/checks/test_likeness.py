@@ -51,7 +51,7 @@ def test_it_is_symmetric_and_one_for_the_same_image(album) -> None:
         assert likeness(one, other) < LEAST_LIKENESS
 
 
-def test_nothing_is_said_of_an_image_without_detail(album) -> None:
+def test_an_image_without_detail_is_like_any_other(album) -> None:
     clear = fingerprint(album['coffee'])
     slope = np.repeat(np.linspace(0, 255, 400, dtype=np.uint8)[None, :, None], 400, axis=0).repeat(3, axis=2)
     for flat in (np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8), slope):

@@ -67,7 +67,7 @@ def problems(options: dict[str, Any], is_train: bool = True) -> list[str]:
     return [str(each) for each in rehearse(options, is_train)]
 
 
-def test_right_options_pass_and_nothing_is_left_behind(options: dict[str, Any], tmp_path: Path) -> None:
+def test_right_options_pass_and_leave_no_files(options: dict[str, Any], tmp_path: Path) -> None:
     files = sorted(tmp_path.rglob('*'))
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     given = json.dumps(options)

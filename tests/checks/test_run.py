@@ -340,20 +340,20 @@ MISTAKES: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(('place', 'value', 'said'), MISTAKES, ids=[f'{m[0]}-{i}' for i, m in enumerate(MISTAKES)])
-def test_a_mistake_is_told_in_one_line(place: str, value: Any, said: str) -> None:
+def test_a_mistake_is_reported_in_one_line(place: str, value: Any, said: str) -> None:
     problems = problems_of({place: copy.deepcopy(value) if value is not MISSING else MISSING})
     assert len(problems) == 1, problems
     assert said in problems[0]
     assert '\n' not in problems[0]
 
 
-def test_a_mistake_is_told_with_the_place_in_a_list() -> None:
+def test_a_mistake_is_reported_with_its_index_in_the_list() -> None:
     assert problems_of({'datasets.train.tasks.0.copies': 0}) == [
         'datasets.train.tasks[0] (denoise).copies: 0 is not a whole number of at least 1.'
     ]
 
 
-def test_mistakes_of_all_sections_stand_in_one_report() -> None:
+def test_mistakes_of_all_sections_are_in_one_report() -> None:
     changes = {
         'nmae': 'x',
         'model_type': 'PromptModel',
@@ -429,7 +429,7 @@ def test_one_loss_of_the_images_is_needed(left: str | None) -> None:
     assert problems_of(changes) == ([] if left else ['train.pixel_opt: is missing.'])
 
 
-def test_a_network_that_is_wrong_is_not_asked_for_its_prompts() -> None:
+def test_prompts_of_an_invalid_network_are_not_checked() -> None:
     (problem,) = problems_of({'network_g.num_prompt': 1})
     assert problem.startswith("network_g: unknown option 'num_prompt'.")
 

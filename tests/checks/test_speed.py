@@ -77,7 +77,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(('place', 'value', 'message'), MISTAKES)
-def test_a_mistake_is_told_alone_with_its_place(place: str, value: Any, message: str) -> None:
+def test_a_mistake_is_reported_once_with_its_place(place: str, value: Any, message: str) -> None:
     (problem,) = of(place, value)
     assert message in problem
 
@@ -95,12 +95,14 @@ def test_a_mistake_is_told_alone_with_its_place(place: str, value: Any, message:
         ),
     ],
 )
-def test_a_network_without_such_blocks_is_told(network: dict[str, Any], place: str, value: str, message: str) -> None:
+def test_a_network_without_such_blocks_is_reported(
+    network: dict[str, Any], place: str, value: str, message: str
+) -> None:
     (problem,) = of(place, value, network_g=network, train__prompt_opt=MISSING)
     assert problem.startswith(message)
 
 
-def test_networks_of_others_may_recompute_their_blocks_and_need_no_choice() -> None:
+def test_third_party_networks_may_recompute_their_blocks_and_need_no_choice() -> None:
     assert of('activation_checkpointing', 'block', network_g=EDSR, train__prompt_opt=MISSING) == []
     assert of('activation_checkpointing', 'none', network_g=EDSR, train__prompt_opt=MISSING) == []
 
@@ -117,7 +119,7 @@ def test_a_sum_over_images_cannot_be_accumulated() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='the machine has GPUs')
-def test_a_gpu_that_is_not_here_may_be_where_the_training_runs() -> None:
+def test_a_missing_gpu_may_exist_where_the_training_runs() -> None:
     options = training()
     put(options, 'precision', 'tf32')
     put(options, 'num_gpu', 'auto')
@@ -130,7 +132,7 @@ def test_a_test_has_no_step() -> None:
     assert len(of('val.precision', 'tf32', measuring())) == 1
 
 
-def test_several_mistakes_are_told_at_once() -> None:
+def test_several_mistakes_are_reported_at_once() -> None:
     problems = of('precision', 'half', compile='yes', val__precision='single', train__accumulate=5)
     places = {problem.partition(':')[0] for problem in problems}
     assert places == {'precision', 'val.precision', 'compile', 'train.accumulate'}

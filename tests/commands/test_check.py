@@ -294,7 +294,7 @@ def test_fast_reads_the_beginnings(tree: Path) -> None:
     assert report.duplicates is None
 
 
-def test_fast_says_what_its_word_is_worth(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fast_reports_what_it_did_not_check(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(['check', '-opt', 'tiny.yml', '--fast', '--workers', '0']) == 0
     assert capsys.readouterr().out.endswith('Check passed: ready for training (--fast: images were not decoded).\n')
 
@@ -325,7 +325,7 @@ def test_missing_images_are_named_with_the_sentences_of_train(tree: Path, capsys
     assert lines[-1] == 'Check failed: 3 errors to fix before training.'
 
 
-def test_what_a_sentence_says_is_not_said_again_below_it(tree: Path) -> None:
+def test_items_in_a_message_are_not_repeated_below_it(tree: Path) -> None:
     Path('list.txt').write_text('0.jpg\n8.jpg\n1.jpg\n9.jpg\n')
     options(lambda written: task(written, 0, list='list.txt'))
     report = check_file('tiny.yml')
@@ -558,7 +558,7 @@ def leak() -> None:
     write('Denoise/a3.bmp', photograph(10))
 
 
-def test_the_leak_of_the_published_protocol_is_said_by_name(tree: Path) -> None:
+def test_the_leak_of_the_published_protocol_is_reported_by_name(tree: Path) -> None:
     leak()
 
     def change(written: dict[str, Any]) -> None:
@@ -614,7 +614,7 @@ def test_the_published_leak_among_neighbouring_areas(tree: Path) -> None:
     )
 
 
-def test_other_shared_images_are_told_without_that_name(tree: Path) -> None:
+def test_other_shared_images_are_reported_without_that_name(tree: Path) -> None:
     shutil.copy('test/target/1.png', 'Derain/gt/norain-1.png')
     note = found(check_file('tiny.yml'), 'duplicates')
     assert note.message == 'datasets.val: 1 of the 2 clear images of Rain100L are training images of derain.'
@@ -693,7 +693,9 @@ def test_a_file_that_cannot_be_read(
      'datasets: {train: {type: AllInOneDataset, protocol: 4d}}', 'datasets: {7: {}}',
      'datasets: {train: {type: AllInOneDataset, tasks: [1, {type: derain, expected_images: many}]}}'],
 )  # fmt: skip
-def test_nonsense_is_told_and_nothing_breaks(content: str, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_options_are_reported_without_a_crash(
+    content: str, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path('tiny.yml').write_text(content)
     assert cli.main(['check', '-opt', 'tiny.yml', '--json']) == 1
     report = json.loads(capsys.readouterr().out)
@@ -725,7 +727,7 @@ def test_lines_fit_a_terminal(width: int, tree: Path) -> None:
     assert all(f'  {finding.message}' in piped for finding in report.findings)  # a line each: to be searched
 
 
-def test_names_of_any_kind_can_be_told(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_any_kind_can_be_reported(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ('[red]', 'größe', os.fsdecode(b'\xff')):
         Path(f'Denoise/{name}.png').touch()
     assert cli.main(['check', '-opt', 'tiny.yml', '--json', '--workers', '0']) == 1

@@ -90,7 +90,7 @@ def test_restored_images_give_the_numbers_of_the_test(
     assert f'- parameters: {results.facts["parameters"]:,}' in text
 
 
-def test_a_measured_folder_stands_beside_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measured_folder_is_compared_with_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_test(here, 'same_name', 16)
     restored = 'results/tested/visualization/set/pairs'
     command = ['measure', restored, '--target', 'data/gt', '--crop-multiple', '8', '--pairing', *RULES['same_name'][3]]

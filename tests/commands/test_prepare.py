@@ -214,7 +214,7 @@ def test_a_moved_folder_needs_nothing_but_dataroot(options, data, tmp_path, prep
             assert torch.equal(image, sample['lq'])
 
 
-def test_the_new_options_say_where_they_are_from(options, prepare) -> None:
+def test_the_new_options_name_their_source(options, prepare) -> None:
     assert prepare() == 0
     head = Path('out/three.yml').read_text(encoding='utf-8').splitlines()[:2]
     assert head[0] == '# Written by `basicsr prepare` from three.yml: the same options on the databases of this folder.'
@@ -271,7 +271,7 @@ def test_databases_are_prepared_again(options, prepare) -> None:
     assert LmdbSource('again/train/train_Train_Dehaze.lmdb').storage == 'raw'
 
 
-def test_pixels_are_no_original_files(options, prepare, capsys) -> None:
+def test_pixels_cannot_be_stored_as_original_files(options, prepare, capsys) -> None:
     assert prepare('--storage', 'raw') == 0
     assert cli.main(['prepare', '-opt', 'out/three.yml', '--out', 'again']) == 2
     assert "Train_Denoise.lmdb' contains pixels, not the original files" in capsys.readouterr().err
@@ -414,7 +414,7 @@ def test_options_of_others_are_never_replaced(options, tmp_path, capsys, prepare
     assert (tmp_path / 'three.yml').read_text() == before
 
 
-def test_what_is_no_database_is_never_removed(options, prepare, capsys) -> None:
+def test_what_is_not_a_database_is_never_removed(options, prepare, capsys) -> None:
     Path('out/train/Train_Denoise.lmdb').mkdir(parents=True)
     Path('out/train/Train_Denoise.lmdb/thesis.txt').write_text('years of work')
     for words in ([], ['--overwrite']):
@@ -608,7 +608,7 @@ def test_a_source_that_changed_after_a_kill_is_done_again(many) -> None:
     np.testing.assert_array_equal(LmdbSource('out/train/clean.lmdb').open(name).pixels(), CAT)
 
 
-def test_other_settings_after_a_kill_begin_anew(many, log_text) -> None:
+def test_other_settings_after_a_kill_restart(many, log_text) -> None:
     process = in_a_process(MANY, commit=5, said='said.txt')
     while not PART.exists() or PART.stat().st_size < 1_000_000:
         assert process.is_alive(), Path('said.txt').read_text()
@@ -677,7 +677,7 @@ def test_too_little_room_is_known_before(options, data, prepare, capsys) -> None
 
 
 @pytest.mark.parametrize('storage', ['original', 'lossless', 'raw'])
-def test_the_estimate_of_room_is_no_less_than_it_takes(storage, many) -> None:
+def test_the_estimated_disk_space_is_sufficient(storage, many) -> None:
     preparation = plan_preparation(many, Path('out'), 'many', 'many.yml', storage)
     estimate = estimated_bytes(preparation.databases[0], preparation.databases[0].names)
     assert cli.main([*MANY, '--storage', storage]) == 0

@@ -339,7 +339,7 @@ def test_labels(words: list[str], told: list, command, folder: Path) -> None:
     assert differ(direct(image, pip(), *told), direct(image, pip(), 'denoise')) > 1
 
 
-def test_a_sensor_is_asked_where_no_label_is_given(command, weights: dict[str, str]) -> None:
+def test_a_sensor_is_used_if_no_label_is_given(command, weights: dict[str, str]) -> None:
     image = photograph(32, 48)
     put('a.png', png(image))
     net = pip(sensor={'type': 'DegradationSensor', 'dim': 4})
@@ -472,7 +472,7 @@ def test_a_network_of_one_channel_makes_grey_pictures(weights: dict[str, str], i
         restorer.restore(x.expand(3, -1, -1))
 
 
-def test_a_network_of_six_channels_restores_no_pictures(weights: dict[str, str]) -> None:
+def test_a_six_channel_network_cannot_restore_images(weights: dict[str, str]) -> None:
     with pytest.raises(OptionError, match=r'six.pth.: PromptIR needs images of 6 channels; images have 3 \(RGB\) or 1'):
         Restorer(weights['six'])
 
@@ -560,7 +560,7 @@ def test_images_that_are_not_understood(same: Restorer, image, words: str) -> No
         same.restore(image)
 
 
-def test_what_a_network_is_told(weights: dict[str, str], same: Restorer) -> None:
+def test_labels_that_a_network_accepts(weights: dict[str, str], same: Restorer) -> None:
     image = photograph(16, 16)
     with pytest.raises(ValueError, match='PromptIR is blind: it accepts neither labels nor'):
         same.restore(image, 'derain')
@@ -616,7 +616,7 @@ def test_every_argument_is_documented() -> None:
     assert [name for name in names if f'`{name}' not in page] == []
 
 
-def test_values_that_are_not_finite_are_no_picture(weights: dict[str, str]) -> None:
+def test_values_that_are_not_finite_are_not_an_image(weights: dict[str, str]) -> None:
     restorer = Restorer(weights['promptir'], device='cpu')
     with torch.no_grad():
         restorer.net.output.weight.fill_(float('inf'))
@@ -665,7 +665,7 @@ def test_patterns(command) -> None:
     assert sorted(contents('both')) == ['a.png', 'b.jpg']
 
 
-def test_results_below_an_input_folder_are_no_inputs(command) -> None:
+def test_results_below_an_input_folder_are_not_inputs(command) -> None:
     put('a.png')
     put('sub/b.png')
     for _ in range(2):
@@ -713,7 +713,7 @@ def test_the_content_counts_not_the_name(command) -> None:
     assert contents('jpegs') == {} if Path('jpegs').exists() else True
 
 
-def test_nothing_is_overwritten_unless_told(command) -> None:
+def test_nothing_is_overwritten_by_default(command) -> None:
     put('in/a.png')
     put('in/b.png')
     put('out/a.png', b'mine')
@@ -820,7 +820,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('name', MISTAKES)
-def test_mistakes_are_told_before_any_work(
+def test_mistakes_are_reported_before_any_work(
     name: str, folder: Path, weights: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, net, expected = MISTAKES[name]
@@ -839,7 +839,7 @@ def test_mistakes_are_told_before_any_work(
     assert not Path('out').exists()
 
 
-def test_several_mistakes_are_told_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_mistakes_are_reported_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ['a.png', 'b.png', '-o', 'out', '--batch', '0', '--labels', ',', '--format', 'x', '--overlap', '-1']
     assert cli.main(['restore', *words]) == 2
     told = capsys.readouterr().err
@@ -884,7 +884,7 @@ def test_a_folder_of_all_sorts(folder: Path, weights: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no FIFOs')
-def test_what_is_left_out_is_named(command) -> None:
+def test_skipped_files_are_named(command) -> None:
     put('in/a.png')
     for name in ('in/b.CR3', 'in/c.nef', 'in/d.jxl', 'in/e.txt'):
         put(name, b'x')

@@ -216,7 +216,7 @@ def test_successors_have_what_basicsr_imports(name: str, successor: str) -> None
         ([], False),
     ],
 )
-def test_commands_are_told_from_programs(orig_argv: list[str], expected: bool) -> None:
+def test_commands_are_distinguished_from_programs(orig_argv: list[str], expected: bool) -> None:
     assert promptir_basicsr._is_command(orig_argv) is expected
 
 

@@ -41,7 +41,7 @@ def test_another_process_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_crash_leaves_no_lock_behind(tmp_path: Path) -> None:
+def test_a_crash_leaves_no_lock(tmp_path: Path) -> None:
     with held_by_another(tmp_path / 'run') as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

@@ -51,7 +51,7 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize('step', [5, pytest.param(1, marks=pytest.mark.slow)])
-def test_no_message_is_taken_apart(step: int, sealed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_message_is_parsed(step: int, sealed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = 0
     for place, value, _ in MISTAKES[::step]:
@@ -61,7 +61,7 @@ def test_no_message_is_taken_apart(step: int, sealed: None, tmp_path: Path, monk
     assert found >= len(MISTAKES[::step])
 
 
-def test_no_message_is_taken_apart_by_the_report(sealed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_message_is_parsed_by_the_report(sealed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path('my.yml').write_text('{datasets: {val: {type: AllInOneDataset, name: x, tasks: [{type: derrain}]}}}')
     report = check_file('my.yml', workers=0)
@@ -69,7 +69,7 @@ def test_no_message_is_taken_apart_by_the_report(sealed: None, tmp_path: Path, m
 
 
 @pytest.mark.parametrize('path', list(PACKAGE.rglob('*.py')), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_code_takes_problems_apart(path: Path) -> None:
+def test_no_code_parses_problems(path: Path) -> None:
     """Calls such as `problem.startswith(...)`, `str(problem)` and f'{problem}' outside of the edge."""
     if path.relative_to(PACKAGE).as_posix().startswith((*EDGE, *OTHERS)):
         return

@@ -117,7 +117,7 @@ def test_a_chain_of_merges(read: Any) -> None:
     assert options['smaller'] == {'type': 'PromptIR', 'dim': 16, 'heads': [1, 2, 4, 8], 'bias': False}
 
 
-def test_of_a_list_of_merges_the_first_wins(read: Any) -> None:
+def test_the_first_of_a_list_of_merges_has_priority(read: Any) -> None:
     options = read(f'{LAYERS}other: &other {{type: PIP, dim: 32, sensor: null}}\nmixed: {{<<: [*smaller, *other]}}\n')
     assert options['mixed'] == {'type': 'PromptIR', 'dim': 16, 'heads': [1, 2, 4, 8], 'bias': False, 'sensor': None}
     options = read(f'{LAYERS}other: &other {{type: PIP, dim: 32}}\nmixed: {{bias: true, <<: [*other, *smaller]}}\n')
@@ -129,12 +129,12 @@ def test_only_mappings_can_be_merged(read: Any, merged: str) -> None:
     assert 'expected a mapping or a list of mappings after <<' in problem(read, f'{LAYERS}wrong: {{<<: {merged}}}\n')
 
 
-def test_two_merges_beside_each_other_are_refused(read: Any) -> None:
+def test_two_merges_in_one_mapping_are_refused(read: Any) -> None:
     message = problem(read, f'{LAYERS}both:\n  <<: *small\n  <<: *network\n')
     assert "duplicate key '<<' in lines 6 and 7; merge several mappings with <<: [*a, *b]" in message
 
 
-def test_what_an_alias_stands_for_can_be_changed_by_itself(read: Any) -> None:
+def test_the_value_of_an_alias_can_be_changed_independently(read: Any) -> None:
     options = read('a: &files [x.png]\nb: *files\nc: {<<: {files: *files}}\n')
     options['a'][0] = 'y.png'
     assert options == {'a': ['y.png'], 'b': ['x.png'], 'c': {'files': ['x.png']}}
@@ -157,7 +157,7 @@ def test_what_an_alias_stands_for_can_be_changed_by_itself(read: Any) -> None:
         ('a: 1\n---\nb: 2\n', 'line 2, column 1', 'another document'),
     ],
 )
-def test_broken_files_are_told_in_one_line_with_the_place(read: Any, text: str, place: str, reason: str) -> None:
+def test_broken_files_are_reported_in_one_line_with_the_place(read: Any, text: str, place: str, reason: str) -> None:
     message = problem(read, text)
     assert message.startswith(f'{place}: ')
     assert reason in message

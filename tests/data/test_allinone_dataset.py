@@ -198,7 +198,7 @@ def test_noise_is_drawn_on_the_grey_image(denoise) -> None:
         assert 15 < (one['lq'] - one['gt']).std() * 255 < 30
 
 
-def test_the_log_says_that_images_are_grey(denoise, log) -> None:
+def test_the_log_reports_that_images_are_grey(denoise, log) -> None:
     training({**denoise, 'channels': 1})
     assert any("Dataset 'mixed': 1 tasks of grey images, 2 samples" in record.getMessage() for record in log)
 
@@ -281,7 +281,7 @@ def test_images_smaller_than_the_crop_are_reflected(height, width, write) -> Non
     np.testing.assert_array_equal(crop, expected)
 
 
-def test_reflection_is_told_once_a_task(write, log) -> None:
+def test_reflection_is_reported_once_per_task(write, log) -> None:
     small = [pair_task(write, coordinates(10, 12), name, copies=5) for name in ('a', 'b')]
     list(training(*small, pair_task(write, coordinates(16, 16), 'c'), gt_size=16))
     warnings = [record.getMessage() for record in log if record.levelno == logging.WARNING]
@@ -290,7 +290,7 @@ def test_reflection_is_told_once_a_task(write, log) -> None:
     assert warnings[1].startswith("task 'b': ")
 
 
-def test_reflection_is_told_once_however_many_workers_and_epochs(write, tmp_path) -> None:
+def test_reflection_is_reported_once_for_all_workers_and_epochs(write, tmp_path) -> None:
     dataset = training(pair_task(write, coordinates(10, 12), copies=8), gt_size=16)
     handler = logging.FileHandler(tmp_path / 'log')
     handler.setLevel(logging.WARNING)
@@ -307,7 +307,7 @@ def test_reflection_is_told_once_however_many_workers_and_epochs(write, tmp_path
 # Copies and shares of the epoch
 
 
-def test_every_image_is_drawn_as_often_as_its_copies_say(denoise, derain) -> None:
+def test_every_image_is_drawn_as_often_as_its_copies(denoise, derain) -> None:
     noise = [{**denoise, 'name': f's{sigma}', 'copies': 3} for sigma in (15, 25, 50)]
     options = {**TRAIN, 'tasks': [*noise, {**derain, 'copies': 5}], 'batch_size_per_gpu': 3, 'num_worker_per_gpu': 0}
     dataset = build_dataset(options)
@@ -477,7 +477,7 @@ def test_options_are_not_changed(denoise, derain) -> None:
     assert torch.equal(first[4]['lq'], second[4]['lq'])
 
 
-def test_a_crop_that_is_no_multiple_is_told(derain, log) -> None:
+def test_a_crop_that_is_not_a_multiple_is_reported(derain, log) -> None:
     training(derain, gt_size=24, crop_multiple=16)
     assert 'gt_size 24 is not a multiple of crop_multiple 16' in log[0].getMessage()
 

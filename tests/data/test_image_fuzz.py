@@ -336,7 +336,7 @@ def test_a_size_that_no_file_of_this_length_can_have() -> None:
         assert decode(whole, 'flat').shape == flat.shape
 
 
-def test_no_memory_is_taken_for_what_a_chunk_of_a_png_claims() -> None:
+def test_no_memory_is_allocated_for_the_claimed_size_of_a_png_chunk() -> None:
     """OpenCV takes as much as the length of a chunk says; Pillow does not."""
     content = files()['stored.png']
     for place in (33, content.index(b'IDAT') - 4, content.index(b'IEND') - 4):

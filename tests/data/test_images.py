@@ -138,7 +138,7 @@ def test_damaged_files_are_image_errors(kind, coffee) -> None:
     assert 50 < errors < 600
 
 
-def test_headers_that_are_none() -> None:
+def test_bytes_that_are_not_a_header() -> None:
     for content in (b'', b'\xff\xd8', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff\xc0\x00\x11\x08', b'text'):
         assert read_header(content) is None
 

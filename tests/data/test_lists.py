@@ -51,7 +51,7 @@ def test_the_name_itself_goes_first() -> None:
     assert names_of('x/a/1.png', folder=folder) == ['x/a/1.png']
 
 
-def test_no_more_leading_folders_are_ignored_than_it_takes() -> None:
+def test_no_more_leading_folders_are_ignored_than_needed() -> None:
     assert names_of('set/a/1.png', folder=['1.png', 'a/1.png']) == ['a/1.png']
     assert names_of('set/a/1.png', 'set/a/2.png', folder=['2.png', 'a/1.png', 'a/2.png']) == ['a/1.png', 'a/2.png']
 
@@ -95,7 +95,7 @@ def test_encodings(encoding, newline, tmp_path) -> None:
     assert listing.notes == (['the list is read as GB18030'] if encoding == 'gb18030' else [])
 
 
-def test_names_that_are_no_text_on_the_disk_either(tmp_path) -> None:
+def test_names_that_are_not_text_on_the_disk_either(tmp_path) -> None:
     """A zip archive of another system leaves names in its encoding."""
     content = CHINESE.encode('gb18030')
     (tmp_path / 'list.txt').write_bytes(content)
@@ -117,7 +117,7 @@ def test_a_comment_in_another_encoding_does_no_harm(tmp_path) -> None:
         (b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR', 'zero bytes'),
     ],
 )
-def test_what_is_no_text(content, told, tmp_path) -> None:
+def test_what_is_not_text(content, told, tmp_path) -> None:
     (tmp_path / 'list.txt').write_bytes(content)
     with pytest.raises(ValueError, match=told):
         read_list(tmp_path / 'list.txt', Names(FOLDER, tmp_path))
@@ -180,7 +180,7 @@ def test_two_columns_in_two_folders(real_blur, write, tmp_path, log) -> None:
     assert notes == ["Note: task 'deblur': column 2 of 2 of the list is used."]
 
 
-def test_columns_that_say_other_pairs_than_the_rule(real_blur, tmp_path) -> None:
+def test_columns_that_contradict_the_rule(real_blur, tmp_path) -> None:
     wrong = LINES[1].replace('gt_1', 'gt_2')
     assert problem(tmp_path, real_blur('', LINES[0], wrong)) == (
         f'x.tasks[0] (deblur).list: 1 of 2 lines contradict the pairing rule: {wrong} (line 3), '
@@ -198,7 +198,7 @@ def test_two_columns_of_a_task_of_clean_images(real_blur, denoise, tmp_path) -> 
     assert task.names == [('gt_1.png', 'gt_1.png')]
 
 
-def test_entries_that_are_not_there_have_their_lines(denoise, write, tmp_path) -> None:
+def test_missing_entries_are_reported_with_their_lines(denoise, write, tmp_path) -> None:
     (tmp_path / 'list.txt').write_text('# two of them\n\n00001.bmp\n3.bmp\n00002\n', encoding='utf-8')
     write('Denoise/00002.png')
     with pytest.raises(OptionError) as raised:
@@ -212,7 +212,7 @@ def test_entries_that_are_not_there_have_their_lines(denoise, write, tmp_path) -
 
 
 @pytest.mark.parametrize('written', ['00001.BMP', '00001.png', './00001.Jpg'])
-def test_entries_that_differ_in_letters_or_extension_say_so(written, denoise, tmp_path) -> None:
+def test_entries_that_differ_in_case_or_extension_are_reported(written, denoise, tmp_path) -> None:
     (tmp_path / 'list.txt').write_text(f'{written}\n00002.bmp\n', encoding='utf-8')
     told = problem(tmp_path, {**denoise, 'list': 'list.txt'})
     assert f'{written} (line 1), possibly 00001.bmp. Use the exact names of the files.' in told

@@ -166,21 +166,21 @@ def test_templates_of_the_user(write, tmp_path) -> None:
     assert pairs_of(tmp_path, root='.', pairing=templates) == expected
 
 
-def test_templates_of_the_user_are_relative_to_named_folders_as_they_stand(write, tmp_path) -> None:
+def test_custom_templates_are_relative_to_lq_and_gt(write, tmp_path) -> None:
     write('in/rainy/1.png')
     write('out/dry/1.png')
     templates = {'lq': 'rainy/{id}.png', 'gt': 'dry/{id}.png'}
     assert pairs_of(tmp_path, lq='in', gt='out', pairing=templates) == [('rainy/1.png', 'dry/1.png')]
 
 
-def test_a_field_that_stands_twice_must_be_the_same_twice(write, tmp_path) -> None:
+def test_a_repeated_field_must_have_the_same_value(write, tmp_path) -> None:
     for name in ('lq/7/7_a.png', 'lq/7/8_a.png', 'gt/7.png', 'gt/8.png'):
         write(name)
     templates = {'lq': 'lq/{id}/{id}_{n}.png', 'gt': 'gt/{id}.png'}
     assert pairs_of(tmp_path, root='.', pairing=templates) == [('lq/7/7_a.png', 'gt/7.png')]
 
 
-def test_braces_that_are_no_field_stand_for_themselves(write, tmp_path) -> None:
+def test_braces_that_are_not_a_field_are_literal(write, tmp_path) -> None:
     write('lq/{0}{}1.png')
     write('gt/{0}{}1.png')
     assert pairs_of(tmp_path, root='.', pairing={'lq': 'lq/{0}{}{id}.png', 'gt': 'gt/{0}{}{id}.png'}) == [
@@ -188,7 +188,7 @@ def test_braces_that_are_no_field_stand_for_themselves(write, tmp_path) -> None:
     ]
 
 
-def test_clear_images_beside_the_degraded_ones(write, tmp_path) -> None:
+def test_clear_images_in_the_folder_of_the_degraded_ones(write, tmp_path) -> None:
     for name in ('1.png', '1_gt.png', '2.png', '2_gt.png'):
         write(name)
     templates = {'lq': '{id}.png', 'gt': '{id}_gt.png'}
@@ -244,7 +244,7 @@ def test_listed_names_that_do_not_fit_are_named(write, tmp_path) -> None:
         (b'# nothing\n', 'contains no names'),
     ],
 )
-def test_a_list_that_is_missing_no_text_or_empty(content, expected, write, tmp_path) -> None:
+def test_a_list_that_is_missing_not_text_or_empty(content, expected, write, tmp_path) -> None:
     write('low/1.png')
     write('high/1.png')
     if content is not None:
@@ -267,7 +267,7 @@ def test_degraded_images_without_a_clear_one_are_counted_and_named(write, tmp_pa
     assert 'and 1 more. Add the clear images, or select degraded ones by `list` or `files`.' in message
 
 
-def test_a_rule_of_another_corpus_says_so(write, tmp_path) -> None:
+def test_a_rule_of_another_corpus_is_reported_with_its_template(write, tmp_path) -> None:
     for name in ('rainy/1.png', 'clear/1.png'):
         write(name)
     message = problems_of(tmp_path, root='.', pairing='rain100l_train')
@@ -353,7 +353,7 @@ def test_a_template_matches_whole_paths_only(name) -> None:
     assert compile_template(PAIRING_RULES['reside_ots'].lq).match(name) is None
 
 
-def test_find_pairs_returns_what_the_rule_does_not_speak_of() -> None:
+def test_find_pairs_returns_files_that_the_rule_does_not_match() -> None:
     names = ['high/1.png', 'low/1.png', 'readme.png']
     pairs, problems, others, orphans = find_pairs('t', PAIRING_RULES['lol'], names, names, one_folder=True)
     assert (pairs, problems, others) == ([('low/1.png', 'high/1.png')], [], ['high/1.png', 'readme.png'])

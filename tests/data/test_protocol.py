@@ -105,7 +105,7 @@ def test_counts_copies_and_samples_are_the_published_ones(name) -> None:
 
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('phase', ['train', 'val', 'test'])
-def test_nothing_is_wrong_with_a_protocol_but_that_its_images_are_not_here(name, phase, tmp_path) -> None:
+def test_the_only_problems_of_a_protocol_are_missing_images(name, phase, tmp_path) -> None:
     """Types, rules, degradations and keys are known: on an empty folder only missing folders and lists are told."""
     options = expand(name, phase, dataroot=str(tmp_path))
     with pytest.raises(OptionError) as caught:
@@ -133,7 +133,7 @@ def test_labels_are_those_of_pip_and_the_folders_of_onerestore(write, tmp_path) 
     assert [(t.name, t.label) for t in five.tasks] == [('GoPro', 3), ('LOL', 4)]
 
 
-def test_allweather_tells_the_corpora_of_its_one_folder_by_their_names(write, tmp_path) -> None:
+def test_allweather_identifies_the_corpora_of_its_folder_by_file_name(write, tmp_path) -> None:
     for image in ('city_read_14216.jpg', 'im_0402_s90_a06.png', '12_rain.png', '13_rain.png'):
         write(f'train/allweather/input/{image}')
         write(f'train/allweather/gt/{image}')
@@ -146,7 +146,7 @@ def test_allweather_tells_the_corpora_of_its_one_folder_by_their_names(write, tm
     }
 
 
-def test_known_counts_are_no_published_counts_of_the_same_task() -> None:
+def test_known_counts_are_not_published_counts_of_the_same_task() -> None:
     for name in NAMES:
         for phase in ('train', 'val'):
             for t in expand(name, phase)['tasks']:
@@ -181,7 +181,7 @@ def test_train_takes_the_training_part_and_every_other_phase_the_test_part() -> 
     assert 'gt_size' not in expand('3d', 'val')
 
 
-def test_keys_beside_the_protocol_win_and_nothing_takes_one_away() -> None:
+def test_keys_override_the_protocol_and_null_removes_one() -> None:
     expanded = expand('3d', gt_size=192, augment_identity=True, crop_multiple=None, name='mine', prefetch_mode=None)
     assert (expanded['gt_size'], expanded['augment_identity'], expanded['name']) == (192, True, 'mine')
     assert 'crop_multiple' not in expanded
@@ -243,7 +243,7 @@ def test_gopro_as_published_pairs_by_an_override(write, tmp_path) -> None:
     ]
 
 
-def test_mistakes_in_tasks_are_told_together() -> None:
+def test_mistakes_in_tasks_are_reported_together() -> None:
     told = problems({'protocol': '3d', 'tasks': {'derian': {'copies': 5}, 'dehaze': 3, 'other': None, 'new': {}}})
     assert len(told) == 4
     assert told[0].startswith("datasets.x.tasks: unknown task 'derian'. Did you mean 'derain'?")
@@ -268,12 +268,12 @@ def test_mistakes_in_tasks_are_told_together() -> None:
         (['3d'], "['3d'] is not the name of a protocol or a path."),
     ],
 )
-def test_a_protocol_that_is_not_there(name, told) -> None:
+def test_a_missing_protocol(name, told) -> None:
     (problem,) = problems({'protocol': name})
     assert problem.startswith(f'datasets.x.protocol: {told}')
 
 
-def test_a_typo_beside_a_protocol_is_still_a_mistake(tmp_path) -> None:
+def test_a_typo_next_to_a_protocol_is_still_a_mistake(tmp_path) -> None:
     with pytest.raises(OptionError) as caught:
         check_dataset({'protocol': 'derain', 'dataroot': str(tmp_path), 'gt_sise': 64}, 'x')
     assert "x: unknown option 'gt_sise'. Did you mean 'gt_size'?" in str(caught.value)
@@ -313,7 +313,7 @@ def notes(log) -> list[str]:
     return [record.getMessage().strip() for record in log if 'Note:' in record.getMessage()]
 
 
-def test_the_log_says_what_a_known_count_means(denoise, derain, log) -> None:
+def test_the_log_explains_a_known_count(denoise, derain, log) -> None:
     """Small folders stand for the corpora: what counts is the number, and the words that go with it."""
     counts = {'expected_images': 5, 'known_counts': {2: 'BSD400 missing: this is the WED-only variant'}}
     more = {'expected_images': 1, 'known_counts': {3: 'another OTS: this is that of v0'}}
@@ -329,7 +329,7 @@ def test_the_log_says_what_a_known_count_means(denoise, derain, log) -> None:
     ]
 
 
-def test_the_wed_only_variant_is_told_as_the_issue_of_many_groups() -> None:
+def test_the_wed_only_variant_is_a_known_count() -> None:
     known = task(expand('3d'), 'denoise_15')['known_counts']
     assert known_count(4744, 5144, known) == 'BSD400 missing: 4,744 of 5,144, this is the WED-only variant'
     assert known_count(5144, 5144, known) == known_count(4743, 5144, known) == ''
@@ -338,7 +338,7 @@ def test_the_wed_only_variant_is_told_as_the_issue_of_many_groups() -> None:
     assert 'RESIDE v0' in known_count(313_950, 72_135, haze)
 
 
-def test_a_list_that_misses_a_whole_corpus_says_which(denoise, tmp_path) -> None:
+def test_a_list_without_a_corpus_reports_which(denoise, tmp_path) -> None:
     (tmp_path / 'list.txt').write_text('00001.bmp\n00002.bmp\na1.jpg\n')
     options = {**denoise, 'list': str(tmp_path / 'list.txt'), 'known_counts': {2: 'BSD400 missing: as ever'}}
     (survey,), _ = survey_tasks({'tasks': [options]}, 'x')
@@ -496,7 +496,7 @@ def test_the_tables_of_the_page_have_the_same_numbers() -> None:
         stated = f'{samples:,}' if samples else 'depends on the crops'
         link = f'[`{name}`](#{name})'
         (row,) = [line for line in page.splitlines() if line.startswith('| [`') and link in line]
-        assert row.endswith(('| one alone | |', f'| {stated} |'))
+        assert row.endswith(('| a single degradation | |', f'| {stated} |'))
     for paper, name in (('AdaIR, BioIR, PIP', '5d_adair'), ('TUR', '5d_tur'), ('DFPIR', '5d_dfpir')):
         tasks, samples = TRAINING[name]
         copies = ' | '.join(f'x{tasks[key][1]}' for key in ('deblur', 'lowlight', 'derain'))
@@ -504,7 +504,7 @@ def test_the_tables_of_the_page_have_the_same_numbers() -> None:
 
 
 @pytest.mark.parametrize('name', load_yaml(str(CATALOGUE)))
-def test_the_page_says_where_a_corpus_is(name) -> None:
+def test_the_page_has_the_row_of_a_corpus(name) -> None:
     assert corpus_row(name, load_yaml(str(CATALOGUE))[name]) in PAGES['protocols.md'].splitlines()
 
 
@@ -516,7 +516,7 @@ def test_every_corpus_is_of_a_protocol() -> None:
             assert corpus.paper
 
 
-def test_the_page_tells_every_key_of_a_file() -> None:
+def test_the_page_describes_every_key_of_a_file() -> None:
     rows = set(re.findall(r'^\| `(\w+)`', PAGES['protocols.md'], re.M))
     assert {*ProtocolFile.model_fields, *Corpus.model_fields, 'samples'} - {'name'} <= rows
 

@@ -309,7 +309,7 @@ def test_a_fraction_with_fixed_shares_takes_all_images_in_turn() -> None:
     assert min(counts.values()) > 15
 
 
-def test_tasks_stand_in_random_order_within_a_batch() -> None:
+def test_tasks_are_in_random_order_within_a_batch() -> None:
     dataset = Mixed((20, 60), (1, 3), 4000)
     tasks = np.array([dataset.task(index) for index in drawn(EpochSampler(dataset, 1, 0), 0)]).reshape(-1, 4)
     places = Counter(np.argmin(tasks, axis=1).tolist())
@@ -452,7 +452,7 @@ def test_a_training_sees_the_shares(tmp_path, monkeypatch, own_logger) -> None:
     assert 'Number of train images: 10' in said
 
 
-def test_an_epoch_size_too_short_for_the_batch_is_told(tmp_path, monkeypatch, capsys) -> None:
+def test_an_epoch_size_below_the_batch_size_is_reported(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path('tiny.yml').write_text(TRAINING.replace('epoch_size: 10', 'epoch_size: 4'), encoding='utf-8')
     assert cli.main(['train', '-opt', 'tiny.yml']) == 2
@@ -463,7 +463,7 @@ def test_an_epoch_size_too_short_for_the_batch_is_told(tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize('kind', [Plain, Mixed])
 @pytest.mark.parametrize('replicas', [1, 2])
-def test_an_epoch_that_was_begun_goes_on_behind_what_was_seen(kind, replicas) -> None:
+def test_a_started_epoch_continues_after_the_samples_already_seen(kind, replicas) -> None:
     """In that epoch alone; the others are whole."""
     dataset = Plain(40) if kind is Plain else Mixed((20, 60), (1, 3), 80)
     for rank in range(replicas):
@@ -478,7 +478,7 @@ def test_an_epoch_that_was_begun_goes_on_behind_what_was_seen(kind, replicas) ->
     assert list(begun) == []
 
 
-def test_a_data_set_that_takes_no_epoch_goes_on_as_well() -> None:
+def test_a_dataset_without_epochs_resumes_as_well() -> None:
     dataset = list(range(10))
     whole, begun = (EpochSampler(dataset, 1, 0) for _ in range(2))
     begun.start_at(0, 4)

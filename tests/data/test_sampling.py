@@ -171,7 +171,7 @@ def test_tasks_of_the_same_size_have_turns_of_their_own() -> None:
     assert draws(index, 0, 0) != draws(index, 0, 1)
 
 
-def test_an_enlarged_epoch_goes_on_with_the_next_part() -> None:
+def test_an_enlarged_epoch_continues_with_the_next_part() -> None:
     index = EpochIndex([share(10, 14)], seed=0)
     assert draws(index, 0, 0, further=1) == draws(index, 1, 0)
     assert draws(index, 0, 0, further=1)[:10] == list(range(10))
@@ -213,7 +213,7 @@ def test_the_log_shows_shares_and_draws(denoise, derain, log) -> None:
     assert rain.split()[:9] == ['derain', 'derain', '1', '3', '4.67', '14', '75.0%', '4', '66.7%']
 
 
-def test_columns_stand_below_their_heads() -> None:
+def test_columns_are_aligned_with_their_heads() -> None:
     for opt in ({}, {'sampling': {'temperature': 2}}, {'sampling': {'fixed_shares': True}, 'batch_size_per_gpu': 32}):
         tasks = tasks_of(SIZES)
         _, head, *rows = describe_tasks(tasks, 'x', True, epoch_shares(tasks, opt))
@@ -274,7 +274,7 @@ def test_weights_are_for_all_tasks_and_exclude_a_temperature(denoise, derain) ->
     assert 'a `weight` already sets a share (tasks[0]). Set only one of them.' in problem
 
 
-def test_several_mistakes_are_told_at_once(denoise, derain) -> None:
+def test_several_mistakes_are_reported_at_once(denoise, derain) -> None:
     wrong = {'temperature': -1, 'fixed_shares': 'yes', 'epoch_size': 'long'}
     problems = problems_of({**denoise, 'weight': 'heavy'}, derain, sampling=wrong)
     for place in ('tasks[0] (denoise25).weight', 'tasks:', *(f'sampling.{key}' for key in wrong)):
@@ -304,7 +304,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_a_task_without_a_sample_is_refused_and_each_mend_mends(case) -> None:
+def test_a_task_without_a_sample_is_refused_and_each_suggested_fix_works(case) -> None:
     weights, sampling, batch = CASES[case]
     tasks, opt = tasks_of(SIZES, weights), {'sampling': sampling, 'batch_size_per_gpu': batch}
     (problem,) = map(str, check_shares(tasks, opt, 'datasets.train'))

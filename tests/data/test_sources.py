@@ -241,7 +241,7 @@ def test_a_file_that_has_gone(tmp_path) -> None:
 
 
 @pytest.mark.parametrize('kind', [np.float32, np.int16, np.float64])
-def test_pixels_that_are_no_8_or_16_bit_integers(kind, rgb) -> None:
+def test_pixels_that_are_not_8_or_16_bit_integers(kind, rgb) -> None:
     with pytest.raises(ImageError, match=rf'^x: unsupported pixel type {np.dtype(kind)}\. Convert'):
         decode(by_opencv(rgb.astype(kind), '.tif'), 'x')
 
@@ -256,7 +256,7 @@ def test_every_extension_is_listed_in_any_case(tmp_path) -> None:
     assert FolderSource(tmp_path).names() == sorted(names)
 
 
-def test_names_are_sorted_relative_paths_whatever_the_file_system_says(tmp_path) -> None:
+def test_names_are_sorted_relative_paths_on_any_file_system(tmp_path) -> None:
     names = ['a/2.png', 'a/10.png', 'b.png', 'B.png', 'a.png', 'ä/ö.png', 'a/b/c.png']
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -296,7 +296,7 @@ def test_float_images_span_0_to_1() -> None:
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='names are bytes on POSIX only')
-def test_names_that_are_no_unicode(tmp_path, rgb) -> None:
+def test_names_that_are_not_unicode(tmp_path, rgb) -> None:
     path = os.fsencode(tmp_path) + b'/\xb0\xa1.png'
     try:
         Path(os.fsdecode(path)).write_bytes(by_pillow(Image.fromarray(rgb), 'PNG'))

@@ -105,7 +105,7 @@ def test_a_sample_keeps_its_draws_but_for_the_crop() -> None:
 
 
 @pytest.mark.parametrize('at', range(1, 25))
-def test_a_training_goes_on_from_any_iteration(at: int) -> None:
+def test_a_training_resumes_from_any_iteration(at: int) -> None:
     opt = {**PLAIN, 'stages': STAGES}
     whole, first, second = (Loaded(opt) for _ in range(3))
     expected = whole.train(25)
@@ -164,7 +164,7 @@ def test_fixed_shares_go_with_one_batch_size() -> None:
     assert [images.shape[-1] for _, images in loaded.train(5)] == [16] * 3 + [24] * 2
 
 
-def test_a_crop_that_is_no_multiple_is_noted(host_log: pytest.LogCaptureFixture) -> None:
+def test_a_crop_that_is_not_a_multiple_is_noted(host_log: pytest.LogCaptureFixture) -> None:
     build_dataset({**PLAIN, 'crop_multiple': 16, 'stages': STAGES})
     assert 'gt_size 24 is not a multiple of crop_multiple 16.' in host_log.text
     assert 'gt_size 16' not in host_log.text

@@ -38,13 +38,13 @@ def test_labels_are_the_class_ids_of_pip(denoise) -> None:
     assert labels == {'denoise': 0, 'derain': 1, 'dehaze': 2, 'deblur': 3, 'lowlight': 4}
 
 
-def test_a_vocabulary_of_the_users_own_gives_the_labels(denoise) -> None:
+def test_a_custom_vocabulary_defines_the_labels(denoise) -> None:
     tasks = [{**denoise, 'name': kind, 'type': kind} for kind in ('desnow', 'denoise')]
     words = ['desnow', 'demoire', 'denoise']
     assert [(task.type, task.label) for task in built(*tasks, degradations=words)] == [('desnow', 0), ('denoise', 2)]
 
 
-def test_a_label_of_its_own_wins(denoise) -> None:
+def test_a_label_of_a_task_overrides_the_default(denoise) -> None:
     tasks = [{**denoise, 'name': f's{sigma}', 'label': label} for sigma, label in ((15, 0), (25, 7), (50, 2))]
     assert [task.label for task in built(*tasks)] == [0, 7, 2]
 
@@ -144,7 +144,7 @@ def test_a_task_without_type(denoise) -> None:
     ]
 
 
-def test_a_type_of_the_users_own_is_told_how_to_join(denoise) -> None:
+def test_a_custom_type_gets_a_hint_how_to_add_it(denoise) -> None:
     (problem,) = problems({**denoise, 'type': 'desnow'})
     assert problem.endswith('To add a new degradation, set `degradations` of the dataset.')
 
@@ -162,7 +162,7 @@ def test_two_tasks_of_one_name(denoise) -> None:
 
 
 @pytest.mark.parametrize('words', ['denoise', 5, {'denoise': 0}, ['a', 'a'], [1, 2]], ids=str)
-def test_a_vocabulary_that_is_no_list_of_words(words, denoise) -> None:
+def test_a_vocabulary_that_is_not_a_list_of_words(words, denoise) -> None:
     assert problems(denoise, degradations=words) == [
         f'datasets.train.degradations: must be a list of different words, not {words!r}.'
     ]
@@ -174,7 +174,7 @@ def test_no_tasks(tasks) -> None:
         build_tasks({'tasks': tasks}, 'datasets.train')
 
 
-def test_a_task_that_is_no_mapping_and_a_dataroot_that_is_no_folder(denoise) -> None:
+def test_a_task_that_is_not_a_mapping_and_a_dataroot_that_is_not_a_folder(denoise) -> None:
     assert 'tasks[0]: set options such as {type: denoise' in problems('denoise')[0]
     assert problems(denoise, dataroot=5) == ['datasets.train.dataroot: 5 is not a folder.']
 
@@ -190,7 +190,7 @@ def test_a_missing_folder_names_task_folder_what_was_expected_and_what_exists(tm
     assert problem.endswith(f"Fix the path, or `dataroot` of the dataset (now '{tmp_path}').")
 
 
-def test_a_missing_folder_with_an_expectation_that_is_no_number(tmp_path) -> None:
+def test_a_missing_folder_with_expected_images_that_is_not_a_number(tmp_path) -> None:
     found = problems({'type': 'derain', 'root': 'x', 'pairing': 'lol', 'expected_images': '5'}, dataroot=str(tmp_path))
     assert len(found) == 2
     assert "'5' is not a whole number" in found[0]

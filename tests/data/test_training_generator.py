@@ -77,7 +77,7 @@ def test_it_travels() -> None:
     assert copy.random() == generator.random()
 
 
-def test_noise_is_as_strong_as_it_says() -> None:
+def test_noise_has_the_given_strength() -> None:
     grey = np.full((512, 512, 3), 0.5, np.float32)
     for sigma in (15, 25, 50):
         degrade = Degrade({'type': 'gaussian_noise', 'sigma': sigma, 'quantize': 'float', 'clip': False})

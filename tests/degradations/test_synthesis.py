@@ -276,7 +276,7 @@ CHAIN: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize('spec', [*({'type': name} for name in sorted(DEGRADATIONS)), CHAIN], ids=str)
-def test_what_was_drawn_is_told_and_changes_no_draw(spec: Any) -> None:
+def test_random_parameters_are_returned_and_change_no_draw(spec: Any) -> None:
     """The same picture as when called, the same numbers used up, and no range left."""
     spec = spec if isinstance(spec, list) else {**spec, **required(spec['type'])}
     degrade, image, rng, other = Degrade(spec), photo(size=40), new_rng(3), new_rng(3)

@@ -343,7 +343,7 @@ def test_an_example_is_restored(page, server):
     assert page.locator('#examples button').count() == 5
 
 
-def test_what_is_wrong_with_a_file_is_said_in_the_page(page, tmp_path):
+def test_problems_of_a_file_are_shown_on_the_page(page, tmp_path):
     large = np.zeros((800, 800, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'good.tif'), large[:64, :64])
     messages = page.locator('.toast-body')
@@ -502,7 +502,7 @@ def test_ctrl_c_does_not_wait_for_a_restoration(browser, tmp_path, tile):
         (['--weights', 'there_is_none.pth'], ["'there_is_none.pth'"]),
     ],
 )
-def test_mistakes_are_told(arguments, words, capsys, monkeypatch, tmp_path):
+def test_mistakes_are_reported(arguments, words, capsys, monkeypatch, tmp_path):
     keep_environment(monkeypatch, tmp_path)
     assert main(['demo', *arguments]) == 2
     said = capsys.readouterr().err
@@ -517,7 +517,7 @@ def keep_environment(monkeypatch, folder):
     monkeypatch.setattr('tempfile.tempdir', str(folder))
 
 
-def test_without_gradio_it_is_told_what_to_install(capsys, monkeypatch, tmp_path):
+def test_without_gradio_the_error_names_what_to_install(capsys, monkeypatch, tmp_path):
     keep_environment(monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, 'gradio', None)
     assert main(['demo', '--weights', 'x.pth']) == 2
@@ -586,7 +586,7 @@ def test_what_is_shown_is_not_larger_than_a_screen():
     assert preview(np.zeros((1, 3 * PREVIEW), np.uint8)).shape == (1, PREVIEW, 3)
 
 
-def test_grey_with_alpha_is_restored_in_a_file_and_large_pictures_tell_of_their_middle(tmp_path):
+def test_grey_with_alpha_is_restored_to_a_file_and_large_images_show_their_centre(tmp_path):
     weights, options = save_network(tmp_path, PROMPTIR)
     one = Restorer(weights, options, 'cpu')
     grey = np.dstack([data.camera()[:50, :60], np.full((50, 60), 200, np.uint8)])
@@ -635,7 +635,7 @@ def test_a_network_without_prompts_has_no_weights(tmp_path):
     assert prompt_shares(Restorer(weights, options, 'cpu'), np.zeros((8, 8, 3), np.uint8)) == ({}, '')
 
 
-def test_a_network_of_one_channel_makes_grey_pictures_and_says_so(tmp_path):
+def test_a_one_channel_network_writes_grey_images_and_reports_it(tmp_path):
     weights, options = save_network(tmp_path, {**PROMPTIR, 'inp_channels': 1, 'out_channels': 1})
     one = Restorer(weights, options, 'cpu')
     photograph = data.coffee()[:40, :56]

@@ -86,7 +86,7 @@ def test_less_is_better_for_some_metrics() -> None:
         (replace(C, metrics={**DEFINITIONS, 'psnr': 'PSNR: Y'}), "psnr is 'PSNR: RGB' in a_1, but 'PSNR: Y' in c."),
     ],
 )
-def test_what_is_not_comparable_is_refused_unless_told(other: Results, reason: str) -> None:
+def test_what_is_not_comparable_is_refused_without_anyway(other: Results, reason: str) -> None:
     with pytest.raises(OptionError) as error:
         compare([A, other])
     assert reason in str(error.value)
@@ -200,7 +200,7 @@ def test_what_holds_no_results(content: str, tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
-def test_results_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_results(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match='the run has no validation yet'):
         read_results(tmp_path)
     with pytest.raises(OptionError, match='No such file'):
@@ -227,7 +227,7 @@ def test_results_name_the_commit_of_the_current_folder(tmp_path: Path, monkeypat
     assert len(set(named)) == 2
 
 
-def test_sizes_of_networks_stand_before_the_numbers() -> None:
+def test_sizes_of_networks_come_before_the_numbers() -> None:
     sized = replace(B, facts={**B.facts, 'parameters': 35_592_000, 'gigaops_256': 345.42})
     comparison = compare([A, sized])
     known = [

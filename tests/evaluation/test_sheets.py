@@ -5,7 +5,7 @@ from promptir_basicsr.core.arrays import to_bytes
 from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
 
 
-def test_pictures_stand_side_by_side_with_a_white_gap():
+def test_images_are_placed_side_by_side_with_a_white_gap():
     black, grey = np.zeros((6, 5, 3)), np.full((6, 5, 3), 0.5)
     both = side_by_side([black, grey])
     assert both.shape == (6, 5 + 4 + 5, 3)
@@ -14,7 +14,7 @@ def test_pictures_stand_side_by_side_with_a_white_gap():
     assert (both[:, 9:] == 128).all()
 
 
-def test_grey_pictures_stand_side_by_side_in_grey():
+def test_grey_images_are_placed_side_by_side_in_grey():
     both = side_by_side([np.zeros((6, 5, 1)), np.full((6, 5, 1), 0.5)])
     assert both.shape == (6, 5 + 4 + 5, 1)
     assert [both[0, column, 0] for column in (0, 5, 9)] == [0, 255, 128]

@@ -70,7 +70,7 @@ def test_metrics_of_grey_images_are_those_of_their_plane(photographs) -> None:
     assert found['ssim_8'] == pytest.approx(expected, abs=2e-3)  # BasicSR's covariances are of the population
 
 
-def test_a_metric_of_colours_says_so_on_grey_images(photographs) -> None:
+def test_a_colour_metric_reports_grey_images(photographs) -> None:
     report = report_of({'niqe': {'type': 'calculate_niqe', 'crop_border': 0, 'convert_to': 'gray'}})
     colours = np.tile(photographs[0].astype(np.float32) / 255, (3, 3, 1))
     assert report.measure(colours, colours)['niqe'] > 0

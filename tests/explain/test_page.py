@@ -290,7 +290,7 @@ def test_tables_are_sorted_by_any_column(page):
     assert column(page, 5)[:2] == ['no', 'yes']
 
 
-def test_numbers_stand_at_the_right_of_their_columns(page):
+def test_numbers_are_right_aligned_in_their_columns(page):
     sides = (
         page.locator('tbody tr')
         .first.locator('td')
@@ -414,7 +414,7 @@ def test_words_can_be_read(page, scheme):
     assert (lightness > 15) == (scheme == 'light')
 
 
-def test_on_paper_and_without_scripts_pictures_stand_beside_each_other(page, browser, path):
+def test_in_print_and_without_scripts_images_are_side_by_side(page, browser, path):
     page.emulate_media(media='print')
     context = browser.page.context.browser.new_context(java_script_enabled=False)
     still = context.new_page()
@@ -431,7 +431,7 @@ def test_on_paper_and_without_scripts_pictures_stand_beside_each_other(page, bro
     context.close()
 
 
-def test_a_drawing_that_is_too_large_or_missing_or_broken_stands_there_as_png(tmp_path):
+def test_a_drawing_that_is_too_large_or_missing_or_broken_is_shown_as_png(tmp_path):
     Image.new('RGB', (8, 4), 'red').save(tmp_path / 'a.png')
     (tmp_path / 'large.svg').write_text(DRAWING.format(colour='red', more='') + ' ' * LARGEST_SVG)
     (tmp_path / 'broken.svg').write_text('<svg><g></svg>')
@@ -462,7 +462,7 @@ def test_matplotlibs_drawings_are_taken(tmp_path):
     assert 'data:image/png;base64,iVBOR' in text
 
 
-def test_mistakes_are_told_all_at_once_and_nothing_is_written(tmp_path):
+def test_mistakes_are_reported_all_at_once_and_nothing_is_written(tmp_path):
     page = tmp_path / 'page.html'
     page.write_text('what was there')
     section = Section(
@@ -486,7 +486,7 @@ def test_mistakes_are_told_all_at_once_and_nothing_is_written(tmp_path):
         write_page(tmp_path, Report('x'))
 
 
-def test_an_empty_report_and_a_name_that_is_no_text(browser, tmp_path):
+def test_an_empty_report_and_a_name_that_is_not_text(browser, tmp_path):
     browser.problems.clear()
     write_page(
         tmp_path / 'page.html',

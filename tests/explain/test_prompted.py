@@ -140,7 +140,7 @@ def test_features_and_weights_are_what_the_prompts_get():
         assert apart == pytest.approx(np.linalg.norm(given[i] - given[j]), rel=1e-6)
 
 
-def test_features_of_a_told_network_do_not_know_the_label():
+def test_encoder_features_of_pip_do_not_depend_on_the_label():
     sample = samples_of(options_of(PIP))[0]
     other = Sample(sample.task, sample.name, 3, sample.lq, sample.gt)
     found = observe(PromptedNet(untrained_network(PIP, 0)), [sample, other])

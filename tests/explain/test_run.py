@@ -85,7 +85,7 @@ def told(tmp_path_factory) -> dict[str, Any]:
 # The files
 
 
-def test_the_command_says_what_it_found_and_where(blind):
+def test_the_command_reports_what_it_found_and_where(blind):
     assert 'The weights depend on the task no more than by chance.' in blind['said']
     assert blind['said'].rstrip().endswith(str(blind['out'] / 'report.html'))
     assert os.listdir(blind['out'].parent) == ['out']
@@ -287,7 +287,7 @@ def fails(*arguments: Any, **changes: Any) -> str:
     return str(error.value)
 
 
-def test_networks_without_prompts_are_told_which_have_them(tmp_path):
+def test_networks_without_prompts_are_refused_with_a_list_of_those_with_prompts(tmp_path):
     for network in ({**PROMPTIR, 'prompts': False}, {'type': 'DegradationSensor', 'dim': 4, 'num_blocks': 0}):
         files = written(tmp_path, network, untrained_network(network, 0))
         message = fails(*files, tmp_path / 'out', SMALL)
@@ -295,7 +295,7 @@ def test_networks_without_prompts_are_told_which_have_them(tmp_path):
         assert not (tmp_path / 'out').exists()
 
 
-def test_what_is_missing_is_told(tmp_path, blind):
+def test_what_is_missing_is_reported(tmp_path, blind):
     options, weights = blind['files']
     assert "'no.yml' does not exist" in fails('no.yml', weights)
     assert '--weights: missing' in fails(options, None, tmp_path / 'out')
@@ -330,7 +330,7 @@ def test_the_extra_is_named_where_it_is_not_installed(monkeypatch, module, name)
     assert fails('no.yml') == f"basicsr explain needs {name}: pip install 'promptir_basicsr[explain]'"
 
 
-def test_nothing_is_replaced_unless_told_and_nothing_of_others_ever(tmp_path, blind):
+def test_nothing_is_replaced_by_default_and_unrelated_files_never(tmp_path, blind):
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'thesis.txt').write_text('years')
     assert 'is not empty' in fails(*blind['files'], tmp_path / 'mine', SMALL)

@@ -85,7 +85,7 @@ def test_the_prompts_that_answer_are_found_and_those_that_do_not_are_not():
     assert [each.score.verdict for each in noise] == ['no more than chance'] * 3
 
 
-def test_p_is_uniform_where_there_is_nothing_to_find():
+def test_p_is_uniform_if_there_is_nothing_to_find():
     ps = []
     for _ in range(100):
         weights = softmax(RNG.normal(size=(24, 5)))
@@ -149,7 +149,7 @@ def test_clusters_are_separated_and_noise_is_not():
     assert np.mean([each[1].chance for each in noise]) == pytest.approx(5 / 23, abs=0.01)
 
 
-def test_what_does_not_vary_is_no_information():
+def test_what_does_not_vary_has_no_information():
     flat = standardized(np.column_stack([np.full(24, 0.1), NOISE[:, 0]]))
     assert not flat[:, 0].any()
     assert flat[:, 1].std() == pytest.approx(1)

@@ -229,7 +229,7 @@ def test_a_network_that_needs_a_fixed_size(deviant: Callable[..., list[object]],
         net(torch.rand(1, 3, 33, 90))
 
 
-def test_mistakes_are_told_at_once(deviant: Callable[..., list[object]], tmp_path: Path, capsys) -> None:
+def test_mistakes_are_reported_at_once(deviant: Callable[..., list[object]], tmp_path: Path, capsys) -> None:
     weights, *opt = deviant()
     (tmp_path / 'there.onnx').write_text('before')
     advice = 'Write height x width in pixels, such as 96x128.'
@@ -251,7 +251,9 @@ def test_mistakes_are_told_at_once(deviant: Callable[..., list[object]], tmp_pat
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ['.onnx', '.pth', '.yml']
 
 
-def test_a_missing_package_is_told(deviant: Callable[..., list[object]], monkeypatch, tmp_path: Path, capsys) -> None:
+def test_a_missing_package_is_reported(
+    deviant: Callable[..., list[object]], monkeypatch, tmp_path: Path, capsys
+) -> None:
     monkeypatch.setattr(exporter, 'PACKAGES', ('onnx', 'a_package_that_is_not_there'))
     weights, *opt = deviant()
     assert run(weights, tmp_path / 'out.onnx', *opt) == 2

@@ -69,7 +69,7 @@ def test_a_published_folder_restores_bit_by_bit_what_the_run_does(run: Path, pub
     assert 'Network: PromptIR, as the file says.' in again.checkpoint.notes
 
 
-def test_the_card_tells_what_was_measured_of_these_weights(run: Path, published: Path) -> None:
+def test_the_card_reports_what_was_measured_with_these_weights(run: Path, published: Path) -> None:
     assert sorted(path.name for path in published.iterdir()) == [
         'README.md',
         'config.json',
@@ -204,7 +204,7 @@ def test_weights_of_the_hub_restore(hub: ThreadingHTTPServer, run: Path, tmp_pat
 
 
 @pytest.mark.parametrize('path', ['models/net.pth', 'owner/name/more', 'here/model', '/owner/name', 'name'])
-def test_what_is_no_repository_is_asked_of_nobody(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_path_is_not_looked_up_on_the_hub(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     (tmp_path / 'here').mkdir()

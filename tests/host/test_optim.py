@@ -82,7 +82,7 @@ def test_every_optimizer_gets_the_schedule(scheduler: dict[str, Any], kind: type
     assert [schedule.optimizer for schedule in made.schedulers] == made.optimizers
 
 
-def test_ours_are_all_there() -> None:
+def test_all_built_in_schedules_are_registered() -> None:
     assert set(SCHEDULERS) == {'FixedLR', 'LinearWarmupCosineLR', 'ReleasedPromptIRLR', 'WarmupStableDecayLR'}
 
 
@@ -120,7 +120,7 @@ def test_an_unknown_schedule_is_refused_as_basicsr_refuses_it() -> None:
         model({'type': 'CosineLR'})
 
 
-def test_the_log_tells_the_rates(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_reports_the_learning_rates(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger='basicsr'):
         logging.getLogger('basicsr').addHandler(caplog.handler)  # BasicSR's logger does not propagate
         try:

@@ -195,7 +195,7 @@ def test_memory_is_pinned_only_for_a_gpu(parse: Parse) -> None:
     assert opt['datasets']['train']['pin_memory'] is False
 
 
-def test_workers_that_are_not_there_are_not_kept(parse: Parse) -> None:
+def test_zero_workers_are_not_kept(parse: Parse) -> None:
     kept = [
         parse('--force_yml', 'datasets:train:persistent_workers=true', f'datasets:train:num_worker_per_gpu={workers}')
         for workers in (0, 1)
@@ -307,7 +307,7 @@ def test_entries_that_lead_nowhere(parse: Parse, entry: str, said: str) -> None:
     assert said in problem
 
 
-def test_a_misspelt_last_key_is_told_by_the_check(parse: Parse) -> None:
+def test_a_misspelt_last_key_is_reported_by_the_check(parse: Parse) -> None:
     (problem,) = refusal(parse, '--force_yml', 'train:total_itr=5')
     assert problem.startswith(
         "--force_yml train:total_itr=5: train: unknown option 'total_itr'. Did you mean 'total_iter'?"
@@ -348,7 +348,7 @@ def test_mistakes_come_at_once_with_the_file_and_leave_nothing(parse: Parse) -> 
     ]
 
 
-def test_a_file_that_is_not_there(parse: Parse) -> None:
+def test_a_missing_file(parse: Parse) -> None:
     problems = refusal(parse, '-opt', 'tinny.yml')
     assert problems == ["the option file 'tinny.yml' does not exist. Paths are relative to the current folder."]
 
@@ -421,6 +421,6 @@ def test_a_test_of_another_model_without_val_saves_its_images(parse: Parse) -> N
 
 
 @pytest.mark.skipif(importlib.util.find_spec('wandb') is not None, reason='wandb is installed')
-def test_wandb_that_is_not_there_is_missed_before_the_run(parse: Parse) -> None:
+def test_a_missing_wandb_is_reported_before_the_run(parse: Parse) -> None:
     (line,) = refusal(parse, '--force_yml', 'logger:wandb={project: mine}', 'logger:use_tb_logger=true')
     assert 'logger.wandb: wandb is not installed. Run `pip install wandb`, or remove the key.' in line

@@ -77,7 +77,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_both_ways_to_resume_go_on_to_the_end(stopped: Path, tmp_path: Path) -> None:
+def test_both_ways_to_resume_reach_the_end(stopped: Path, tmp_path: Path) -> None:
     automatic = shutil.copytree(stopped, tmp_path / 'automatic')
     said = train(automatic, '--auto_resume')
     assert 'starting from scratch' not in said
@@ -215,7 +215,7 @@ def test_auto_resume_takes_the_newest_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('bit', [False, True], ids=['cut', 'bit'])
 @pytest.mark.parametrize('file', ['training_states/{}.state', 'models/net_g_{}.pth'], ids=['state', 'weights'])
-def test_what_is_torn_is_told_and_the_one_before_is_taken(file: str, bit: bool, tmp_path: Path) -> None:
+def test_a_truncated_state_is_reported_and_the_previous_one_is_used(file: str, bit: bool, tmp_path: Path) -> None:
     opt = checkpoints(tmp_path, 2, 4, 6, 8)
     change(tmp_path / file.format(8), bit)
     (tmp_path / 'models' / 'net_g_6.pth').unlink()
@@ -229,7 +229,7 @@ def test_what_is_torn_is_told_and_the_one_before_is_taken(file: str, bit: bool, 
     assert {path: path.read_bytes() for path in tmp_path.rglob('*.*')} == before
 
 
-def test_states_of_which_none_is_whole_are_an_error(tmp_path: Path) -> None:
+def test_states_that_are_all_damaged_are_an_error(tmp_path: Path) -> None:
     opt = checkpoints(tmp_path, 2, 4)
     for n in (2, 4):
         change(tmp_path / 'training_states' / f'{n}.state')
@@ -259,7 +259,7 @@ def test_what_a_kill_left_unfinished_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('there', [True, False])
-def test_without_a_state_training_starts_as_the_file_says(there: bool, tmp_path: Path) -> None:
+def test_without_a_state_training_starts_as_configured(there: bool, tmp_path: Path) -> None:
     folder = tmp_path / 'training_states'
     if there:
         folder.mkdir()
@@ -303,7 +303,7 @@ def write(path: Path, content: Any) -> None:
     ],
     ids=['weights', 'list', 'empty', 'torn', 'text', 'lfs', 'page', 'pickle', 'code', 'no weights'],
 )
-def test_a_file_that_is_no_state_of_the_run_is_refused(
+def test_a_file_that_is_not_a_state_of_the_run_is_refused(
     content: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With status 2, a line, and nothing created."""
@@ -318,7 +318,7 @@ def test_a_file_that_is_no_state_of_the_run_is_refused(
     assert sorted(os.listdir()) == ['some.state', 'tiny.yml']
 
 
-def test_a_state_without_its_weights_will_do_where_they_are_not_wanted(tmp_path: Path) -> None:
+def test_a_state_without_weights_is_accepted_where_they_are_not_needed(tmp_path: Path) -> None:
     opt, _ = saved_run(tmp_path, {'type': 'FixedLR'})
     (tmp_path / 'models' / 'net_g_3.pth').unlink()
     opt['path']['resume_state'] = str(tmp_path / 'training_states' / '3.state')

@@ -271,7 +271,7 @@ def test_the_remaining_time_is_never_negative(tmp_path: Path, monkeypatch: pytes
     assert not any('-' in each for each in times)
 
 
-def test_several_validation_sets_are_nothing_to_warn_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_validation_sets_give_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opt = options(tmp_path, 'PromptIR')
     opt['datasets']['val_2'] = {**opt['datasets']['val'], 'name': 'second'}
     (tmp_path / 'run.yml').write_text(yaml.safe_dump(opt))

@@ -79,7 +79,7 @@ def test_installing_twice_changes_nothing() -> None:
     assert [each.id for each in before[: len(spandrel.NETWORKS)]] == list(spandrel.NETWORKS)
 
 
-def test_weights_of_deepinv_load_here_and_ours_there(tmp_path: Path, x: Tensor) -> None:
+def test_weights_of_deepinv_load_here_and_vice_versa(tmp_path: Path, x: Tensor) -> None:
     deepinv = pytest.importorskip('deepinv')
     arguments = {'num_blocks': (1, 1, 1, 1), 'num_refinement_blocks': 1}
     torch.manual_seed(0)

@@ -62,7 +62,7 @@ def test_it_is_a_constant_so_that_the_gradient_shrinks_and_nothing_else() -> Non
     assert x.grad.tolist() == pytest.approx([2.5 * 0.1 / 13 * 4, 2.5 * 0.1 / 13 * 6])
 
 
-def test_it_goes_on_from_its_state() -> None:
+def test_it_resumes_from_its_state() -> None:
     losses = sequence()
     whole, before, after = LossScaler(), LossScaler(), LossScaler()
     for loss in losses[:210]:
@@ -83,13 +83,13 @@ def test_a_shorter_history_keeps_the_newest() -> None:
     assert short.state_dict() == {'losses': [1.0, 2.0]}
 
 
-def test_a_loss_that_is_no_number_does_not_stop_it() -> None:
+def test_a_loss_that_is_nan_does_not_stop_it() -> None:
     scaler = LossScaler(history=2)
     assert [scaler(torch.tensor(loss)).item() for loss in (1.0, math.nan, 1.0)] == [1, 1, 1]
     assert scaler(torch.tensor(10.0)).item() == 0.25
 
 
-def test_mistakes_are_told_together() -> None:
+def test_mistakes_are_reported_together() -> None:
     with pytest.raises(OptionError) as told:
         LossScaler(history=0, limit=0.5)
     assert told.value.lines == [

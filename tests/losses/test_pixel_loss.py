@@ -59,7 +59,7 @@ def test_half_precision_does_not_reach_it() -> None:
     assert torch.equal(loss, SmoothL1Loss()(pred.float(), target.float()))
 
 
-def test_mistakes_are_told_together() -> None:
+def test_mistakes_are_reported_together() -> None:
     with pytest.raises(OptionError) as told:
         SmoothL1Loss(reduction='maen', beta=-1)
     assert told.value.lines == [

@@ -138,7 +138,7 @@ def test_descending_it_spreads_the_prompts(kind: str) -> None:
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_prompt_of_zeros_is_no_harm(kind: str) -> None:
+def test_a_prompt_of_zeros_gives_finite_gradients(kind: str) -> None:
     prompts = torch.cat([torch.zeros(1, 6), vectors(3, 6).float()]).requires_grad_()
     loss = decorrelation(prompts, kind)
     loss.backward()
@@ -197,7 +197,7 @@ def test_networks_that_show_prompts_are_named() -> None:
         prompts_of(edsr)
 
 
-def test_prompts_that_are_not_there_or_alone() -> None:
+def test_missing_and_single_prompts() -> None:
     with pytest.raises(ValueError, match='built with prompts=False, so it has no prompts'):
         prompts_of(PromptIR(**SMALL, prompts=False))
     with pytest.raises(ValueError, match=r'PromptIR: a single prompt at level3, level2, level1\. The loss compares'):

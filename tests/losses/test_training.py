@@ -114,7 +114,7 @@ def test_a_frequency_loss_trains_alone(tmp_path: Path) -> None:
     assert model.opt['train']['pixel_opt'] is None
 
 
-def test_without_a_loss_of_images_there_is_no_training(tmp_path: Path) -> None:
+def test_without_an_image_loss_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='no image loss'):
         model_with(tmp_path, {'prompt_opt': {'type': 'PromptDecorrelationLoss'}})
 
@@ -167,7 +167,7 @@ def test_a_resume_remembers_the_losses(tmp_path: Path) -> None:
         assert same == continues
 
 
-def test_a_run_without_the_scaler_goes_on_from_the_state_of_one_with_it(tmp_path: Path) -> None:
+def test_a_run_without_the_scaler_resumes_from_a_state_with_it(tmp_path: Path) -> None:
     model = model_with(tmp_path, ALL, loss_scaler={})
     step(model, 1, batch())
     model.save(0, 1)

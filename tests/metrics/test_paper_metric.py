@@ -309,7 +309,7 @@ def test_definition(opt: dict, text: str) -> None:
     assert definition(opt, grey=True) == grey
 
 
-def test_definition_of_a_foreign_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_definition_of_a_third_party_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     def calculate_foreign(img: np.ndarray, img2: np.ndarray) -> float:
         return 0.0
 

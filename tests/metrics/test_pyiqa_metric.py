@@ -31,7 +31,7 @@ def registered() -> Iterator[None]:
     METRIC_REGISTRY._obj_map = before
 
 
-def test_without_pyiqa_the_option_says_what_to_install(
+def test_without_pyiqa_the_error_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, 'pyiqa', None)
@@ -51,7 +51,7 @@ def test_other_names_are_left_alone() -> None:
     assert lower_is_better({'type': 'calculate_niqe', 'better': 'lower'})
 
 
-def test_numbers_are_those_of_pyiqa_and_stand_beside_others(tmp_path: Path) -> None:
+def test_numbers_are_those_of_pyiqa_and_work_with_other_metrics(tmp_path: Path) -> None:
     pyiqa = pytest.importorskip('pyiqa')
     import torch
 

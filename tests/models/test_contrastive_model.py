@@ -153,7 +153,7 @@ def test_the_average_has_the_running_statistics_and_the_queue(tmp_path: Path) ->
         assert torch.equal(one, other)
 
 
-def test_a_batch_without_keys_is_told(tmp_path: Path) -> None:
+def test_a_batch_without_keys_is_an_error(tmp_path: Path) -> None:
     model = model_with(tmp_path)
     with pytest.raises(ValueError, match='no `lq_key`'):
         train(model, photographs())
@@ -263,7 +263,9 @@ def test_a_sound_file_has_no_problems(tmp_path: Path) -> None:
         ({'train__contrast_weight': -1}, 'train.contrast_weight: -1 is not a number of at least 0.'),
     ],
 )
-def test_what_does_not_fit_is_told_before_the_training(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_reported_before_the_training(
+    changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
     assert problems(tmp_path, **changes) == [expected]
 
 
@@ -285,7 +287,7 @@ def said(folder: Path) -> str:
     return ''.join(path.read_text() for path in sorted((folder / 'experiments/run').glob('*.log')))
 
 
-def test_a_training_goes_through_both_stages_and_on_from_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_runs_both_stages_and_resumes_from_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tmp_path / 'whole'
     assert run(whole, monkeypatch, options(tmp_path)) == 0
     expected, log = ended(whole), said(whole)

@@ -213,7 +213,7 @@ def test_a_batch_of_all_processes_has_the_samples_of_one_with_the_larger_batch(r
             assert sorted(of_two.tolist()) == sorted(whole[4 * number : 4 * number + 4].tolist())
 
 
-def test_the_first_process_alone_speaks(trained: tuple[Path, str]) -> None:
+def test_only_the_first_process_prints(trained: tuple[Path, str]) -> None:
     folder, said = trained
     assert len(list((folder / 'experiments' / 'run').glob('*.log'))) == 1
     assert sorted(path.name for path in (folder / 'experiments').iterdir()) == ['run']

@@ -11,7 +11,7 @@ from tests.models.test_resume import ENVIRONMENT
 
 
 @pytest.mark.slow
-def test_300_disturbed_trainings_end_in_order_and_go_on(tmp_path: Path) -> None:
+def test_300_disturbed_trainings_end_in_order_and_resume(tmp_path: Path) -> None:
     driver = Path(__file__).with_name('disturbed_training.py')
     done = subprocess.run(
         [sys.executable, str(driver), str(tmp_path), '0', '300'],

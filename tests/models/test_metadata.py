@@ -65,7 +65,7 @@ def told(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)['metadata']
 
 
-def test_weights_tell_what_they_are_of(trained: Path) -> None:
+def test_weights_describe_their_network(trained: Path) -> None:
     first, third = (told(trained / 'models' / f'net_g_{iteration}.pth') for iteration in (2, 3))
     best = told(trained / 'models' / 'net_g_best.pth')
     assert (third['format'], third['package']) == (1, promptir_basicsr.__version__)
@@ -108,7 +108,7 @@ def test_basicsr_reads_weights_that_have_metadata(trained: Path) -> None:
         assert torch.equal(net.gain, torch.load(path, weights_only=True)[key]['gain'])
 
 
-def test_a_real_network_is_built_from_what_its_training_told(tmp_path: Path) -> None:
+def test_a_network_is_built_from_the_metadata_of_its_training(tmp_path: Path) -> None:
     opt = run_options(tmp_path, network_g={**NETWORK, 'num_prompts': 3})
     build_model(opt).save(epoch=0, current_iter=1)
     checkpoint = read_checkpoint(tmp_path / 'models' / 'net_g_1.pth')

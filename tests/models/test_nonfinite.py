@@ -82,7 +82,7 @@ def test_a_sick_step_changes_nothing_and_is_named(
     assert not all(map(torch.equal, everything(model), before))
 
 
-def test_an_output_that_is_not_finite_is_not_said_of_the_image(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+def test_an_output_that_is_not_finite_is_not_blamed_on_the_image(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     model, batch = model_with(tmp_path, BN), photographs()
     with torch.no_grad():
         next(model.net_g.parameters()).fill_(1e38)
@@ -123,7 +123,7 @@ def test_both_ways_to_judge_train_alike(tmp_path: Path, monkeypatch: pytest.Monk
     assert ends[1][1] == [pytest.approx(entry, rel=1e-5) for entry in ends[0][1]]
 
 
-def test_an_overflow_of_fp16s_scale_is_not_sick(tmp_path: Path) -> None:
+def test_an_overflow_of_the_fp16_scale_does_not_count_as_nonfinite(tmp_path: Path) -> None:
     model = model_with(tmp_path, BN, **TRAIN, precision='fp16')
     model.step.grad_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**120)
     before = [value.clone() for value in model.net_g.parameters()]

@@ -149,7 +149,7 @@ def test_ema_follows_the_formula_and_takes_buffers_along(tmp_path, batch):
     assert model.net_g_ema.calls.item() == model.net_g.calls.item() == 3
 
 
-def test_validation_uses_the_averaged_weights_unless_told_otherwise(tmp_path, batch):
+def test_validation_uses_the_averaged_weights_by_default(tmp_path, batch):
     for use_ema in (True, False):
         opt = run_options(tmp_path, network_g={'type': 'LabelNet'}, train__ema_decay=0.9, val__use_ema=use_ema)
         model = build_model(opt)
@@ -288,7 +288,7 @@ def test_several_data_sets_make_one_table(tmp_path):
     assert 'second: strong' in (tmp_path / 'results.md').read_text()
 
 
-def test_the_table_says_where_numbers_are_not_comparable(tmp_path):
+def test_the_table_marks_numbers_that_are_not_comparable(tmp_path):
     opt = small(run_options(tmp_path))
     opt['datasets']['val']['tasks'][0]['expected_images'] = 500
     build_model(opt).validation(loader(opt), 2, None, False)

@@ -196,7 +196,9 @@ def test_a_state_holds_what_weights_only_allows(alone: Path) -> None:
     assert state['validations'].splitlines()[-1].startswith('4,,average,4,')
 
 
-def test_the_epoch_goes_on_with_the_same_batches(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_epoch_continues_with_the_same_batches(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the middle of the second epoch, with workers; the table of a folder that is lost comes with the state."""
     shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
     root = tmp_path / 'experiments/run'
@@ -228,7 +230,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('at', [2, 4, 5])
-def test_a_training_in_stages_goes_on_to_the_same_weights(
+def test_a_training_in_stages_resumes_to_the_same_weights(
     at: int, workers: int, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From within the first stage, from its end, and from within the second."""
@@ -252,7 +254,7 @@ def test_a_training_in_stages_is_killed_and_ends_with_the_same_weights(processes
     assert_same_end(alone, over, 14)
 
 
-def test_stages_count_as_they_are_when_a_training_goes_on(
+def test_stages_added_when_resuming_count_from_the_start(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a training without any, as if they had been there from the start: iteration 8 is the end of the first."""
@@ -262,7 +264,7 @@ def test_stages_count_as_they_are_when_a_training_goes_on(
     assert_same_end(tmp_path / 'other', tmp_path, 12, went_back=True)
 
 
-def test_a_torn_state_costs_the_iterations_behind_the_one_before(
+def test_a_truncated_state_costs_the_iterations_after_the_previous_one(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
@@ -274,7 +276,7 @@ def test_a_torn_state_costs_the_iterations_behind_the_one_before(
     assert 'Resuming training from epoch: 1, iter: 10.' in log(tmp_path)
 
 
-def test_a_state_of_an_older_version_goes_on_and_tells_what_is_not_exact(
+def test_a_state_of_an_older_version_resumes_and_reports_what_is_not_exact(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
@@ -288,9 +290,7 @@ def test_a_state_of_an_older_version_goes_on_and_tells_what_is_not_exact(
     assert 'Not exact: the state is of an older version; random numbers and the means of the log restart.' in said
 
 
-def test_another_training_set_begins_its_epoch_anew(
-    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_training_set_restarts_its_epoch(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(alone / 'experiments', tmp_path / 'experiments')
     changes = ('datasets:train:dataset_enlarge_ratio=2', 'train:total_iter=14')
     assert run(tmp_path, monkeypatch, *changes, resume=True) == 0
@@ -441,7 +441,7 @@ def test_changed_arguments_of_the_optimizer_count(alone: Path, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(('kind', 'options'), [('Muon', {'lr': 0.02, 'adamw_lr': 1e-3}), ('SOAP', {'lr': 1e-3})])
-def test_trainings_with_optimizers_of_others_go_on_to_the_same_weights(
+def test_trainings_with_third_party_optimizers_resume_to_the_same_weights(
     kind: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimizer = {'type': f'pytorch_optimizer:{kind}', **options}
@@ -465,7 +465,7 @@ def test_trainings_with_optimizers_of_others_go_on_to_the_same_weights(
     ids=['optimizer', 'length'],
 )
 @pytest.mark.parametrize('older', [False, True], ids=['state', 'older state'])
-def test_what_cannot_go_on_is_refused(
+def test_what_cannot_be_resumed_is_refused(
     changes: dict[str, Any],
     sentence: str,
     older: bool,

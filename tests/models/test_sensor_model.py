@@ -339,7 +339,7 @@ def test_weights_without_a_sensor_and_a_sensor_of_its_own(tmp_path, trained):
     assert problems_of(opt) == problems_of(opt, is_train=False) == error.value.lines
 
 
-def test_a_validation_may_tell_every_image_the_same_mixture(tmp_path, trained, caplog):
+def test_a_validation_may_pass_the_same_mixture_for_every_image(tmp_path, trained, caplog):
     opt = pip_options(tmp_path, trained, val__labels={'derain': 3, 2: 1})
     model = build_model(opt)
     val = loader(opt)
@@ -359,7 +359,7 @@ def test_a_validation_may_tell_every_image_the_same_mixture(tmp_path, trained, c
 
 
 @pytest.mark.parametrize(('labels', 'hard'), [(True, False), ('sensor', False), ('sensor', True)])
-def test_validation_uses_true_labels_or_the_sensors_and_says_so(tmp_path, trained, caplog, labels, hard):
+def test_validation_uses_true_labels_or_the_sensors_and_logs_it(tmp_path, trained, caplog, labels, hard):
     opt = pip_options(tmp_path, trained, val__labels=labels)
     opt['network_g']['hard_sensor'] = hard
     model = build_model(opt)

@@ -80,7 +80,7 @@ STAGES = [{'until': n, 'gt_size': 16 + n % 4 * 4, 'batch_size_per_gpu': 2 + n % 
     ],
     ids=['SIGINT', 'SIGTERM in stages', 'SIGTERM', 'SIGUSR1'],
 )
-def test_a_stopped_training_goes_on_to_the_same_weights(
+def test_a_stopped_training_resumes_to_the_same_weights(
     name: str, stages: list[dict[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal reaches the workers as well, as Ctrl-C does; the training goes on with another number of them."""
@@ -142,7 +142,7 @@ def test_a_signal_in_a_validation_ends_between_two_images(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize('to_all', [True, False], ids=['terminal', 'torchrun'])
-def test_several_processes_stop_behind_the_same_iteration(
+def test_several_processes_stop_after_the_same_iteration(
     to_all: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C reaches torchrun and its processes, and torchrun passes it on; a signal to torchrun is passed on."""
@@ -220,7 +220,7 @@ def test_a_worker_outlives_the_first_signal_only(name: str, status: int) -> None
     assert os.waitstatus_to_exitcode(ended[1]) == status
 
 
-def test_a_worker_ends_when_its_parent_says_so() -> None:
+def test_a_worker_ends_when_its_parent_terminates_it() -> None:
     """A parent that ends with an error waits for it."""
     child = worker()
     os.kill(child, signal.SIGTERM)

@@ -205,7 +205,7 @@ def test_a_fused_step_is_the_optimizers_step(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(weights(fused)[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_wrong_argument_of_an_optimizer_is_still_told(tmp_path: Path) -> None:
+def test_a_wrong_optimizer_argument_is_still_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='Invalid beta parameter'):
         model_with(tmp_path, EDSR, train__optim_g={'type': 'Adam', 'lr': 1e-3, 'betas': [2.0, 0.9]})
 
@@ -254,7 +254,7 @@ def test_channels_last_changes_the_layout_and_no_number(tmp_path: Path, network:
         torch.testing.assert_close(weights(model)[name], value, rtol=1e-9, atol=1e-12)
 
 
-def test_a_run_may_go_on_in_another_layout(tmp_path: Path) -> None:
+def test_a_run_may_resume_in_another_layout(tmp_path: Path) -> None:
     """Fused optimizers read the moments in the order in which they lie in memory."""
     whole = model_with(tmp_path, EDSR)
     batch = photographs()
@@ -296,7 +296,7 @@ def test_a_run_may_go_on_in_another_layout(tmp_path: Path) -> None:
     ],
     ids=['defaults', 'others', 'ours'],
 )
-def test_one_line_tells_how_a_step_is_made(
+def test_one_line_describes_the_step(
     tmp_path: Path, host_log: pytest.LogCaptureFixture, network: dict[str, Any], changes: dict[str, Any], line: str
 ) -> None:
     model_with(tmp_path, network, **changes)

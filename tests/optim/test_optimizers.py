@@ -52,7 +52,7 @@ def test_muon_orthogonalises_hidden_matrices_and_leaves_the_others_to_adamw() ->
 
 
 @pytest.mark.parametrize('network', [PromptIR, PIPRestormer])
-def test_images_heads_depthwise_convolutions_and_prompts_are_no_hidden_matrices(network: Any) -> None:
+def test_images_heads_depthwise_convolutions_and_prompts_are_not_hidden_matrices(network: Any) -> None:
     net = network(**SMALL)
     hidden = {name for name, value in net.named_parameters() if is_hidden_matrix(value)}
     assert all(value.ndim == 4 for name, value in net.named_parameters() if name in hidden)
@@ -75,7 +75,7 @@ def test_images_heads_depthwise_convolutions_and_prompts_are_no_hidden_matrices(
         ('pytorch_optimizer:ScheduleFreeAdamW', 'uses different weights for validation and training'),
     ],
 )
-def test_what_is_no_optimizer(name: object, sentence: str) -> None:
+def test_what_is_not_an_optimizer(name: object, sentence: str) -> None:
     with pytest.raises(OptionError) as caught:
         find_optimizer(name)
     assert sentence in str(caught.value)

@@ -259,7 +259,7 @@ class TestDescribe:
         assert 'linear warm-up over 15,000 iterations' in line
         assert '\n' not in line
 
-    def test_released_tells_of_its_idle_epochs(self) -> None:
+    def test_released_schedule_reports_its_idle_epochs(self) -> None:
         line = describe(ReleasedPromptIRLR(optimizer(), iters_per_epoch=4451), 534_120)
         assert 'the first two epochs run at 0' in line
         assert named_rates(line)[1] == 0

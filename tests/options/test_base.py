@@ -41,7 +41,7 @@ def write(**files: str) -> None:
         }),
     ],
 )  # fmt: skip
-def test_what_wins(own: str, expected: dict[str, Any]) -> None:
+def test_the_order_of_priority(own: str, expected: dict[str, Any]) -> None:
     write(base='a: 1\nb: {c: [1, 2], d: {e: 1}}\nn: {type: X, width: 8}\n')
     lines = '' if own == '{}' else own
     write(own=f'base: base.yml\n{lines}\n')
@@ -55,7 +55,7 @@ def test_later_files_win_and_chains_are_followed() -> None:
     assert read_options('own.yml') == {'a': 1, 'b': 2, 'c': 3, 'd': 4}
 
 
-def test_names_are_beside_the_file_or_shipped(here: Path) -> None:
+def test_base_files_are_next_to_the_file_or_shipped(here: Path) -> None:
     (here / 'folder').mkdir()
     write(**{'folder/base': 'a: 1\n', 'folder/own': 'base: base.yml\n', 'demo_2': 'base: demo.yml\nname: mine\n'})
     assert read_options('folder/own.yml') == {'a': 1}
@@ -89,7 +89,7 @@ def test_what_cannot_be_a_base(files: dict[str, str], said: str) -> None:
     assert said in str(error.value)
 
 
-def test_a_run_keeps_a_file_that_stands_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_a_self_contained_option_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tiny=TINY_TRAINING, own='base: tiny.yml\nname: based\ntrain: {total_iter: 2}\n')
     assert cli.main(['train', '-opt', 'own.yml', '--set', 'logger:print_freq=2']) == 0
     copied = here / 'experiments/based/own.yml'

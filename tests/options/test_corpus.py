@@ -203,7 +203,7 @@ def is_training(option: Option) -> bool:
     return not option.file.name.startswith('test_')
 
 
-def test_the_corpus_is_as_large_as_it_says() -> None:
+def test_the_corpus_has_its_documented_size() -> None:
     assert len(OPTIONS) >= 130
     assert len(NEEDED) >= 35
     assert len(SCALARS) >= 40

@@ -169,7 +169,7 @@ def test_a_transparent_colour_becomes_alpha(channels: int, depth: int) -> None:
     np.testing.assert_array_equal(picture.image[..., -1], np.where(hidden, 0, 2**depth - 1))
 
 
-def test_alpha_in_which_colours_are_multiplied_is_taken_out() -> None:
+def test_premultiplied_alpha_is_divided_out() -> None:
     image = photograph(channels=4, depth=16)
     image[..., 3] |= 0x8000
     stored = image.copy()
@@ -209,7 +209,7 @@ def test_cmyk_by_its_profile(kind: str) -> None:
     assert 'sRGB' in PIL.ImageCms.getProfileDescription(PIL.ImageCms.ImageCmsProfile(io.BytesIO(picture.profile)))
 
 
-def test_a_damaged_profile_of_inks_is_said() -> None:
+def test_a_damaged_ink_profile_is_reported() -> None:
     picture = decode_picture(by_pillow(photograph(), 'JPEG', 'CMYK', icc_profile=profile()))
     assert picture.notes == ('CMYK converted to RGB without a profile, because it is damaged',)
     assert picture.profile is None
@@ -395,7 +395,7 @@ def described(kind: str) -> bytes:
 
 @pytest.mark.parametrize('target', ['PNG', 'JPEG', 'TIFF', 'WEBP'])
 @pytest.mark.parametrize('source', ['PNG', 'JPEG', 'TIFF', 'WEBP'])
-def test_what_is_said_of_a_picture_comes_back(source: str, target: str) -> None:
+def test_image_metadata_is_preserved(source: str, target: str) -> None:
     content = encode_picture(decode_picture(described(source)), target)
     with Image.open(io.BytesIO(content)) as file:
         file.load()
@@ -486,7 +486,7 @@ def test_what_cannot_be_restored_is_refused_in_words(name: str, tmp_path: Path, 
     assert capfd.readouterr() == ('', '')
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r"x\.png' cannot be read: No such file"):
         read_picture(tmp_path / 'x.png')
     with pytest.raises(PictureError, match='cannot be read: Is a directory'):
@@ -598,7 +598,7 @@ def test_a_tiff_whose_height_is_there_twice_is_damaged() -> None:
         decode_picture(bytes(content))
 
 
-def test_previews_and_second_views_are_no_pages() -> None:
+def test_previews_and_second_views_are_not_pages() -> None:
     content = io.BytesIO()
     with tifffile.TiffWriter(content) as file:
         file.write(photograph(), photometric='rgb')
@@ -663,7 +663,7 @@ def test_a_file_is_written_by_its_extension(tmp_path: Path) -> None:
     assert Image.open(tmp_path / 'f.jpg').format == 'PNG'
 
 
-def test_the_longest_names_and_files_beside_them(tmp_path: Path) -> None:
+def test_the_longest_names_and_other_files_in_the_folder(tmp_path: Path) -> None:
     path, beside = tmp_path / f'{"a" * 251}.png', tmp_path / 'b.png.tmp'
     beside.write_bytes(b'mine')
     write_picture(path, Picture(photograph()))

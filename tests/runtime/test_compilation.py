@@ -135,7 +135,7 @@ def test_without_a_compiler_a_run_ends_with_one_line(tmp_path: Path) -> None:
     assert 'Set `compile: false`' in line
 
 
-def test_only_failures_to_compile_are_told_so() -> None:
+def test_only_failures_to_compile_are_reported_as_such() -> None:
     with pytest.raises(ZeroDivisionError), compiling('compile', True):
         raise ZeroDivisionError
     with (

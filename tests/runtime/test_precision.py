@@ -116,7 +116,7 @@ def test_fp16_leaves_out_a_step_that_overflows_and_lowers_its_scale(tmp_path: Pa
     assert not any(torch.equal(value, before[name]) for name, value in weights(model).items())
 
 
-def test_fp16_goes_on_from_its_scale_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_fp16_resumes_with_its_scale_to_the_same_weights(tmp_path: Path) -> None:
     batch = photographs()
     whole = model_with(tmp_path, WATCHED, precision='fp16', train__grad_clip_norm=0.01)
     train(whole, {**batch, 'lq': 1e6 * batch['lq']})

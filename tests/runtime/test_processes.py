@@ -187,7 +187,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f'rank{rank}.pth', weights_only=True) for rank in (0, 1)]
 
 
-def test_every_image_is_read_once_and_stands_where_it_stood(folder: Path) -> None:
+def test_every_image_is_read_once_and_results_keep_their_order(folder: Path) -> None:
     orders = [each['order'] for each in found(folder)]
     for length in range(6):
         assert [each[length][0] for each in orders] == [[*range(0, length, 2)], [*range(1, length, 2)]]

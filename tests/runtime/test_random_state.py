@@ -10,7 +10,7 @@ def draws() -> list[float]:
     return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()]
 
 
-def test_a_state_goes_through_a_file_and_brings_the_same_numbers(tmp_path) -> None:
+def test_a_state_saved_to_a_file_restores_the_same_numbers(tmp_path) -> None:
     draws()  # both normal generators hold a second number now
     torch.save(random_state(), tmp_path / 'random.pth')
     expected = [draws() for _ in range(3)]
@@ -18,7 +18,7 @@ def test_a_state_goes_through_a_file_and_brings_the_same_numbers(tmp_path) -> No
     assert [draws() for _ in range(3)] == expected
 
 
-def test_what_is_drawn_in_between_leaves_no_trace() -> None:
+def test_random_draws_in_between_do_not_change_the_state() -> None:
     state = random_state()
     expected = draws()
     set_random_state(state)
@@ -28,6 +28,6 @@ def test_what_is_drawn_in_between_leaves_no_trace() -> None:
     assert draws() == expected
 
 
-def test_a_state_of_gpus_that_are_not_here_is_told() -> None:
+def test_a_state_of_missing_gpus_is_reported() -> None:
     there = torch.cuda.device_count()
     assert set_random_state({**random_state(), 'cuda': [torch.zeros(16, dtype=torch.uint8)] * (there + 1)}) == ['CUDA']

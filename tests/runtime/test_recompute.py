@@ -101,7 +101,7 @@ def test_a_copy_computes_with_its_own_weights(options: dict[str, Any]) -> None:
     assert all(name in gradients for name, parameter in other.named_parameters() if parameter.requires_grad)
 
 
-def test_none_takes_it_back() -> None:
+def test_none_turns_it_off_again() -> None:
     net = build(EDSR)
     kind, (*_, kept) = type(net.body[0]), step(net)
     for _ in range(2):  # a second time changes nothing
@@ -169,7 +169,7 @@ def test_what_cannot_be_is_refused_and_nothing_changed() -> None:
         assert [type(module) for module in net.modules()] == kinds
 
 
-def test_blocks_of_ours_choose_for_themselves() -> None:
+def test_built_in_blocks_choose_for_themselves() -> None:
     net = nn.Sequential(Own(), Own(), Outer(), Outer())
     assert set_activation_checkpointing(net, 'block') == 4
     assert [type(each) is Own for each in net] == [True, True, False, False]

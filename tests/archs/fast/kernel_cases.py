@@ -112,7 +112,7 @@ def test_normalize_takes_statistics_of_half_precision_in_float32(subtract_mean: 
     hold(partial(normalize_channels, **choice), partial(normed, **choice), [x])
 
 
-def test_normalize_stands_a_constant_pixel() -> None:
+def test_normalize_is_finite_for_a_constant_pixel() -> None:
     x = torch.full((1, 4, 2, 2), 7.0, device=DEVICE, requires_grad=True)
     out = normalize_channels(x, True, 1e-5)
     out.sum().backward()
@@ -226,7 +226,7 @@ def test_an_empty_batch_has_empty_features_and_no_gradient_of_weights() -> None:
     assert (bias.grad == 0).all()
 
 
-def test_nothing_is_written_beside_the_output() -> None:
+def test_nothing_is_written_outside_the_output() -> None:
     x = features(1, 5, 3, 3, dtype=torch.float32).detach()
     for kernel in ('normalize', 'convolve'):
         written = torch.full((3, 5, 3, 3), math.pi, device=DEVICE).contiguous(memory_format=torch.channels_last)
@@ -336,7 +336,7 @@ def test_mistakes_are_named() -> None:
         normalize_channels(x.long(), True, 1e-5)
 
 
-def test_usable_says_no_to_what_the_kernels_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_is_false_for_what_the_kernels_do_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
     x = features(1, 4, 2, 3, dtype=torch.float32).detach()
     assert usable(x)
     assert not usable(x[0])

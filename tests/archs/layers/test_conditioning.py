@@ -52,7 +52,7 @@ def weights(degradation: Any, x: Tensor = X, names: Any = NAMES) -> Tensor:
         (torch.tensor([[2.0, 0, 0, 0, 2], [0, 0, 8, 0, 0]]), [[0.5, 0, 0, 0, 0.5], [0, 0, 1, 0, 0]]),
     ],
 )
-def test_what_may_be_said(degradation: Any, rows: list[list[float]]) -> None:
+def test_valid_degradations(degradation: Any, rows: list[list[float]]) -> None:
     assert torch.equal(weights(degradation), torch.tensor(rows))
 
 
@@ -108,7 +108,7 @@ def test_what_is_refused(degradation: Any, message: str) -> None:
         weights(degradation)
 
 
-def test_all_mistakes_of_a_list_are_told() -> None:
+def test_all_mistakes_of_a_list_are_reported() -> None:
     with pytest.raises(ValueError, match='unknown id 7') as error:
         weights([7, 'snow', {'derain': -1}])
     assert [line.split(':')[0] for line in str(error.value).splitlines()] == [
@@ -163,7 +163,7 @@ def test_nothing_given_and_no_sensor() -> None:
         TwoLevels(3).prompt_context(X)
 
 
-def test_sensor_stands_in_where_nothing_is_given() -> None:
+def test_sensor_is_used_if_no_label_is_given() -> None:
     net, x = TwoLevels(5), torch.tensor([0.2, 1], dtype=torch.float64).reshape(2, 1, 1, 1).expand(2, 3, 4, 4)
     net.sensor = Darkness().double()
     soft = torch.tensor([[0.15, 0.05, 0, 0, 0.8], [0.75, 0.25, 0, 0, 0]], dtype=torch.float64)
@@ -194,7 +194,7 @@ def test_sensor_of_another_size_or_without_probabilities_is_refused() -> None:
         net.degradation_weights(X)
 
 
-def test_context_is_worked_out_once() -> None:
+def test_context_is_computed_once() -> None:
     calls, net = [], TwoLevels(5)
 
     def sensor(x: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ def test_levels_may_differ() -> None:
     assert both.strength == {'level2': 2, 'level1': 2}
 
 
-def test_mistakes_of_levels_are_told_at_once() -> None:
+def test_mistakes_of_levels_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match='level') as error:
         TwoLevels(5).prompt_context(X, 0, strength={'lvel1': 1, 'level2': 'full'}, overrides={'level9': 0})
     lines = str(error.value).splitlines()

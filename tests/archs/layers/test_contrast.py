@@ -82,7 +82,7 @@ def test_gradients_reach_the_encoder_alone() -> None:
     assert all(p.grad is None for p in net.encoder_k.parameters())
 
 
-def test_the_moving_state_is_all_that_a_pass_changes_beside_statistics() -> None:
+def test_the_moving_state_is_all_that_a_pass_changes_besides_statistics() -> None:
     net = encoder()
     with torch.no_grad():
         net.encoder_q.mlp[0].weight.add_(1)

@@ -174,7 +174,7 @@ def test_global_pooling_of_any_network() -> None:
     assert not WholeImage(nn.AdaptiveAvgPool2d(2), 1)
 
 
-def test_what_is_rough_stands_for_what_no_tile_has_shown() -> None:
+def test_rough_statistics_replace_those_of_tiles_not_yet_seen() -> None:
     net, x = nn.AdaptiveAvgPool2d(1), seeded_image((1, 2, 40, 40)).double()
     whole = WholeImage(net, 1)
     with whole.attached():
@@ -221,7 +221,7 @@ def test_half_precision(formulation: str, attention: Callable[[int, int, bool], 
     assert torch.equal(found, used)
 
 
-def test_the_sensor_has_no_part_in_it() -> None:
+def test_the_sensor_is_not_included() -> None:
     sensor = {'type': 'DegradationSensor', 'dim': 4}
     told, blind = (PIPRestormer(**SMALL, **PROMPTS, **more) for more in ({}, {'sensor': sensor}))
     assert len(WholeImage(told, 1)) == len(WholeImage(blind, 1)) == 8 + 3 + 3

@@ -186,7 +186,7 @@ def test_new_prompts_are_normal() -> None:
 
 
 @pytest.mark.parametrize('feature_dim', [5, 8, 11])
-def test_prompt_channels_behind_the_features_are_dead(feature_dim: int) -> None:
+def test_prompt_channels_beyond_the_features_are_dead(feature_dim: int) -> None:
     prompt = filled(PromptInPrompt(8, 3, 4))
     prompt(random(1, feature_dim, 8, 8), torch.full((1, 3), 1 / 3, dtype=torch.float64)).square().mean().backward()
     reached = prompt.detask_prompt_param.grad[0, :, :, 0, 0].abs() > 0

@@ -98,7 +98,7 @@ def test_attention_head_by_head(heads: int, bias: bool) -> None:
     torch.testing.assert_close(attn(x), expected, rtol=0, atol=1e-12)
 
 
-def test_attention_ignores_the_scale_of_queries_and_keys_and_stands_zeros() -> None:
+def test_attention_ignores_the_scale_of_queries_and_keys_and_is_finite_for_zeros() -> None:
     q, k, v = (random(1, 8, 3, 5, seed=i) for i in range(3))
     temperature = torch.tensor([0.7, 1.9], dtype=torch.float64).reshape(2, 1, 1)
 
@@ -180,13 +180,13 @@ def test_plain_convolutions_have_no_bias(module: nn.Module, names: list[str]) ->
     assert [name for name, _ in module.named_parameters()] == names
 
 
-def test_check_backbone_names_the_network_it_speaks_of() -> None:
+def test_check_backbone_names_the_network() -> None:
     check_backbone('AnyNet', 48, [4, 6, 6, 8], [1, 2, 4, 8], 2.66)
     with pytest.raises(ValueError, match=r'^AnyNet: dim is 20; it must be a positive multiple of 8, such as 16\.$'):
         check_backbone('AnyNet', 20, [4, 6, 6, 8], [1, 2, 4, 8], 2.66)
 
 
-def test_check_image_says_what_to_pad_to() -> None:
+def test_check_image_reports_the_size_to_pad_to() -> None:
     check_image('AnyNet', torch.zeros(1, 3, 16, 24), channels=3, size_multiple=8)
     with pytest.raises(ValueError, match=r'AnyNet: the input is 17x24 .* divisible by 8\. Pad it to 24x24'):
         check_image('AnyNet', torch.zeros(1, 3, 17, 24), channels=3, size_multiple=8)

@@ -225,7 +225,7 @@ def test_databases_of_basicsrs_own_tool_are_read(tmp_path, write, photographs, c
         np.testing.assert_array_equal(source.open(name).pixels(), photograph)
 
 
-def test_images_that_basicsrs_tool_has_lost_are_told(tmp_path, write, photographs, capsys) -> None:
+def test_images_that_basicsrs_tool_lost_are_reported(tmp_path, write, photographs, capsys) -> None:
     names = ['0025_0.8_0.04.png', '0025_0.8_0.06.png']
     for name in names:
         write(f'images/{name}', photographs[0])
@@ -294,7 +294,7 @@ def test_a_database_that_is_replaced_under_its_reader(folder, tmp_path) -> None:
     assert LmdbSource(tmp_path / 'x.lmdb').open('colour.png').size == (61, 83)
 
 
-def test_a_reader_goes_on_with_what_it_has_opened(folder, tmp_path) -> None:
+def test_a_reader_continues_with_its_open_database(folder, tmp_path) -> None:
     source = LmdbSource(store(tmp_path / 'x.lmdb', folder, 'raw'))
     pixels = source.open('colour.png').pixels()
     shutil.rmtree(tmp_path / 'x.lmdb')
