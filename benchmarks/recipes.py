@@ -69,13 +69,14 @@ def fixed_shares(total: int) -> dict[str, Any]:
     return {'sampling': {'fixed_shares': True}}
 
 
-ADAM_RATES, MUON_RATES = (5e-4, 1e-3, 2e-3, 4e-3), (0.005, 0.01, 0.02)
+ADAM_RATES, MUON_RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3), (0.0025, 0.005, 0.01, 0.02)
 RECIPES = {
     'released': Recipe({'type': 'AdamW', 'weight_decay': 0.01}, RELEASED, {}, ADAM_RATES),
     'adamw': Recipe(ADAMW, COSINE, STEADY, ADAM_RATES),
     'adamw_frequency': Recipe(ADAMW, COSINE, {**STEADY, **FREQUENCY}, ADAM_RATES),
     'soap': Recipe(SOAP, COSINE, STEADY, (1e-3, 3e-3)),
     'muon': Recipe(MUON, COSINE, STEADY, MUON_RATES),
+    'muon_adamw_2e-3': Recipe({**MUON, 'adamw_lr': 2e-3}, COSINE, STEADY, (0.005,)),
     'muon_wsd': Recipe(MUON, WSD, STEADY, MUON_RATES),
     'muon_frequency': Recipe(MUON, COSINE, {**STEADY, **FREQUENCY}, MUON_RATES),
     'muon_without_ema': Recipe(MUON, COSINE, {'grad_clip_norm': 1.0}, MUON_RATES),
