@@ -17,7 +17,7 @@ from promptir_basicsr.core.files import atomic_write, fitting_name
 from promptir_basicsr.evaluation.measuring import measure_image
 from promptir_basicsr.evaluation.record import NAME, Results, circumstances, tasks_of
 from promptir_basicsr.evaluation.results import Mean, Row, aligned, append_csv, average, markdown_table, read_table
-from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, middle, side_by_side
+from promptir_basicsr.evaluation.sheets import ContactRow, contact_sheet, side_by_side, thumbnail
 from promptir_basicsr.metrics.paper_metric import definition
 from promptir_basicsr.metrics.pyiqa_metric import lower_is_better
 from promptir_basicsr.runtime.processes import Share
@@ -337,4 +337,4 @@ def contact_row(
     for key in shown:
         title, numbers = titles[key]
         captions.append(title + ''.join(f'  {metric} {value:.2f}' for metric, value in list(numbers.items())[:1]))
-    return ContactRow(task, [middle(images[key], _SHEET_SIDE) for key in shown], captions)
+    return ContactRow(task, [thumbnail(images[key], _SHEET_SIDE) for key in shown], captions)
