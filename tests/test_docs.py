@@ -1,7 +1,6 @@
 """The pages say what the code knows."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -17,10 +16,10 @@ from promptir_basicsr.data.allinone_dataset import HOST_KEYS
 from promptir_basicsr.losses import FrequencyLoss, LossScaler, PromptDecorrelationLoss, SmoothL1Loss
 from promptir_basicsr.metrics import paper_metric
 from promptir_basicsr.optim.schedules import SCHEDULERS
+from tests.pages import PAGES, ROOT
 
 NETWORKS = (AirNet, DegradationSensor, PIPNAFNet, PIPRestormer, PromptedNetwork, PromptIR)
 LOSSES = (FrequencyLoss, PromptDecorrelationLoss, SmoothL1Loss)
-ROOT = Path(__file__).parents[1]
 OPTIONS = (ROOT / 'docs' / 'options.md').read_text()
 SECTIONS = dict(re.findall(r'^## (.+?)\n(.*?)(?=^## |\Z)', OPTIONS, re.M | re.S))
 
@@ -44,9 +43,6 @@ def test_the_loaders_keys_are_documented():
     data = (ROOT / 'docs' / 'data.md').read_text()
     told_elsewhere = {'phase', 'scale', 'use_shuffle', 'io_backend'}  # set by BasicSR, or without meaning here
     assert [key for key in HOST_KEYS if f'`{key}`' not in OPTIONS + data and key not in told_elsewhere] == []
-
-
-PAGES = ['README.md', *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / 'docs').rglob('*.md')))]
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -83,11 +79,6 @@ def test_examples_in_yaml_are_yaml(page, tmp_path):
 def test_nothing_is_left_to_be_filled_in(page):
     text = re.sub(r'^```.*?^```', '', (ROOT / page).read_text(), flags=re.M | re.S)
     assert re.findall(r'^@@.*|^[A-Z_]{4,}$|\bTODO\b|\bTBD\b|\bXXX\b', text, re.M) == []
-
-
-def test_the_readme_names_files_that_exist():
-    text = (ROOT / 'README.md').read_text()
-    assert [path for path in re.findall(r'options/\w+\.yml', text) if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ('benchmarks', 'docs', 'options', 'promptir_basicsr', 'requirements', 'tests')
+NOTEBOOK = 'examples/quickstart.ipynb'
 
 
 @pytest.fixture(scope='module')
@@ -20,9 +21,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tmp_path_factory.mktemp('tree')
     for name in NEEDED:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for path in ROOT.iterdir():
+    (tree / 'examples').mkdir()
+    for path in (*ROOT.iterdir(), ROOT / NOTEBOOK):
         if path.is_file():
-            shutil.copyfile(path, tree / path.name)
+            shutil.copyfile(path, tree / path.relative_to(ROOT))
+    (tree / 'examples' / 'photo.png').touch()  # what the notebook writes is not part of the distribution
     folder = tmp_path_factory.mktemp('dist')
     command = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', str(folder), str(tree)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -63,3 +66,4 @@ def test_the_source_distribution_has_what_the_tests_read(built: Path) -> None:
         assert relative(ROOT / name, '*.*') <= names
     files = ('CHANGELOG.md', 'CONTRIBUTING.md', 'LICENSE', 'Makefile', 'NOTICE', 'README.md', 'mkdocs.yml', 'setup.py')
     assert names.issuperset(files)
+    assert {name for name in names if name.startswith('examples/')} == {NOTEBOOK}

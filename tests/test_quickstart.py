@@ -2,9 +2,7 @@
 
 import csv
 import os
-import re
 import runpy
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +11,13 @@ import cv2
 import pytest
 import torch
 
-import promptir_basicsr  # noqa: F401  (prepares BasicSR)
-
-# isort: split
-from basicsr.utils import logger as host_logger
-
-from promptir_basicsr import cli
 from promptir_basicsr.archs import PromptIR
 from promptir_basicsr.core.yaml_loader import load_yaml
+from tests.pages import ROOT, blocks, run, shown_commands, text_of
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / 'docs' / 'quickstart.md').read_text(encoding='utf-8')
-SHOWN = re.findall(r'^(`[\w.]+`)? ?.*?\n\n```(\w*)\n(.*?)^```', PAGE, re.M | re.S)
-COMMANDS = [line for _, language, text in SHOWN if not language for line in text.splitlines()]
-INSTALL = 4  # commands of the section Install, which `make test` has run in its own way
+PAGE = text_of('docs/quickstart.md')
+COMMANDS = shown_commands('docs/quickstart.md')
+INSTALL = 3  # commands of the section Install, which `make test` has run in its own way
 DEMO, CHECK, TRAIN = 'basicsr train -opt options/demo.yml', 'basicsr check -opt mine.yml', 'basicsr train -opt mine.yml'
 
 
@@ -38,32 +29,24 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / 'options').symlink_to(ROOT / 'options')
     for language, name in (('python', 'pictures.py'), ('yaml', 'mine.yml')):
         assert f'Save this as `{name}`' in PAGE
-        (text,) = [text for _, shown, text in SHOWN if shown == language]
+        (text,) = [text for shown, text in blocks('docs/quickstart.md') if shown == language]
         (tmp_path / name).write_text(text, encoding='utf-8')
     return tmp_path
 
 
 def test_the_page_has_these_commands():
-    assert COMMANDS[INSTALL - 2 : INSTALL] == [
+    assert [command.text for command in COMMANDS[INSTALL - 2 : INSTALL]] == [
         'python -m pip install -e .',
         'python -m promptir_basicsr.install_basicsr',
     ]
     assert 'type `python pictures.py`' in PAGE
-    assert [command.split(' -o ')[0].removeprefix('OMP_NUM_THREADS=1 ') for command in COMMANDS[INSTALL:]] == [
+    assert [' '.join(command.words).split(' -o ')[0] for command in COMMANDS[INSTALL:]] == [
         DEMO,
         'basicsr restore photos',
         CHECK,
         TRAIN,
         'basicsr restore mine/val/old',
     ]
-
-
-def run(command: str, *more: str) -> int:
-    """A command of the page in this process, as a process of its own would."""
-    words = shlex.split(command.removeprefix('OMP_NUM_THREADS=1 '))
-    assert words[0] == 'basicsr'
-    host_logger.initialized_logger.clear()
-    return cli.main([*words[1:], *more])
 
 
 def test_the_commands_in_seconds(folder, capsys):
@@ -83,7 +66,7 @@ def test_the_commands_in_seconds(folder, capsys):
     torch.save({'params': weights, 'params_ema': weights}, models / 'net_g_best.pth')
 
     _, restore, check, train, restore_mine = COMMANDS[INSTALL:]
-    assert models.relative_to(folder).as_posix() in restore
+    assert models.relative_to(folder).as_posix() in restore.text
     assert run(restore) == 0
     for path in (folder / 'photos').iterdir():
         assert cv2.imread(str(folder / 'restored' / path.name)).shape == cv2.imread(str(path)).shape
@@ -100,7 +83,7 @@ def test_the_commands_in_seconds(folder, capsys):
 def test_the_commands_as_typed(folder):
     """As a newcomer would: both trainings to their ends, and restored pictures that are better."""
     environment = {**os.environ, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
-    script = '\n'.join(['set -e', 'python pictures.py', *COMMANDS[INSTALL:]])
+    script = '\n'.join(['set -e', 'python pictures.py', *(command.text for command in COMMANDS[INSTALL:])])
     done = subprocess.run(['bash', '-c', script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     with open(folder / 'experiments' / 'mine' / 'metrics.csv', newline='') as file:

@@ -64,6 +64,12 @@ class AirNet(nn.Module):
 
     Raises:
         OptionError: an argument is invalid; the message names it and the allowed values.
+
+    Examples:
+        >>> from promptir_basicsr.archs import AirNet
+        >>> net = AirNet(dim=8, num_groups=1, num_blocks=1, queue_length=16).eval()
+        >>> net(torch.rand(1, 3, 15, 21)).shape
+        torch.Size([1, 3, 15, 21])
     """
 
     scale = 1

@@ -57,6 +57,12 @@ class PIPRestormer(Backbone, ConditionedNetwork):
 
     Raises:
         OptionError: an argument is not allowed; the message names it and says what is.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PIPRestormer
+        >>> net = PIPRestormer(dim=8, num_blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1], prompt_sizes=[4, 4, 4])
+        >>> net(torch.rand(2, 3, 16, 16), ['derain', 'dehaze']).shape  # one name, or a name for each image
+        torch.Size([2, 3, 16, 16])
     """
 
     def __init__(

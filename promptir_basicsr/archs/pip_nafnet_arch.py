@@ -55,6 +55,12 @@ class PIPNAFNet(ConditionedNetwork):
 
     Raises:
         OptionError: an argument is not allowed; the message names it and says what is.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PIPNAFNet
+        >>> net = PIPNAFNet(width=8, enc_blk_nums=[1, 1, 1, 1], prompt_sizes=[4, 4, 4, 4])
+        >>> net(torch.rand(1, 3, 16, 16), {'denoise': 0.5, 'lowlight': 0.5}).shape
+        torch.Size([1, 3, 16, 16])
     """
 
     scale = 1
@@ -150,6 +156,12 @@ class NAFBlock(nn.Module):
     Args:
         dim: C.
         expansion: ratio of the channels inside f and g to C, before a gate halves them.
+
+    Examples:
+        >>> from promptir_basicsr.archs import NAFBlock
+        >>> features = torch.rand(1, 8, 6, 6)
+        >>> torch.equal(NAFBlock(8)(features), features)  # until it is trained
+        True
     """
 
     def __init__(self, dim: int, expansion: int = 2) -> None:

@@ -72,6 +72,13 @@ class PromptedNetwork(ConditionedNetwork):
 
     Raises:
         OptionError: an argument is invalid; one line for each, with the allowed values.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptedNetwork
+        >>> backbone = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 1}
+        >>> net = PromptedNetwork(backbone, taps=['conv_after_body'], prompts='promptir')
+        >>> net(torch.rand(1, 3, 16, 16)).shape
+        torch.Size([1, 3, 16, 16])
     """
 
     scale = 1

@@ -50,6 +50,12 @@ class PromptIR(Backbone):
 
     Raises:
         OptionError: an argument is not allowed; the message names it and says what is.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptIR
+        >>> net = PromptIR(dim=8, num_blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1], prompt_sizes=[4, 4, 4])
+        >>> net(torch.rand(1, 3, 32, 48)).shape
+        torch.Size([1, 3, 32, 48])
     """
 
     takes_degradation = False

@@ -47,6 +47,12 @@ class DegradationSensor(nn.Module):
 
     Raises:
         OptionError: an argument is not allowed; the message names it and says what is.
+
+    Examples:
+        >>> from promptir_basicsr.archs import DegradationSensor
+        >>> sensor = DegradationSensor(num_degradations=3, dim=8)
+        >>> sensor.probabilities(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 3])
     """
 
     scale = 1

@@ -121,6 +121,11 @@ class NetworkTraits:
         window_size: side of its windows, in pixels of the image unless its features are reduced; None if unknown.
         channels_in, channels_out: channels of the input and output image; None if unknown.
         compiled: whether calls run code of torch.compile.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PIPRestormer, traits_of
+        >>> traits_of(PIPRestormer, {'num_degradations': 2}).num_degradations
+        2
     """
 
     declared: bool
@@ -175,6 +180,12 @@ def traits_of(network: nn.Module | Callable[..., nn.Module], options: Mapping[st
             registered class or function, for which only class attributes and arguments are known.
         options: arguments that the network is built with, used where attributes are missing; others have their
             defaults. Default: unknown for a network, the defaults for a class.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptIR, traits_of
+        >>> traits = traits_of(PromptIR)
+        >>> traits.size_multiple, traits.takes_degradation
+        (8, False)
     """
     bare = unwrapped(network)
     arguments = _arguments(bare, options)

@@ -58,6 +58,12 @@ class Checkpoint:
         dropped: names in the file that the network does not use, as in released checkpoints.
         outside: names in the file that are not the network's.
         others: further weights of the network in the file, by their key.
+
+    Examples:
+        >>> from promptir_basicsr.checkpoints import read_checkpoint
+        >>> checkpoint = read_checkpoint('net_g_latest.pth')
+        >>> checkpoint.weights['patch_embed.proj.weight'].shape
+        torch.Size([8, 3, 3, 3])
     """
 
     path: str
@@ -87,6 +93,12 @@ def read_checkpoint(
 
     Raises:
         OptionError: the file cannot be read, its network is unknown, or the weights do not fit the network.
+
+    Examples:
+        >>> from promptir_basicsr.checkpoints import read_checkpoint
+        >>> checkpoint = read_checkpoint('net_g_latest.pth')
+        >>> checkpoint.network['type'], checkpoint.network['dim'], checkpoint.key
+        ('PromptIR', 8, 'params')
     """
     file = read_weight_file(path)
     key = file.choose(key)
@@ -116,6 +128,12 @@ def build(checkpoint: Checkpoint, device: torch.device | str = 'cpu') -> nn.Modu
     """Build the network of a checkpoint with its weights, in evaluation mode and float32.
 
     The random state does not change.
+
+    Examples:
+        >>> from promptir_basicsr.checkpoints import build, read_checkpoint
+        >>> net = build(read_checkpoint('net_g_latest.pth'))
+        >>> type(net).__name__, net.training
+        ('PromptIR', False)
     """
     net = new_network(checkpoint.network)
     net.load_state_dict(checkpoint.weights)
@@ -135,6 +153,12 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str], layou
     Raises:
         OptionError: the network has no official layout.
         SaveError: the file could not be written, or reading it back gives other weights.
+
+    Examples:
+        >>> from promptir_basicsr.checkpoints import read_checkpoint, write_checkpoint
+        >>> checkpoint = read_checkpoint('net_g_latest.pth')
+        >>> write_checkpoint(checkpoint, 'net.safetensors', 'safetensors').layout
+        'safetensors'
     """
     path = os.path.expanduser(os.fspath(path))
     released = _released(checkpoint) if layout == 'official' else {}

@@ -49,6 +49,12 @@ def check_file(
     Raises:
         OptionError: the file cannot be read as options.
         ImageError: a worker process died, or an image changed during the check.
+
+    Examples:
+        >>> from promptir_basicsr.checks import check_file
+        >>> report = check_file('mine.yml', ['train:total_iter=100'])
+        >>> report.right
+        True
     """
     options, places = read_option_file(path, force_yml)
     sets = options['datasets'] if isinstance(options.get('datasets'), Mapping) else {}

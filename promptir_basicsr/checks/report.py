@@ -19,6 +19,13 @@ class Finding:
         where: place in the option file of a task or a dataset, or ''.
         message: text that starts with the place.
         items: the files concerned, as pairs of name and detail.
+
+    Examples:
+        >>> from promptir_basicsr.checks import Finding, Report
+        >>> report = Report('mine.yml', training=True, decoded=True)
+        >>> report.findings.append(Finding('error', 'size', 'datasets.train', 'datasets.train: 2 pairs differ.'))
+        >>> report.right
+        False
     """
 
     severity: str
@@ -126,7 +133,14 @@ class Duplicates:
 
 @dataclass
 class Report:
-    """The whole report. `duplicates` and `learning_rate` are None if they were not checked."""
+    """The whole report. `duplicates` and `learning_rate` are None if they were not checked.
+
+    Examples:
+        >>> from promptir_basicsr.checks import check_file
+        >>> report = check_file('mine.yml', decode=False)
+        >>> [(task.name, task.images) for task in report.datasets[0].tasks]
+        [('denoise', 1)]
+    """
 
     file: str
     training: bool

@@ -17,6 +17,15 @@ class OptionError(ValueError):
 
     Attributes:
         problems: the mistakes.
+
+    Examples:
+        >>> from promptir_basicsr.degradations import Degrade
+        >>> from promptir_basicsr.options import OptionError
+        >>> try:
+        ...     Degrade({'type': 'gausian_noise', 'sigma': 25})
+        ... except OptionError as error:
+        ...     print(str(error).split(' Allowed')[0])
+        degrade: unknown degradation 'gausian_noise'. Did you mean 'gaussian_noise'?
     """
 
     def __init__(self, problems: str | Problem | Iterable[str | Problem], show: Callable[[Problem], str] = str) -> None:

@@ -102,6 +102,11 @@ def load_yaml(path: str) -> dict[str, Any]:
 
     Raises:
         OptionError: not YAML, not a mapping, or a duplicate key; the message contains the line.
+
+    Examples:
+        >>> from promptir_basicsr.options import load_yaml
+        >>> load_yaml('mine.yml')['name']
+        'mine'
     """
     return load_yaml_with_places(path)[0]
 

@@ -112,6 +112,14 @@ class AllInOneDataset(Dataset):
 
     Raises:
         OptionError: all problems of the options, including missing folders and files.
+
+    Examples:
+        >>> from promptir_basicsr.data import AllInOneDataset
+        >>> task = {'type': 'denoise', 'clean': 'skimage://', 'files': ['coffee.png'], 'degrade': {'type': 'jpeg'}}
+        >>> dataset = AllInOneDataset({'name': 'mine', 'phase': 'train', 'gt_size': 32, 'tasks': [task]})
+        >>> sample = dataset[0, 0]  # epoch and index
+        >>> sample['lq'].shape, sample['task'], sample['degradation']
+        (torch.Size([3, 32, 32]), 'denoise', 0)
     """
 
     takes_epoch = True

@@ -45,7 +45,14 @@ class ImageCounts(Section):
 
 
 class Corpus(Section):
-    """A published image set, as described in the catalogue and in protocol files."""
+    """A published image set, as described in the catalogue and in protocol files.
+
+    Examples:
+        >>> from promptir_basicsr.data import load_protocol
+        >>> corpus = load_protocol('3d').corpora[0]
+        >>> corpus.name, corpus.images
+        ('WED', ImageCounts(train=4744, test=None))
+    """
 
     example = 'such as {holds: ..., url: ...}'
 
@@ -112,6 +119,12 @@ class Protocol:
         sources: title and URL of the papers and programs that define it.
         notes: remarks on its results.
         train, test: None if it has no such part.
+
+    Examples:
+        >>> from promptir_basicsr.data import load_protocol
+        >>> protocol = load_protocol('3d')
+        >>> protocol.train.samples, [corpus.name for corpus in protocol.corpora][:2]
+        (142431, ['WED', 'BSD400'])
     """
 
     name: str
@@ -125,7 +138,13 @@ class Protocol:
 
 
 def protocol_names() -> list[str]:
-    """Names of the built-in protocols, sorted."""
+    """Names of the built-in protocols, sorted.
+
+    Examples:
+        >>> from promptir_basicsr.data import protocol_names
+        >>> '3d' in protocol_names()
+        True
+    """
     return sorted(path.stem for path in FOLDER.glob('*.yml'))
 
 
@@ -138,6 +157,11 @@ def load_protocol(name: str, where: str | Keys = 'protocol') -> Protocol:
 
     Raises:
         OptionError: unknown protocol, or invalid file.
+
+    Examples:
+        >>> from promptir_basicsr.data import load_protocol
+        >>> [task['name'] for task in load_protocol('3d').test.options['tasks']]
+        ['SOTS', 'Rain100L', 'CBSD68_15', 'CBSD68_25', 'CBSD68_50']
     """
     return _load(name, keys(where), '', Path(), ())
 
@@ -158,6 +182,12 @@ def expand_protocol(opt: Mapping[str, Any], where: str | Keys) -> dict[str, Any]
 
     Raises:
         OptionError: all problems found.
+
+    Examples:
+        >>> from promptir_basicsr.data import expand_protocol
+        >>> options = {'protocol': '3d', 'phase': 'train', 'tasks': {'dehaze': None, 'derain': {'copies': 60}}}
+        >>> {task['name']: task['copies'] for task in expand_protocol(options, 'datasets.train')['tasks']}
+        {'denoise_15': 3, 'denoise_25': 3, 'denoise_50': 3, 'derain': 60}
     """
     given = copy.deepcopy({key: value for key, value in opt.items() if key != 'protocol'})
     name = opt.get('protocol')

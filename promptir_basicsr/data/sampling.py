@@ -22,6 +22,11 @@ class TaskShare:
         asked: the share of the epoch that the options request, 0 to 1.
         share: the actual share, after rounding to whole samples of a batch (`fixed_shares`) or of an epoch.
         in_batch: samples of the task in every batch of `batch_size_per_gpu`; 0 if batches are mixed at random.
+
+    Examples:
+        >>> from promptir_basicsr.data import TaskShare
+        >>> TaskShare(name='derain', images=200, samples=24_000, asked=0.25, share=0.25).samples
+        24000
     """
 
     name: str
@@ -44,6 +49,13 @@ def epoch_shares(tasks: Sequence[Task], opt: Mapping[str, Any]) -> list[TaskShar
 
     Args:
         opt: the dataset's options, valid according to `check_sampling`.
+
+    Examples:
+        >>> from promptir_basicsr.data import build_tasks, epoch_shares
+        >>> rain = {'type': 'derain', 'lq': 'rainy', 'gt': 'clear', 'copies': 3}
+        >>> options = {'phase': 'train', 'tasks': [rain, {**rain, 'name': 'more', 'copies': 1}]}
+        >>> [(share.name, share.samples, share.share) for share in epoch_shares(build_tasks(options, 'train'), options)]
+        [('derain', 6, 0.75), ('more', 2, 0.25)]
     """
     if not tasks:
         return []

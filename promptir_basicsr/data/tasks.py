@@ -35,6 +35,12 @@ class Task:
         left_out: files of the lq folder that do not match the pairing rule.
         notes: messages about how its list was read.
         crop_border_gt: border in pixels that is cropped from each side of a paired task's clear images.
+
+    Examples:
+        >>> from promptir_basicsr.data import build_tasks
+        >>> (task,) = build_tasks({'tasks': [{'type': 'derain', 'lq': 'rainy', 'gt': 'clear'}]}, 'datasets.val')
+        >>> task.name, task.label, task.names
+        ('derain', 1, [('1.png', '1.png'), ('2.png', '2.png')])
     """
 
     name: str
@@ -104,6 +110,12 @@ def build_tasks(
 
     Raises:
         OptionError: all problems found, including missing folders and files.
+
+    Examples:
+        >>> from promptir_basicsr.data import build_tasks
+        >>> noise = {'type': 'denoise', 'clean': 'skimage://', 'files': ['coffee.png'], 'degrade': {'type': 'jpeg'}}
+        >>> [task.type for task in build_tasks({'tasks': [noise]}, ('datasets', 'train'))]
+        ['denoise']
     """
     options, problems = AllInOneOptions.sound(options, where)
     found, more = survey_tasks(options, where)

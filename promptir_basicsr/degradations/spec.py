@@ -41,6 +41,13 @@ class Degrade:
 
     Raises:
         OptionError: Unknown types or parameters, invalid values; lists all problems.
+
+    Examples:
+        >>> from promptir_basicsr.degradations import Degrade
+        >>> degrade = Degrade([{'type': 'haze', 'beta': 0.1}, {'type': 'gaussian_noise', 'sigma': [5, 15]}])
+        >>> degraded = degrade(np.full((16, 16, 3), 0.5, np.float32), np.random.default_rng(0))
+        >>> degraded.shape, degrade.describe()
+        ((16, 16, 3), 'haze + gaussian_noise')
     """
 
     def __init__(self, spec: Any, where: str | Keys = 'degrade') -> None:
@@ -141,6 +148,11 @@ class Number:
         high: Largest value allowed.
         unit: Text for messages and documentation.
         integer: Whole numbers only; a range then includes both its ends.
+
+    Examples:
+        >>> from promptir_basicsr.degradations import Number
+        >>> Number((0.2, 0.8), low=0, high=1).allowed
+        'a number from 0 to 1'
     """
 
     default: float | tuple[float, float] | list[float] | None = None
@@ -199,7 +211,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Choice:
-    """A parameter that is one of several words."""
+    """A parameter that is one of several words.
+
+    Examples:
+        >>> from promptir_basicsr.degradations import Choice
+        >>> Choice('all', ('all', 'red')).allowed
+        'one of all, red'
+    """
 
     default: str
     options: tuple[str, ...]
@@ -337,6 +355,14 @@ def degradation(
     Raises:
         TypeError: A parameter is neither declared nor has such a default, or a declared parameter does not exist.
         ValueError: Another module has registered this name.
+
+    Examples:
+        >>> from promptir_basicsr.degradations import Degrade, Number, degradation
+        >>> @degradation(strength=Number(0.5, low=0, high=1))
+        ... def fade(image, rng, strength):
+        ...     return image * (1 - strength)
+        >>> Degrade({'type': 'fade', 'strength': 0.25}).describe()
+        'fade(strength=0.25)'
     """
 
     def register(function: Callable[..., Image]) -> Degradation:

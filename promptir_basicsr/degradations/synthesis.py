@@ -51,6 +51,13 @@ def gaussian_noise(image: Image, rng: np.random.Generator, sigma: float, quantiz
 
     `floor` is the protocol of AirNet, PromptIR and their successors: uint8(clip(255 x + sigma n, 0, 255)) / 255. Its
     truncating cast darkens images by half a grey level on average.
+
+    Examples:
+        >>> from promptir_basicsr.degradations import gaussian_noise
+        >>> grey = np.full((8, 8, 3), 0.5, np.float32)
+        >>> noisy = gaussian_noise(grey, np.random.default_rng(0), sigma=25)
+        >>> noisy.shape, bool((noisy == grey).all())
+        ((8, 8, 3), False)
     """
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     if quantize == 'float':

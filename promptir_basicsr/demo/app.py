@@ -64,6 +64,14 @@ def build_page(
         work: folder for restored files.
         examples: name and file of each.
         most_pixels: larger images are refused.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from promptir_basicsr.demo import build_page
+        >>> from promptir_basicsr.inference import Restorer
+        >>> page = build_page(Restorer('net_g_latest.pth'), Path('work'), examples=[], most_pixels=16_000_000)
+        >>> type(page).__name__
+        'Blocks'
     """
     import gradio as gr
 

@@ -102,6 +102,13 @@ class PromptedNet:
 
     Raises:
         OptionError: the network has neither prompts nor encodings; the message lists networks that have.
+
+    Examples:
+        >>> from promptir_basicsr.checkpoints import build, read_checkpoint
+        >>> from promptir_basicsr.explain import PromptedNet
+        >>> prompted = PromptedNet(build(read_checkpoint('net_g_latest.pth')))
+        >>> {level: prompts.shape for level, prompts in prompted.vectors().items()}
+        {'level3': (5, 832), 'level2': (5, 320), 'level1': (5, 192)}
     """
 
     def __init__(self, net: nn.Module, device: torch.device | str = 'cpu') -> None:
@@ -202,7 +209,15 @@ def _changed_weights(module: nn.Module, change: Change) -> Iterator[None]:
 
 
 def fixed(weights: Sequence[float] | np.ndarray) -> Change:
-    """A change to the same (K,) weights for all images."""
+    """A change to the same (K,) weights for all images.
+
+    Examples:
+        >>> from promptir_basicsr.checkpoints import build, read_checkpoint
+        >>> from promptir_basicsr.explain import PromptedNet, fixed
+        >>> prompted = PromptedNet(build(read_checkpoint('net_g_latest.pth')))
+        >>> with prompted.changed({level: fixed([1, 0, 0, 0, 0]) for level in prompted.levels}):
+        ...     restored = prompted.restore(torch.rand(3, 32, 32))
+    """
     row = torch.as_tensor(np.asarray(weights))
     return lambda x: row.to(x).expand_as(x)
 

@@ -50,6 +50,11 @@ class Settings:
 
     Raises:
         OptionError: all problems found.
+
+    Examples:
+        >>> from promptir_basicsr.explain import Settings
+        >>> Settings(images=20, device='cpu').untrained
+        19
     """
 
     images: int = EXPLAIN_DEFAULTS['images']
@@ -100,6 +105,13 @@ def explain(
         OptionError: wrong options, or a network with neither prompts nor encodings.
         ImageError: an image cannot be read.
         SaveError: a file could not be written.
+
+    Examples:
+        >>> from promptir_basicsr.explain import Settings, explain
+        >>> brief = Settings(images=1, size=16, untrained=1, permutations=19, page=False)
+        >>> report, folder = explain('mine.yml', 'net_g_latest.pth', settings=brief)
+        >>> str(folder), (folder / 'report.json').exists()
+        ('explain/mine', True)
     """
     need_extra('basicsr explain', EXTRA, 'explain')
     options, places = read_option_file(opt, force_yml)

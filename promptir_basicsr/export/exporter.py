@@ -41,6 +41,11 @@ class Difference:
         batch, height, width: of the images.
         largest: absolute difference; NaN for another shape, or for non-finite output for an image of one colour.
         reach: largest absolute value of the network's output.
+
+    Examples:
+        >>> from promptir_basicsr.export import Difference
+        >>> Difference(batch=1, height=64, width=64, largest=1e-6, reach=1.0).largest < 1e-4
+        True
     """
 
     batch: int
@@ -105,6 +110,13 @@ def export_onnx(
         OptionError: the network cannot be exported, an argument is wrong, or a package is missing.
         ExportMismatch: the file would not compute the same as the network.
         SaveError: the file could not be written.
+
+    Examples:
+        >>> from promptir_basicsr.export import export_onnx
+        >>> net = torch.nn.Conv2d(3, 3, 3, padding=1).eval()  # any network that returns an image of the same size
+        >>> differences = export_onnx(net, 'net.onnx', sizes=[(1, 32, 40)])
+        >>> differences[0].largest < 1e-4
+        True
     """
     need_extra('ONNX', PACKAGES, 'export')
     return _export(net, path, sizes, labels, fixed, metadata, partial(onnx_bytes, opset=opset), run_onnx)
@@ -119,7 +131,14 @@ def export_program(
     fixed: tuple[int, int] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> list[Difference]:
-    """Export a network as a PyTorch graph for `torch.export.load`; see `export_onnx`."""
+    """Export a network as a PyTorch graph for `torch.export.load`; see `export_onnx`.
+
+    Examples:
+        >>> from promptir_basicsr.export import export_program
+        >>> differences = export_program(torch.nn.Conv2d(3, 3, 3, padding=1).eval(), 'net.pt2', sizes=[(1, 32, 40)])
+        >>> torch.export.load('net.pt2').module()(torch.rand(2, 3, 24, 24)).shape
+        torch.Size([2, 3, 24, 24])
+    """
     return _export(net, path, sizes, labels, fixed, metadata, program_bytes, run_program)
 
 

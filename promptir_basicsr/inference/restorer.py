@@ -41,6 +41,13 @@ class Restorer:
 
     Raises:
         OptionError: the file, the network or the device cannot be used.
+
+    Examples:
+        >>> from promptir_basicsr.inference import Restorer
+        >>> restorer = Restorer('net_g_latest.pth')
+        >>> restored = restorer.restore(np.zeros((40, 60, 3), np.uint8))
+        >>> restored.shape, restored.dtype
+        ((40, 60, 3), dtype('uint8'))
     """
 
     def __init__(
@@ -193,6 +200,11 @@ def restore(
     Args:
         image, degradation, strength: see `Restorer.restore`.
         weights, options: see `Restorer`.
+
+    Examples:
+        >>> from promptir_basicsr.inference import restore
+        >>> restore(torch.rand(2, 3, 20, 30), weights='net_g_latest.pth').shape
+        torch.Size([2, 3, 20, 30])
     """
     return Restorer(weights, **options).restore(image, degradation, strength)
 

@@ -66,6 +66,12 @@ class Settings:
 
     Raises:
         OptionError: lists all mistakes, one per line.
+
+    Examples:
+        >>> from promptir_basicsr.inference import Restorer, Settings
+        >>> restorer = Restorer('net_g_latest.pth', settings=Settings(tile=32, overlap=8, ensemble=True))
+        >>> restorer.settings.tile
+        32
     """
 
     tile: int | str | None = None
@@ -123,6 +129,13 @@ def restore_images(
 
     Raises:
         ValueError: a tile is smaller than the network's size multiple, or the degradation is invalid.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptIR
+        >>> from promptir_basicsr.inference import Settings, restore_images
+        >>> net = PromptIR(dim=8, num_blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1], prompt_sizes=[4, 4, 4]).eval()
+        >>> restore_images(net, torch.rand(1, 3, 45, 70), Settings(tile=32, overlap=8)).shape
+        torch.Size([1, 3, 45, 70])
     """
     with float32_as(settings.precision), kernels_of(settings.kernels):
         restoration = _Restoration(net, x, settings, degradation, strength, progress)

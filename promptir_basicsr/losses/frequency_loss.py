@@ -19,6 +19,11 @@ class FrequencyLoss(nn.Module):
 
     Args:
         loss_weight: factor of the mean.
+
+    Examples:
+        >>> from promptir_basicsr.losses import FrequencyLoss
+        >>> FrequencyLoss()(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)).item() > 0
+        True
     """
 
     def __init__(self, loss_weight: float = 0.1) -> None:

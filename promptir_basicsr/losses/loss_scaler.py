@@ -24,6 +24,12 @@ class LossScaler:
 
     Raises:
         OptionError: an argument is invalid; the message names it and the allowed values.
+
+    Examples:
+        >>> from promptir_basicsr.losses import LossScaler
+        >>> scaler = LossScaler(limit=5, factor=2.5)
+        >>> [scaler(torch.tensor(loss)).item() for loss in (1.0, 4.0, 10.0)]
+        [1.0, 1.0, 0.25]
     """
 
     def __init__(self, history: int = 100, limit: float = 5.0, factor: float = 2.5) -> None:

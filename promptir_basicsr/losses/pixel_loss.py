@@ -27,6 +27,11 @@ class SmoothL1Loss(nn.Module):
 
     Raises:
         OptionError: an argument is invalid; the message names it and the allowed values.
+
+    Examples:
+        >>> from promptir_basicsr.losses import SmoothL1Loss
+        >>> SmoothL1Loss(beta=0.5)(torch.tensor([1.0, 0.25]), torch.zeros(2))  # 0.75 and 0.0625
+        tensor(0.4062)
     """
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = 'mean', beta: float = 1.0) -> None:

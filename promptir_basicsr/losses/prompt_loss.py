@@ -36,6 +36,12 @@ class PromptDecorrelationLoss(nn.Module):
 
     Raises:
         OptionError: the kind is unknown.
+
+    Examples:
+        >>> from promptir_basicsr.losses import PromptDecorrelationLoss
+        >>> loss = PromptDecorrelationLoss()
+        >>> loss([torch.eye(5), torch.eye(5)]).item()  # two levels with prompts at right angles
+        0.0
     """
 
     takes_prompts = True
@@ -56,6 +62,11 @@ def decorrelation(prompts: Tensor, kind: str) -> Tensor:
     """Return how similar the prompts of a level, (T, D), are; see `PromptDecorrelationLoss`.
 
     Computed in at least float32, also under autocast. A prompt of zeros has similarity 0 to all others.
+
+    Examples:
+        >>> from promptir_basicsr.losses import decorrelation
+        >>> decorrelation(torch.eye(3), 'angle').item()
+        0.0
     """
     with torch.autocast(prompts.device.type, enabled=False):
         prompts = prompts.to(torch.promote_types(prompts.dtype, torch.float32))

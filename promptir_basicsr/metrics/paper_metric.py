@@ -57,6 +57,11 @@ def psnr(restored: Array, target: Array, data_range: float = 1.0) -> float:
 
     Raises:
         ValueError: the shapes differ, or an array is not a float image.
+
+    Examples:
+        >>> from promptir_basicsr.metrics import psnr
+        >>> round(psnr(np.full((8, 8, 3), 0.6), np.full((8, 8, 3), 0.5)), 2)
+        20.0
     """
     _check_pair(restored, target)
     error = np.subtract(restored, target, dtype=np.float64)
@@ -85,6 +90,12 @@ def ssim(restored: Array, target: Array, data_range: float = 1.0, window: str = 
     Raises:
         ValueError: the shapes differ, an array is not a float image, a side is shorter than the window, or the
             window is unknown.
+
+    Examples:
+        >>> from promptir_basicsr.metrics import ssim
+        >>> image = np.random.default_rng(0).random((16, 16, 3))
+        >>> round(ssim(image, image), 4), ssim(image, 1 - image) < 0
+        (1.0, True)
     """
     _check_pair(restored, target)
     if window not in WINDOWS:
@@ -118,6 +129,11 @@ def to_y(image: Array) -> Array:
 
     Raises:
         ValueError: the number of channels is neither 1 nor 3.
+
+    Examples:
+        >>> from promptir_basicsr.metrics import to_y
+        >>> (to_y(np.ones((1, 1, 3))) * 255).round(2)
+        array([[235.]])
     """
     if image.ndim == 2 or image.shape[2:] == (1,):
         return image.reshape(image.shape[:2]).astype(np.float64)
@@ -187,6 +203,12 @@ def calculate_paper_psnr(
 
     Raises:
         ValueError: shapes, types, the value range or options are invalid. An unknown option raises TypeError.
+
+    Examples:
+        >>> from promptir_basicsr.metrics import calculate_paper_psnr
+        >>> restored, target = np.full((8, 8, 3), 0.6), np.full((8, 8, 3), 0.5)
+        >>> round(calculate_paper_psnr(restored, target, crop_border=1), 2)
+        20.0
     """
     return psnr(*_prepare(img, img2, crop_border, test_y_channel, better))
 
@@ -212,6 +234,12 @@ def calculate_paper_ssim(
 
     Raises:
         ValueError: shapes, types, the value range or options are invalid. An unknown option raises TypeError.
+
+    Examples:
+        >>> from promptir_basicsr.metrics import calculate_paper_ssim
+        >>> image = np.random.default_rng(0).random((16, 16, 3))
+        >>> round(calculate_paper_ssim(image, image), 4)
+        1.0
     """
     return ssim(*_prepare(img, img2, crop_border, test_y_channel, better), window=window)
 

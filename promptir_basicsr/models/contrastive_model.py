@@ -36,6 +36,15 @@ class ContrastiveModel(PromptModel):
     Options in addition to PromptModel's, except `prompt_opt` and `loss_scaler`:
         train.encoder_iter: last iteration that trains only the encoder; validations start after it. Default: 0.
         train.contrast_weight: weight of the contrastive loss next to the image losses. Default: 0.1.
+
+    Examples:
+        >>> from promptir_basicsr.models import ContrastiveModel
+        >>> network = {'type': 'AirNet', 'dim': 8, 'num_groups': 1, 'num_blocks': 1, 'queue_length': 16}
+        >>> model = ContrastiveModel({'is_train': False, 'num_gpu': 0, 'dist': False, 'network_g': network, 'path': {}})
+        >>> model.feed_data({'lq': torch.rand(1, 3, 20, 30)})
+        >>> model.test()
+        >>> model.output.shape
+        torch.Size([1, 3, 20, 30])
     """
 
     def model_to_device(self, net: nn.Module) -> nn.Module:

@@ -97,6 +97,15 @@ class PromptModel(SRModel):
         step: the training step.
         state: progress of the training, and what is saved of it.
         report: report of the validations.
+
+    Examples:
+        >>> from promptir_basicsr.models import PromptModel
+        >>> network = {'type': 'PIPNAFNet', 'width': 8, 'enc_blk_nums': [1, 1, 1, 1]}
+        >>> model = PromptModel({'is_train': False, 'num_gpu': 0, 'dist': False, 'network_g': network, 'path': {}})
+        >>> model.feed_data({'lq': torch.rand(1, 3, 20, 30), 'degradation': torch.tensor([0])})
+        >>> model.test()
+        >>> model.output.shape
+        torch.Size([1, 3, 20, 30])
     """
 
     report_class: type[Report] = Report

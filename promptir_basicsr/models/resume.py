@@ -50,6 +50,15 @@ class TrainingState:
         epoch: in which the training was resumed; BasicSR passes it to the sampler later.
         saved: the last saved iteration.
         ended: whether BasicSR has completed the last iteration.
+
+    Examples:
+        >>> from promptir_basicsr.models import PromptModel
+        >>> train = {'total_iter': 9, 'optim_g': {'type': 'Adam', 'lr': 1e-3}, 'pixel_opt': {'type': 'L1Loss'}}
+        >>> opt = {'is_train': True, 'num_gpu': 0, 'dist': False, 'rank': 0, 'datasets': {'train': {}}, 'path': {}}
+        >>> network = {'type': 'PIPNAFNet', 'width': 8, 'enc_blk_nums': [1, 1, 1, 1]}
+        >>> model = PromptModel({**opt, 'network_g': network, 'train': {**train, 'scheduler': {'type': 'FixedLR'}}})
+        >>> model.state.iteration, model.state.saved
+        (0, 0)
     """
 
     def __init__(

@@ -24,6 +24,15 @@ class SensorModel(PromptModel):
 
     Options in addition to PromptModel's:
         train.label_smoothing: part of each label that is spread over all degradations. Default: 0.
+
+    Examples:
+        >>> from promptir_basicsr.models import SensorModel
+        >>> network = {'type': 'DegradationSensor', 'dim': 8}
+        >>> model = SensorModel({'is_train': False, 'num_gpu': 0, 'dist': False, 'network_g': network, 'path': {}})
+        >>> model.feed_data({'lq': torch.rand(2, 3, 20, 30), 'degradation': torch.tensor([0, 1])})
+        >>> model.test()
+        >>> model.output.shape  # of the five degradations
+        torch.Size([2, 5])
     """
 
     report_class = SensorReport

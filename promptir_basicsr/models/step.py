@@ -64,6 +64,17 @@ class TrainingStep:
 
     Raises:
         OptionError: a loss is not a mean over images, which `train.accumulate` needs.
+
+    Examples:
+        >>> from promptir_basicsr.models import PromptModel
+        >>> train = {'total_iter': 9, 'optim_g': {'type': 'Adam', 'lr': 1e-3}, 'pixel_opt': {'type': 'L1Loss'}}
+        >>> opt = {'is_train': True, 'num_gpu': 0, 'dist': False, 'rank': 0, 'datasets': {'train': {}}, 'path': {}}
+        >>> network = {'type': 'PIPNAFNet', 'width': 8, 'enc_blk_nums': [1, 1, 1, 1]}
+        >>> model = PromptModel({**opt, 'network_g': network, 'train': {**train, 'scheduler': {'type': 'FixedLR'}}})
+        >>> image = torch.rand(1, 3, 16, 16)
+        >>> model.feed_data({'lq': image, 'gt': image, 'degradation': torch.tensor([0])})
+        >>> model.step(model.batch, iteration=1).shape, model.step.is_whole
+        (torch.Size([1, 3, 16, 16]), True)
     """
 
     def __init__(

@@ -62,7 +62,14 @@ class IterationLR(LRScheduler, ABC):
 
 
 class FixedLR(IterationLR):
-    """Constant rate of every group, as in the text of the paper (PromptIR section 4: a fixed 2e-4)."""
+    """Constant rate of every group, as in the text of the paper (PromptIR section 4: a fixed 2e-4).
+
+    Examples:
+        >>> from promptir_basicsr.optim import FixedLR
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+        >>> FixedLR(optimizer).get_last_lr()
+        [0.0002]
+    """
 
     def value(self, base_lr: float, iteration: int) -> float:
         return base_lr
@@ -85,6 +92,12 @@ class LinearWarmupCosineLR(IterationLR):
 
     Raises:
         ValueError: a setting is out of range or not a number.
+
+    Examples:
+        >>> from promptir_basicsr.optim import LinearWarmupCosineLR
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> LinearWarmupCosineLR(optimizer, total_iter=100, warmup_iter=4).get_last_lr()  # of iteration 1
+        [0.25]
     """
 
     settings: tuple[str, ...] = ('total_iter', 'warmup_iter', 'eta_min')
@@ -135,6 +148,12 @@ class WarmupStableDecayLR(LinearWarmupCosineLR):
 
     Raises:
         ValueError: a setting is out of range or not a number.
+
+    Examples:
+        >>> from promptir_basicsr.optim import WarmupStableDecayLR
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> WarmupStableDecayLR(optimizer, total_iter=100, decay_iter=20, warmup_iter=4).get_last_lr()
+        [0.25]
     """
 
     settings = ('total_iter', 'decay_iter', 'warmup_iter', 'eta_min')
@@ -185,6 +204,12 @@ class ReleasedPromptIRLR(IterationLR):
 
     Raises:
         ValueError: a setting is out of range or not a number.
+
+    Examples:
+        >>> from promptir_basicsr.optim import ReleasedPromptIRLR
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+        >>> ReleasedPromptIRLR(optimizer, iters_per_epoch=4451).get_last_lr()
+        [0.0]
     """
 
     settings = ('iters_per_epoch', 'warmup_epochs', 'max_epochs', 'eta_min', 'warmup_start_lr')

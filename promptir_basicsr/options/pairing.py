@@ -18,7 +18,13 @@ FIELD = re.compile(r'\{([^\W\d]\w*)\}')
 
 @dataclass(frozen=True)
 class PairingRule:
-    """Templates of a degraded image and its ground truth, relative to the task's folder(s)."""
+    """Templates of a degraded image and its ground truth, relative to the task's folder(s).
+
+    Examples:
+        >>> from promptir_basicsr.data import PairingRule
+        >>> PairingRule('input/{id}_rainy.{ext}', 'target/{id}.{ext}').without_folder().lq
+        '{id}_rainy.{ext}'
+    """
 
     lq: str
     gt: str

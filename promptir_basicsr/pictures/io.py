@@ -38,6 +38,12 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
     Raises:
         PictureError: it cannot be read, is damaged, too large, not an image, several images, or of an unsupported
             kind.
+
+    Examples:
+        >>> from promptir_basicsr.pictures import read_picture
+        >>> picture = read_picture('photo.jpg')
+        >>> picture.image.shape, picture.image.dtype, picture.format
+        ((48, 64, 3), dtype('uint8'), 'JPEG')
     """
     where = f"'{printable(os.fspath(path))}'"
     try:
@@ -102,6 +108,12 @@ def write_picture(path: str | os.PathLike[str], picture: Picture, kind: str | No
     Raises:
         PictureError: the format cannot store the image.
         OSError: the file could not be written.
+
+    Examples:
+        >>> from promptir_basicsr.pictures import Picture, read_picture, write_picture
+        >>> write_picture('black.png', Picture(np.zeros((4, 6, 3), np.uint16)))
+        >>> read_picture('black.png').image.dtype
+        dtype('uint16')
     """
     path = os.fspath(path)
     kind = kind or format_of(path) or picture.format

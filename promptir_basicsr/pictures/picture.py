@@ -65,6 +65,13 @@ class Picture:
         dpi: pixels per inch, across and down.
         chunks: kind and content of other chunks of a PNG that describe the image.
         notes: messages for users about what was changed.
+
+    Examples:
+        >>> from promptir_basicsr.pictures import read_picture
+        >>> picture = read_picture('photo.jpg')
+        >>> brighter = picture.with_image(picture.image // 2 + 128)  # the same profile and EXIF
+        >>> brighter.format
+        'JPEG'
     """
 
     image: np.ndarray

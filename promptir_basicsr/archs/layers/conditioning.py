@@ -61,6 +61,12 @@ class ConditionedNetwork(nn.Module):
 
     Raises:
         ValueError: an argument is invalid; the message states the allowed values.
+
+    Examples:
+        >>> from promptir_basicsr.archs import ConditionedNetwork, PIPNAFNet
+        >>> net = PIPNAFNet(width=8, enc_blk_nums=[1, 1, 1, 1], prompt_sizes=[4, 4, 4, 4])
+        >>> isinstance(net, ConditionedNetwork), net.degradations
+        (True, ('denoise', 'derain', 'dehaze', 'deblur', 'lowlight'))
     """
 
     takes_degradation = True
@@ -324,6 +330,12 @@ def weights_of(
 
     Raises:
         OptionError: reports what was found and what is allowed; for a list, all mistakes.
+
+    Examples:
+        >>> from promptir_basicsr.archs import weights_of
+        >>> weights_of({'rain': 3, 'haze': 1}, torch.zeros(2, 3, 8, 8), 2, ['rain', 'haze'])
+        tensor([[0.7500, 0.2500],
+                [0.7500, 0.2500]])
     """
     where = keys(where)
     if isinstance(degradation, Tensor):

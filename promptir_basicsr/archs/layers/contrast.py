@@ -68,6 +68,13 @@ class ContrastiveEncoder(nn.Module):
     Attributes:
         shares_keys: whether processes of torch.distributed gather their keys, so that all have the same queue. Set by
             ContrastiveModel.
+
+    Examples:
+        >>> from promptir_basicsr.archs import ContrastiveEncoder
+        >>> encoder = ContrastiveEncoder(dim=8, queue_length=16)
+        >>> contrast = encoder(torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))  # two crops of each image
+        >>> contrast.logits.shape, contrast.labels
+        (torch.Size([2, 17]), tensor([0, 0]))
     """
 
     shares_keys = False

@@ -42,6 +42,12 @@ def set_formulation(net: nn.Module, formulation: str) -> int:
 
     Raises:
         OptionError: it is not one of FORMULATIONS.
+
+    Examples:
+        >>> from promptir_basicsr.archs import TransformerBlock, set_formulation
+        >>> block = TransformerBlock(dim=8, num_heads=2, ffn_expansion_factor=2, bias=False, layer_norm_type='WithBias')
+        >>> set_formulation(block, 'plain')
+        1
     """
     return _set(net, 'formulation', formulation, FORMULATIONS)
 
@@ -52,7 +58,14 @@ def has_kernels(net: nn.Module) -> bool:
 
 
 def set_checkpointing(net: nn.Module, checkpointing: str) -> int:
-    """Choose what all blocks of a network save for the backward pass: one of CHECKPOINTING; see `set_formulation`."""
+    """Choose what all blocks of a network save for the backward pass: one of CHECKPOINTING; see `set_formulation`.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptIR, set_checkpointing
+        >>> net = PromptIR(dim=8, num_blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1], prompt_sizes=[4, 4, 4])
+        >>> set_checkpointing(net, 'block') > 0
+        True
+    """
     return _set(net, 'checkpointing', checkpointing, CHECKPOINTING)
 
 

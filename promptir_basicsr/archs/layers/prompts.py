@@ -57,6 +57,12 @@ class PromptGenBlock(Formulated, SeesWhole, PromptBankModule):
         num_prompts: N.
         prompt_size: S, height and width of the stored prompts.
         feature_dim: C of the features that select among the prompts.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptGenBlock
+        >>> block = PromptGenBlock(prompt_dim=6, num_prompts=5, prompt_size=4, feature_dim=8)
+        >>> block(torch.rand(2, 8, 10, 12)).shape
+        torch.Size([2, 6, 10, 12])
     """
 
     # A network with more prompts can start from the weights of one with fewer.
@@ -103,6 +109,12 @@ class PromptInPrompt(SeesWhole, PromptBankModule):
         prompt_size: S, at least 2: height and width of the stored prompts.
         num_heads: h of the attention between the prompts.
         ffn_expansion_factor, bias, layer_norm_type: of that attention's block, see `PromptToPrompt`.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptInPrompt
+        >>> block = PromptInPrompt(prompt_dim=8, num_degradations=3, prompt_size=4)
+        >>> block(torch.rand(2, 8, 10, 12), torch.eye(3)[:2]).shape  # features, weights of the degradations
+        torch.Size([2, 8, 10, 12])
     """
 
     # A network for more degradations can start from the weights of one for fewer.
@@ -165,6 +177,12 @@ class PromptToPrompt(Formulated, nn.Module):
         ffn_expansion_factor: ratio of the hidden width of the feed-forward network to D.
         bias: whether the convolutions have biases.
         layer_norm_type: 'WithBias' or 'BiasFree'.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptToPrompt
+        >>> block = PromptToPrompt(dim=8, num_heads=2, ffn_expansion_factor=2, bias=False, layer_norm_type='WithBias')
+        >>> block(torch.rand(1, 8, 6, 6), torch.rand(1, 8, 6, 6)).shape
+        torch.Size([1, 8, 6, 6])
     """
 
     sees_prompts_alone = True  # the attention is not over the pixels of an image
@@ -223,6 +241,12 @@ class PromptToFeature(nn.Module):
 
     Raises:
         OptionError: the interaction is unknown.
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptToFeature
+        >>> block = PromptToFeature(feature_dim=8, prompt_dim=12)
+        >>> block(torch.rand(1, 8, 6, 6), torch.rand(1, 12, 6, 6)).shape
+        torch.Size([1, 8, 6, 6])
     """
 
     def __init__(

@@ -33,6 +33,12 @@ class TransformerBlock(Formulated, nn.Module):
         ffn_expansion_factor: ratio of the hidden width of the feed-forward network to C.
         bias: whether its convolutions have biases.
         layer_norm_type: 'WithBias' or 'BiasFree'.
+
+    Examples:
+        >>> from promptir_basicsr.archs import TransformerBlock
+        >>> block = TransformerBlock(dim=8, num_heads=2, ffn_expansion_factor=2, bias=False, layer_norm_type='WithBias')
+        >>> block(torch.rand(1, 8, 6, 6)).shape
+        torch.Size([1, 8, 6, 6])
     """
 
     def __init__(self, dim: int, num_heads: int, ffn_expansion_factor: float, bias: bool, layer_norm_type: str) -> None:
@@ -72,6 +78,11 @@ class MDTA(TransposedAttention):
     """Multi-Dconv head transposed attention (Restormer, section 3.1, equation 1).
 
     Channels attend to channels, so the cost grows linearly with the number of pixels.
+
+    Examples:
+        >>> from promptir_basicsr.archs import MDTA
+        >>> MDTA(dim=8, num_heads=2, bias=False)(torch.rand(1, 8, 6, 6)).shape
+        torch.Size([1, 8, 6, 6])
     """
 
     def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
@@ -117,6 +128,11 @@ class GDFN(nn.Module):
     """Gated-Dconv feed-forward network (Restormer, section 3.2, equation 2); the gate is the exact (erf) GELU.
 
     With `dual` the halves a and b gate each other, as in PIP: gelu(a) b + gelu(b) a.
+
+    Examples:
+        >>> from promptir_basicsr.archs import GDFN
+        >>> GDFN(dim=8, ffn_expansion_factor=2, bias=False)(torch.rand(1, 8, 6, 6)).shape
+        torch.Size([1, 8, 6, 6])
     """
 
     def __init__(self, dim: int, ffn_expansion_factor: float, bias: bool, dual: bool = False) -> None:

@@ -104,6 +104,12 @@ def survey(network: nn.Module, channels: int, side: int) -> Survey:
 
     Raises:
         ValueError: the network cannot be run, or does not preserve the shape of its input.
+
+    Examples:
+        >>> from promptir_basicsr.archs import survey
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1))
+        >>> {name: str(point) for name, point in survey(network, channels=3, side=8).taps.items()}
+        {'0': '8 channels, stride 1', '1': '3 channels, stride 1'}
     """
     images = [(2, channels, side, width * side) for width in (2, 3)]
     run = _dry_run(network, images[0])
@@ -191,6 +197,13 @@ class PromptTap(nn.Module):
         prompt_size: S.
         interaction: one of TAP_INTERACTIONS.
         residual: x + alpha modulated(x), alpha learned and initially 0, instead of modulated(x).
+
+    Examples:
+        >>> from promptir_basicsr.archs import PromptTap
+        >>> tap = PromptTap(8, 'promptir', count=5, prompt_dim=8, prompt_size=4, interaction='promptir', residual=True)
+        >>> features = torch.rand(1, 8, 6, 6)
+        >>> torch.equal(tap(features), features)  # until it is trained
+        True
     """
 
     def __init__(

@@ -128,6 +128,12 @@ class LmdbSource:
         root: the folder.
         max_pixels: image files with more pixels are refused.
         storage: `original`, `lossless` or `raw`.
+
+    Examples:
+        >>> from promptir_basicsr.data import LmdbSource
+        >>> source = LmdbSource('database/val/skimage.lmdb')  # of `basicsr prepare -opt mine.yml --out database`
+        >>> source.names(), source.open('microaneurysms.png').pixels().shape
+        (['microaneurysms.png'], (102, 102, 3))
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

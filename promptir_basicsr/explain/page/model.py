@@ -14,6 +14,12 @@ class Figure:
     Attributes:
         png: shown if the SVG is missing or too large.
         svg: shown in the page if possible.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from promptir_basicsr.explain.page import Figure
+        >>> Figure('Weights', Path('weights.png'), Path('weights.svg')).svg.name
+        'weights.svg'
     """
 
     title: str
@@ -28,6 +34,12 @@ class Table:
 
     Attributes:
         rows: one value per column: text, numbers, bools, or None for unknown values.
+
+    Examples:
+        >>> from promptir_basicsr.explain.page import Table
+        >>> table = Table('PSNR', columns=['task', 'PSNR'], rows=[['derain', 36.4], ['dehaze', None]])
+        >>> len(table.rows)
+        2
     """
 
     title: str
@@ -43,6 +55,12 @@ class Comparison:
     Attributes:
         before, after, target: (H, W, 3) RGB, float [0, 1] or uint8.
         names: names of the three in the page.
+
+    Examples:
+        >>> from promptir_basicsr.explain.page import Comparison
+        >>> dark = np.zeros((8, 8, 3), np.uint8)
+        >>> Comparison('coffee', before=dark, after=dark + 128).names
+        ('Input', 'Restored', 'Target')
     """
 
     title: str
@@ -59,6 +77,12 @@ class Section:
 
     Attributes:
         text: paragraphs, separated by empty lines.
+
+    Examples:
+        >>> from promptir_basicsr.explain.page import Section, Table
+        >>> section = Section('Weights', tables=[Table('By task', ['task', 'weight'], [['derain', 0.25]])])
+        >>> section.tables[0].rows
+        [['derain', 0.25]]
     """
 
     title: str
@@ -74,6 +98,12 @@ class Report:
 
     Attributes:
         facts: names and values at the head of the page, such as ('Network', 'PromptIR').
+
+    Examples:
+        >>> from promptir_basicsr.explain.page import Report, Section
+        >>> report = Report('Prompts', facts=[('Network', 'PromptIR')], sections=[Section('Weights', 'One paragraph.')])
+        >>> len(report.sections)
+        1
     """
 
     title: str

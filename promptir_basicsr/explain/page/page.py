@@ -34,6 +34,12 @@ def write_page(path: str | Path, report: Report) -> None:
         OptionError: a table has rows of different lengths, or a comparison has images of different sizes.
         SaveError: the file could not be written.
         OSError: a figure cannot be read.
+
+    Examples:
+        >>> from promptir_basicsr.explain.page import Report, write_page
+        >>> write_page('report.html', Report('Prompts', facts=[('Network', 'PromptIR')]))
+        >>> '<title>' in open('report.html').read()
+        True
     """
     text = render(report)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
