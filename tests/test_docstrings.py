@@ -91,9 +91,16 @@ def test_names_are_found() -> None:
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_there_is_an_example(name: str) -> None:
+    assert '\nExamples:\n    >>> ' in (inspect.getdoc(found(name)) or '')
+
+
+LONG = ('promptir_basicsr.demo.build_page', 'promptir_basicsr.explain.explain', 'promptir_basicsr.export.export_onnx')
+"""Examples of more than five seconds."""
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NAMES])
 def test_the_example_runs(name: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = inspect.getdoc(found(name)) or ''
-    assert '\nExamples:\n    >>> ' in text
     shutil.copytree(made, tmp_path / 'here')
     monkeypatch.chdir(tmp_path / 'here')
     monkeypatch.setenv('GRADIO_ANALYTICS_ENABLED', 'False')
