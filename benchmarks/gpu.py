@@ -45,7 +45,7 @@ TINY = {'dim': 16, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'head
 RECIPES: dict[str, dict[str, Any]] = {
     'released': {'optim_g': {'type': 'AdamW', 'lr': 2e-4, 'weight_decay': 0.01}, 'ema_decay': 0},
     'muon': {
-        'optim_g': {'type': 'pytorch_optimizer:Muon', 'lr': 0.02, 'adamw_lr': 1e-3, 'weight_decay': 0.01},
+        'optim_g': {'type': 'pytorch_optimizer:Muon', 'lr': 0.005, 'adamw_lr': 1e-3, 'weight_decay': 0.01},
         'ema_decay': 0.995,
     },
 }
