@@ -22,7 +22,7 @@ LATE = {
     ('export/graphs.py', 'onnxscript'): 'extra export',
     ('export/graphs.py', 'onnxruntime'): 'extra export',
     ('metrics/pyiqa_metric.py', 'pyiqa'): 'where a metric of it is asked for',
-    ('optim/optimizers.py', 'pytorch_optimizer'): 'extra optim',
+    ('optim/optimizers.py', 'pytorch_optimizer'): 'a second of imports, where an option file asks for it',
     ('pictures/decode.py', 'pillow_heif'): 'extra heif',
     ('commands/compare.py', 'promptir_basicsr.explain.figures'): 'extra explain',
     ('host/trainer.py', 'wandb'): 'where the option file asks for it',

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from promptir_basicsr.core.errors import OptionError, need_extra
+from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.messages import unknown
 from promptir_basicsr.core.problems import problem
 
@@ -29,7 +29,6 @@ def find_optimizer(name: object) -> type[Optimizer]:
     """
     if not isinstance(name, str) or not name.startswith(PREFIX):
         return _chosen('optimizer', name, torch.optim)
-    need_extra(f"train.optim_g.type: '{name}'", ['pytorch_optimizer'], 'optim')
     import pytorch_optimizer
 
     optimizer = _chosen('optimizer of pytorch_optimizer', name.removeprefix(PREFIX), pytorch_optimizer)

@@ -17,8 +17,8 @@ Clip = Annotated[
 ]
 
 OPTIMIZER = (
-    '`type:` any optimizer of `torch.optim` (`Adam`, `AdamW`, ...), or `pytorch_optimizer:NAME` where that package is '
-    'installed (extra `optim`), `lr`, and its arguments'
+    '`type:` any optimizer of `torch.optim` (`Adam`, `AdamW`, ...), or `pytorch_optimizer:NAME` of that package '
+    '(`pytorch_optimizer:Muon`), `lr`, and its arguments'
 )
 SCHEDULE = '`type:` a schedule and its arguments'
 

@@ -1,6 +1,5 @@
 """Optimizers by their names, and how weights are shared out among the parts of Muon."""
 
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -79,13 +78,6 @@ def test_what_is_not_an_optimizer(name: object, sentence: str) -> None:
     with pytest.raises(OptionError) as caught:
         find_optimizer(name)
     assert sentence in str(caught.value)
-
-
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'pytorch_optimizer' else find(name))
-    with pytest.raises(OptionError, match=r"needs pytorch_optimizer: pip install 'promptir_basicsr\[optim\]'"):
-        find_optimizer('pytorch_optimizer:Muon')
 
 
 def test_options_of_the_adamw_within_count_as_its_own() -> None:
