@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.small [--rounds 9]
 
-PromptIR with one block a level, as in first experiments, that of options/demo.yml, and AirNet with one group of three
-blocks: forward, L1 loss and backward in CPU seconds of the process, in turn, for a number of rounds. `of plain` is the
+PromptIR with one block a level, as in first experiments, that of options/demo.yml, AirNet with one group of three
+blocks, and the other networks of benchmarks/recipes.py: forward, L1 loss and backward in CPU seconds of the process, in turn, for a number of rounds. `of plain` is the
 median over rounds.
 """
 
@@ -16,9 +16,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from basicsr.archs import build_network
 from torch import nn
 
 from benchmarks.hardware import hardware
+from benchmarks.recipes import NETWORKS
 from promptir_basicsr.archs import AirNet, PromptIR
 from promptir_basicsr.archs.layers.formulation import set_formulation
 from promptir_basicsr.core.registry import arguments_of
@@ -39,6 +41,8 @@ def main() -> int:
     nets = [(name, partial(PromptIR, **options), batch, side) for name, options, batch, side in cases]
     nets.append((f'{demo["dim"]}, demo', partial(PromptIR, **demo), 2, 48))
     nets.append(('64, AirNet', partial(AirNet, num_groups=1, num_blocks=3), 2, 64))
+    for kind in ('backbone', 'pip', 'airnet'):
+        nets.append((f'16, {kind}', partial(build_network, {**NETWORKS[kind], 'dim': 16}), 4, 48))
     for name, build, batch, side in nets:
         plain, fast, ratio = measured(build, batch, side, rounds)
         sys.stdout.write(f'| {name} | {batch} | {side} | {plain:.3f} | {fast:.3f} | {ratio:.2f} |\n')
@@ -57,7 +61,7 @@ def measured(build: Callable[[], nn.Module], batch: int, side: int, rounds: int)
             set_formulation(net, formulation)
             net.zero_grad(set_to_none=True)
             begun = time.process_time()
-            (net(x) - x).abs().mean().backward()
+            (net(x, 0) - x).abs().mean().backward()
             if number:  # the first one warms up
                 found.append(time.process_time() - begun)
     plain, fast = seconds.values()

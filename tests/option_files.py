@@ -53,6 +53,8 @@ SMALL_OF = {
 }
 FULL_SIZE = ('promptir_allinone.yml', 'sensor.yml', *(name for name in DEMOS if name not in SMALL_OF))
 WARMED_UP = (
+    'promptir_allinone_fast.yml',
+    'promptir_5d_fast.yml',
     'promptir_5d.yml',
     'promptir_cdd11.yml',
     'promptir_allweather.yml',

@@ -14,12 +14,14 @@ from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.data.protocol import expand_protocol, load_protocol
 from promptir_basicsr.data.stages import stages_of
 from promptir_basicsr.optim.rates import rate_curve
+from promptir_basicsr.options.file import read_options
 from tests.option_files import DEMOS, OPTIONS, SHORT, SMALL, SMALL_OF, short, write_released_tree
 
 TRAINING = sorted(path.name for path in OPTIONS.glob('*.yml') if not path.name.startswith('test_'))
 TESTS = sorted(path.name for path in OPTIONS.glob('test_*.yml'))
 PROTOCOL = [name for name in TRAINING if name not in DEMOS]
-COUNTED = [name for name in PROTOCOL if name != 'airnet_allinone_released.yml']  # whose epochs are those of images
+FAST = {'promptir_allinone_fast.yml': 'promptir_allinone.yml', 'promptir_5d_fast.yml': 'promptir_5d.yml'}
+COUNTED = [name for name in PROTOCOL if name != 'airnet_allinone_released.yml' and name not in FAST]
 EPOCHS = {
     'promptir_allinone_released.yml': 120,
     'promptir_5d.yml': 120,
@@ -49,7 +51,7 @@ def run(verb, name, *changes):
 
 def read(name):
     """An option file as it reads, with the tasks of its protocols."""
-    options = load_yaml(str(OPTIONS / name))
+    options = read_options(str(OPTIONS / name))
     for key, dataset in options['datasets'].items():
         options['datasets'][key] = expand_protocol({**dataset, 'phase': key}, f'datasets.{key}')
     return options
@@ -144,7 +146,7 @@ def test_the_shares_in_the_head_of_a_file_are_those_of_its_tasks(name):
 
 @pytest.mark.parametrize('name', [*PROTOCOL, *TESTS])
 def test_training_and_test_files_refer_to_one_protocol(name):
-    datasets = load_yaml(str(OPTIONS / name))['datasets'].values()
+    datasets = read_options(str(OPTIONS / name))['datasets'].values()
     (protocol,) = {dataset['protocol'] for dataset in datasets}
     assert load_protocol(protocol).test is not None
     assert all('tasks' not in dataset for dataset in datasets)
@@ -152,6 +154,16 @@ def test_training_and_test_files_refer_to_one_protocol(name):
         trained = load_yaml(str(OPTIONS / name.removeprefix('test_')))
         assert trained['datasets']['val']['protocol'] == protocol
         assert load_yaml(str(OPTIONS / name))['network_g'] == trained['network_g']
+
+
+@pytest.mark.parametrize('name', FAST)
+def test_the_fast_recipe_has_a_third_of_the_iterations_and_the_same_data_and_network(name):
+    fast, plain = read(name), read(FAST[name])
+    assert fast['train']['total_iter'] == round(plain['train']['total_iter'] / 3)
+    assert fast['train']['pixel_opt'] == plain['train']['pixel_opt']
+    assert fast['name'] == name.removesuffix('.yml')
+    assert [fast.pop('train'), fast.pop('name')] != [plain.pop('train'), plain.pop('name')]
+    assert fast == plain
 
 
 def test_the_stages_of_pip_are_those_of_the_paper():
