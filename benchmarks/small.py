@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.small [--rounds 9]
 
 PromptIR with one block a level, as in first experiments, that of options/demo.yml, AirNet with one group of three
-blocks, and the other networks of benchmarks/recipes.py: forward, L1 loss and backward in CPU seconds of the process, in turn, for a number of rounds. `of plain` is the
-median over rounds.
+blocks, and the other networks of benchmarks/recipes.py: forward, L1 loss and backward in CPU seconds of the process, in
+turn, for a number of rounds. `of plain` is the median over rounds.
 """
 
 import argparse
