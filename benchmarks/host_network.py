@@ -16,10 +16,10 @@ import promptir_basicsr  # noqa: F401  (registers)
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from benchmarks.finetune import DEMO, run
+from benchmarks.finetune import run
 from benchmarks.hardware import hardware
 from promptir_basicsr.core.yaml_loader import load_yaml
-from tests.test_extending import merged
+from tests.test_extending import ROOT, merged
 
 ITERATIONS = 1000
 SWINIR = {
@@ -47,7 +47,7 @@ NETWORKS = {
 
 
 def options(name: str, network: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Those of the demo, with another network and budget."""
+    """Those of options/pip_demo.yml, with another network and budget."""
     changes = {
         'name': name,
         'manual_seed': seed,
@@ -55,7 +55,7 @@ def options(name: str, network: dict[str, Any], seed: int) -> dict[str, Any]:
         'train': {'total_iter': ITERATIONS, 'optim_g': {'lr': 1e-3}},
         'val': {'val_freq': ITERATIONS, 'save_img': False, 'contact_sheet': False},
     }
-    return {**merged(load_yaml(str(DEMO)), changes), 'network_g': network}
+    return {**merged(load_yaml(str(ROOT / 'options' / 'pip_demo.yml')), changes), 'network_g': network}
 
 
 def parameters(network: dict[str, Any]) -> int:

@@ -21,5 +21,6 @@ def test_the_demo_improves_every_degradation_it_has_not_seen(tmp_path):
         rows = list(csv.DictReader(file))[-6:]
     gains = {row['task']: float(row['psnr']) - float(row['input_psnr']) for row in rows}
     assert list(gains) == ['denoise', 'derain', 'dehaze', 'deblur', 'lowlight', 'average']
-    assert min(gains.values()) > 0, gains
-    assert gains['denoise'] > 2, gains
+    assert min(gains.values()) > 1.5, gains
+    likeness = {row['task']: float(row['ssim']) - float(row['input_ssim']) for row in rows}
+    assert min(likeness.values()) > 0, likeness
