@@ -3,8 +3,8 @@
     python -m benchmarks.host_network [SEED ...]
 
 Trains a small SwinIR, one with more blocks, and the small one with prompts behind two of its modules, each for the same
-iterations on the data of options/demo.yml; one to four minutes each on one core. Runs are kept in experiments/ below
-the current folder, and a finished one is not repeated.
+iterations on the data of options/pip_demo.yml; one to four minutes each on one core. Runs are kept in experiments/
+below the current folder, and a finished one is not repeated.
 """
 
 import sys

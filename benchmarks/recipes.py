@@ -11,7 +11,8 @@ are tried first, at the first budget and width, with a separate seed; that with 
 trainings with the chosen rate measure `report`, once, at their end.
 
 STUDY gets one folder a training and `recipes.csv`, a row per training, set and task. Each training is a process with
-one thread, `--jobs` at a time; what is in recipes.csv is not repeated, and a training that was stopped is resumed.
+one thread, `--jobs` at a time; what is in recipes.csv is not repeated, and a training that was stopped is resumed. The
+rows behind docs/recipes.md are in benchmarks/recipes.csv: copied into STUDY, they are continued.
 """
 
 import argparse
