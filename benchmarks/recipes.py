@@ -340,7 +340,7 @@ class Study:
         )
         for row in self.rows:
             if (row['set'], row['task'], row['seed']) == ('choose', 'average', str(SEARCH_SEED)):
-                yield f'| {" | ".join(row[name] for name in HEAD[:5])} | {row["psnr"]} |'
+                yield f'| {" | ".join(row[name] for name in HEAD[:5])} | {float(row["psnr"]):.2f} |'
 
     @staticmethod
     def ratios(rows: list[dict[str, str]]) -> dict[tuple[str, str, int, int], list[float]]:
