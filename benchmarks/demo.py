@@ -79,7 +79,7 @@ def draw(folder: Path, options: dict[str, Any], seed: int, path: Path) -> None:
         start += len(task)
     gap = np.ones((len(columns[0]), 6, 3))
     whole = np.concatenate([part for column in columns for part in (gap, column)][1:], axis=1)
-    cv2.imwrite(str(path), to_bytes(whole)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    cv2.imwrite(str(path), to_bytes(whole)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
 
 
 def main() -> None:
