@@ -305,6 +305,7 @@ def test_a_network_that_declares_nothing():
         levels=None,
         adds_prompts=False,
         contrastive=False,
+        has_encodings=False,
         released=False,
         declared_multiple=None,
         window_size=None,

@@ -13,6 +13,7 @@ import promptir_basicsr  # noqa: F401  (prepares BasicSR)
 from promptir_basicsr.checks.run import check_options
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.optim.schedules import HOST_SCHEDULERS
+from promptir_basicsr.options.file import read_options
 
 # isort: split
 from basicsr.data.data_sampler import EnlargedSampler
@@ -626,7 +627,7 @@ def test_options_of_other_models_are_held_to_what_basicsr_reads() -> None:
 @pytest.mark.parametrize('path', OPTION_FILES, ids=lambda path: path.name)
 def test_option_files_of_the_package(path: Path) -> None:
     """Nothing is wrong with them but data that is not on this machine."""
-    options = load_yaml(str(path))
+    options = read_options(str(path))
     options['num_gpu'] = 0
     problems = [str(problem) for problem in check_options(options, is_train='train' in options['datasets'])]
     assert [problem for problem in problems if not re.search('does not exist|No such file', problem)] == []

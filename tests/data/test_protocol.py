@@ -25,6 +25,7 @@ from promptir_basicsr.data.protocol import (
     protocol_names,
 )
 from promptir_basicsr.data.tasks import known_count, survey_tasks
+from promptir_basicsr.options.file import read_options
 
 ROOT = Path(__file__).parents[2]
 PAGES = {name: (ROOT / 'docs' / name).read_text() for name in ('data.md', 'protocols.md')}
@@ -564,6 +565,6 @@ def test_the_trees_are_what_the_protocols_expect(write, tmp_path) -> None:
     files = sorted((ROOT / 'options').glob('*promptir_*.yml'))
     assert len(files) >= 10
     for path in files:
-        for key, options in load_yaml(str(path))['datasets'].items():
+        for key, options in read_options(str(path))['datasets'].items():
             rooted = {**options, 'phase': key.split('_')[0], 'dataroot': str(tmp_path / options['dataroot'])}
             assert all(len(task) for task in check_dataset(rooted, key))

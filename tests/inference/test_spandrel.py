@@ -60,7 +60,7 @@ def test_spandrel_loads_our_weights(kind: str, ending: str, tmp_path: Path, x: T
     x = x[:, : model.input_channels, :, :] if 'sensor' not in options else x[..., :32, :48]
     expected = Restorer(file, device='cpu').restore(x).clamp(0, 1)
     assert (expected - x).abs().max() > 0.01
-    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=3e-6)  # convolutions of another size round differently
 
 
 def test_what_the_released_program_saves_is_loaded(tmp_path: Path, x: Tensor) -> None:

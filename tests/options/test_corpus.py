@@ -18,11 +18,14 @@ import promptir_basicsr  # noqa: F401  (prepares BasicSR)
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.host.options import parse_options
-from promptir_basicsr.options.file import read_option_file
+from promptir_basicsr.options.file import has_base, read_option_file
 
 FOLDER = Path(__file__).parents[2] / 'options'
 # The demonstrations first: their data are there, and their networks small.
-FILES = sorted(FOLDER.glob('*.yml'), key=lambda path: ('demo' not in path.name, path.name))
+FILES = sorted(
+    (path for path in FOLDER.glob('*.yml') if not has_base(str(path))),
+    key=lambda path: ('demo' not in path.name, path.name),
+)
 # Whoever writes the file names what is in them, or somebody else reads it.
 FREE = ('network_g.network', 'val.metrics')
 NEEDED = (

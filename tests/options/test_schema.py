@@ -25,7 +25,7 @@ from promptir_basicsr.options.registered import argument_meanings, section_of
 from promptir_basicsr.options.run import OWN_RUNS, HostTest, HostTraining, run_schema
 from promptir_basicsr.options.section import Section, sections_in
 from tests.checks.test_run import measuring, put, training
-from tests.options.test_corpus import FILES, OPTIONS, Option, misspelt
+from tests.options.test_corpus import FOLDER, OPTIONS, Option, misspelt
 
 DOCS = Path(__file__).parents[2] / 'docs'
 KINDS = ('network', 'loss', 'prompt loss', 'loss scaler', 'schedule', 'metric')
@@ -173,7 +173,7 @@ def test_models_of_others_have_keys_of_their_own() -> None:
 # the JSON schema, asked through another program
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize('path', sorted(FOLDER.glob('*.yml')), ids=lambda path: path.name)
 def test_correct_files_fit_the_json_schema(path: Path, validator: jsonschema.Draft7Validator) -> None:
     assert mistakes(validator, json.loads(json.dumps(load_yaml(str(path))))) == []
 
