@@ -306,8 +306,15 @@ def violations(page) -> list[str]:
     return [f'{each["id"]}: {node["html"]}' for each in found for node in each['nodes']]
 
 
-@pytest.mark.parametrize('width', [1280, 390])
-@pytest.mark.parametrize('theme', ['light', 'dark'])
+@pytest.mark.parametrize(
+    ('theme', 'width'),
+    [
+        ('light', 1280),
+        ('dark', 390),
+        pytest.param('light', 390, marks=pytest.mark.slow),
+        pytest.param('dark', 1280, marks=pytest.mark.slow),
+    ],
+)
 def test_the_accessibility_checker_finds_nothing(page, width, theme):
     page.set_viewport_size({'width': width, 'height': 844})
     page.wait_for_function('[...document.images].every((image) => image.complete)')
