@@ -4,7 +4,8 @@
 
 PromptIR with one block a level, as in first experiments, that of options/demo.yml, AirNet with one group of three
 blocks, and the other networks of benchmarks/recipes.py: forward, L1 loss and backward in CPU seconds of the process, in
-turn, for a number of rounds. `of plain` is the median over rounds.
+turn, for a number of rounds. `of plain` is the median over rounds. Below, seconds of an optimizer's step for the demo's
+network.
 """
 
 import argparse
@@ -16,6 +17,10 @@ from statistics import median
 from typing import Any
 
 import torch
+
+import promptir_basicsr  # noqa: F401  (registers)
+
+# isort: split
 from basicsr.archs import build_network
 from torch import nn
 
@@ -24,6 +29,7 @@ from benchmarks.recipes import NETWORKS
 from promptir_basicsr.archs import AirNet, PromptIR
 from promptir_basicsr.archs.layers.formulation import set_formulation
 from promptir_basicsr.core.registry import arguments_of
+from promptir_basicsr.optim.optimizers import build_optimizer
 from promptir_basicsr.options.file import find_option_file, read_options
 
 ONE_BLOCK: dict[str, Any] = {'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1}
@@ -47,8 +53,25 @@ def main() -> int:
         plain, fast, ratio = measured(build, batch, side, rounds)
         sys.stdout.write(f'| {name} | {batch} | {side} | {plain:.3f} | {fast:.3f} | {ratio:.2f} |\n')
         sys.stdout.flush()
+    train = read_options(find_option_file('demo.yml'))['train']
+    sys.stdout.write('\n| optimizer of the demo | step, s |\n|:--|--:|\n')
+    for options in (train['optim_g'], {'type': 'AdamW', 'lr': 1e-3, 'fused': True}):
+        sys.stdout.write(f'| {options["type"]} | {optimizer_step(PromptIR(**demo), options, rounds):.3f} |\n')
     sys.stdout.write(f'\n{hardware(["torch"], torch.device("cpu"))}\n')
     return 0
+
+
+def optimizer_step(net: nn.Module, options: dict[str, Any], rounds: int) -> float:
+    """Median seconds of a step."""
+    arguments = arguments_of(options)
+    optimizer = build_optimizer(options['type'], net.parameters(), **arguments)
+    net(torch.rand(1, 3, 48, 48)).mean().backward()
+    seconds = []
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        optimizer.step()
+        seconds.append(time.perf_counter() - begun)
+    return median(seconds[1:])
 
 
 def measured(build: Callable[[], nn.Module], batch: int, side: int, rounds: int) -> tuple[float, float, float]:

@@ -108,15 +108,14 @@ class Study:
         return np.array([values[self.ids == task].mean() for task in range(len(self.tasks))])
 
     def photographs(self) -> np.ndarray | None:
-        """The photograph of each sample as (n,) ids, by its name; None unless each is in several tasks."""
-        names = [Path(sample.name).stem for sample in self.samples]
-        known = list(dict.fromkeys(names))
-        tasks = {
-            name: {sample.task for sample, of in zip(self.samples, names, strict=True) if of == name} for name in known
-        }
-        if len(known) < 2 or min(map(len, tasks.values())) < 2:
+        """The photograph of each sample as (n,) ids, by its target; None unless each is in several tasks."""
+        targets = [sample.gt.numpy().tobytes() for sample in self.samples]  # names may be the same by chance
+        tasks: dict[bytes, set[str]] = {}
+        for sample, target in zip(self.samples, targets, strict=True):
+            tasks.setdefault(target, set()).add(sample.task)
+        if len(tasks) < 2 or min(map(len, tasks.values())) < 2:
             return None
-        return np.array([known.index(name) for name in names])
+        return np.array([list(tasks).index(target) for target in targets])
 
     def sizes(self) -> str:
         """Number of images in words: `10 images, 2 of each of 5 tasks`."""
