@@ -40,7 +40,7 @@ HELD_OUT = {'denoise': 4, 'derain': 3, 'dehaze': 3}
 ADAMW: dict[str, Any] = {'type': 'AdamW', 'betas': [0.9, 0.99], 'weight_decay': 0.01}
 MUON: dict[str, Any] = {'type': 'pytorch_optimizer:Muon', 'adamw_lr': 1e-3, 'weight_decay': 0.01, 'adamw_wd': 0.01}
 SOAP: dict[str, Any] = {'type': 'pytorch_optimizer:SOAP', 'weight_decay': 0.01}
-COSINE, WSD, RELEASED = 'cosine', 'wsd', 'released'
+COSINE, SUDDEN, WSD, RELEASED = 'cosine', 'cosine without warm-up', 'wsd', 'released'
 BASELINE = 'released'
 STEADY = {'ema_decay': 0.99, 'grad_clip_norm': 1.0}
 FREQUENCY = {'frequency_opt': {'type': 'FrequencyLoss', 'loss_weight': 0.1}}
@@ -81,6 +81,7 @@ RECIPES = {
     'muon_wsd': Recipe(MUON, WSD, STEADY, MUON_RATES),
     'muon_frequency': Recipe(MUON, COSINE, {**STEADY, **FREQUENCY}, MUON_RATES),
     'muon_without_ema': Recipe(MUON, COSINE, {'grad_clip_norm': 1.0}, MUON_RATES),
+    'muon_without_warmup': Recipe(MUON, SUDDEN, STEADY, MUON_RATES),
     'muon_without_clipping': Recipe(MUON, COSINE, {'ema_decay': 0.99}, MUON_RATES),
     'muon_charbonnier': Recipe(MUON, COSINE, {**STEADY, 'pixel_opt': {'type': 'CharbonnierLoss'}}, MUON_RATES),
     'muon_progressive': Recipe(MUON, COSINE, STEADY, MUON_RATES, progressive),
@@ -130,6 +131,7 @@ class Training:
         warmup, ending = max(total // 40, 1), {'type': 'LinearWarmupCosineLR', 'eta_min': 1e-6}
         schedules: dict[str, dict[str, Any]] = {
             COSINE: {**ending, 'warmup_iter': warmup},
+            SUDDEN: ending,
             RELEASED: {**ending, 'warmup_iter': max(total // 10, 1)},
             WSD: {'type': 'WarmupStableDecayLR', 'warmup_iter': warmup, 'decay_iter': max(total // 5, 1)},
         }

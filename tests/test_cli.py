@@ -208,7 +208,7 @@ def test_files_that_the_package_ships_are_found_by_name(folder: Path, capsys: py
 # damaged data
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('workers', [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_damaged_image_ends_a_training_with_one_sentence(workers: int, folder: Path) -> None:
     (folder / 'photographs').mkdir()
     for number in range(8):
@@ -237,6 +237,7 @@ multiprocessing.set_start_method('forkserver', force=True)
 """
 
 
+@pytest.mark.slow
 def test_a_training_whose_workers_come_from_a_forkserver(folder: Path) -> None:
     """Its default on Linux."""
     (folder / 'sitecustomize.py').write_text(FORKSERVER, encoding='utf-8')

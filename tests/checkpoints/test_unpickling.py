@@ -446,8 +446,8 @@ def fuzzed(folder: Path, kind: str, count: int) -> dict[str, int]:
 @pytest.mark.parametrize(
     ('kind', 'count'),
     [
-        ('weights', 100),
-        ('state', 40),
+        ('weights', 50),
+        ('state', 20),
         pytest.param('weights', 20_000, marks=pytest.mark.slow),
         pytest.param('state', 5_000, marks=pytest.mark.slow),
     ],

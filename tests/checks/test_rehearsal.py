@@ -3,8 +3,6 @@
 import json
 import logging
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 import yaml
 from torch import nn
 
+from promptir_basicsr import cli
 from promptir_basicsr.checks.check import check_file
 from promptir_basicsr.checks.rehearsal import rehearse
 from promptir_basicsr.checks.run import check_options
@@ -245,7 +244,7 @@ def test_a_training_set_without_clear_images(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize('verb', ['train', 'test', 'check'])
 def test_commands_refuse_before_anything_is_created(
-    verb: str, options: dict[str, Any], write: Callable[..., Path], photographs: Any, tmp_path: Path
+    verb: str, options: dict[str, Any], write: Callable[..., Path], photographs: Any, tmp_path: Path, capsys: Any
 ) -> None:
     write('clean/narrow.png', photographs[0][:6, :20])
     if verb == 'test':
@@ -253,12 +252,8 @@ def test_commands_refuse_before_anything_is_created(
         options['datasets'] = {'test': options['datasets']['val']}
     (tmp_path / 'tiny.yml').write_text(yaml.safe_dump(options), encoding='utf-8')
     before = sorted(tmp_path.rglob('*'))
-    result = subprocess.run(
-        [sys.executable, '-m', 'promptir_basicsr', verb, '-opt', 'tiny.yml'], capture_output=True, text=True
-    )
-    assert result.returncode == (1 if verb == 'check' else 2)
-    assert 'the 7x7 window needs at least 7x7' in result.stdout + result.stderr
-    assert 'Traceback' not in result.stderr
+    assert cli.main([verb, '-opt', 'tiny.yml']) == (1 if verb == 'check' else 2)
+    assert 'the 7x7 window needs at least 7x7' in ''.join(capsys.readouterr())
     assert sorted(tmp_path.rglob('*')) == before
 
 

@@ -381,6 +381,7 @@ def test_tasks_in_human_words():
     ]
 
 
+@pytest.mark.slow
 def test_a_network_of_one_channel(tmp_path: Path) -> None:
     network = {**PROMPTIR, 'inp_channels': 1, 'out_channels': 1}
     files = written(tmp_path, network, untrained_network(network, 1))

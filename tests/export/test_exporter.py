@@ -91,16 +91,15 @@ def run(*words: object) -> int:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`promptir.onnx` and `pip.pt2`, made by the command, with the weights and a photograph beside them."""
+    """`pip.pt2` and, of one size, `pip.onnx`, made by the command, with the weights and a photograph beside them."""
     folder = tmp_path_factory.mktemp('exported')
     before = sys.argv
     try:
-        weights = saved(promptir(), TINY, folder / 'promptir.pth', iteration=7, metrics={'psnr': 31.5})
-        assert run(weights, folder / 'promptir.onnx', '--sizes', '64x64', '2x96x128', '200x152') == 0
         network = {'network_g': {'type': 'PromptedNetwork', **PROMPTED}}  # which builds a network of BasicSR's
         (folder / 'pip.yml').write_text(yaml.safe_dump(network))
         weights = saved(prompted(), PROMPTED, folder / 'pip.pth')
         assert run(weights, folder / 'pip.pt2', '-opt', folder / 'pip.yml') == 0
+        assert run(weights, folder / 'pip.onnx', '-opt', folder / 'pip.yml', '--fixed', '40x33') == 0
     finally:
         sys.argv = before
     Image.fromarray(skimage.data.chelsea()[60:161, 110:231]).save(folder / 'photograph.png')
@@ -115,6 +114,9 @@ def blocks(page: str) -> list[str]:
 @pytest.mark.slow
 def test_onnx_by_the_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    weights = saved(promptir(), TINY, folder / 'promptir.pth', iteration=7, metrics={'psnr': 31.5})
+    assert run(weights, 'promptir.onnx', '--sizes', '64x64', '2x96x128', '200x152') == 0
     names: dict[str, Any] = {}
     exec(blocks('export.md')[0], names)
     assert names['network'] == 'PromptIR'
@@ -154,8 +156,15 @@ def test_torch_by_the_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(found, restore_images(net, images, degradation=mixtures), rtol=0, atol=1e-4)
 
 
+def test_onnx_of_one_size(folder: Path) -> None:
+    images = seeded_image((1, 3, 40, 33))
+    mixtures = torch.rand(1, 5, generator=torch.Generator().manual_seed(1))
+    found = run_onnx((folder / 'pip.onnx').read_bytes())(images, mixtures)
+    torch.testing.assert_close(found, restore_images(prompted(), images, degradation=mixtures), rtol=0, atol=1e-4)
+
+
 def test_nothing_of_this_machine_is_in_the_files(folder: Path) -> None:
-    for name in ('promptir.onnx', 'pip.pt2'):
+    for name in ('pip.onnx', 'pip.pt2'):
         content = (folder / name).read_bytes()
         for place in (ROOT, Path(torch.__file__).parents[1], folder):
             assert str(place).encode() not in content

@@ -176,11 +176,11 @@ def test_weights_of_the_hub_restore(hub: ThreadingHTTPServer, run: Path, tmp_pat
     program = (
         'import sys, numpy as np\n'
         'from promptir_basicsr.inference import Restorer\n'
-        'restored = Restorer.from_pretrained(sys.argv[1]).restore(np.load("image.npy"))\n'
-        'np.save("restored.npy", restored)'
+        'for number, source in enumerate(sys.argv[1:]):\n'
+        '    np.save(f"{number}.npy", Restorer.from_pretrained(source).restore(np.load("image.npy")))'
     )
 
-    def restored(source: str, program: str = program) -> subprocess.CompletedProcess[str]:
+    def restored(*sources: str, program: str = program) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith('_proxy')}
         environment |= {
             'PYTHONPATH': str(Path(__file__).parents[2]),
@@ -188,18 +188,16 @@ def test_weights_of_the_hub_restore(hub: ThreadingHTTPServer, run: Path, tmp_pat
             'HF_HOME': str(tmp_path / 'cache'),
             'HF_HUB_OFFLINE': '0',
         }
-        command = [sys.executable, '-c', program, source]
+        command = [sys.executable, '-c', program, *sources]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     expected = Restorer(run / 'models' / 'net_g_best.pth').restore(IMAGE)
-    for source in ('me/model', 'me/model@v1'):
-        done = restored(source)
-        assert done.returncode == 0, done.stderr
-        np.testing.assert_array_equal(np.load(tmp_path / 'restored.npy'), expected)
+    lost = restored('me/model', 'me/model@v1', 'me/other')
+    for number in range(2):
+        np.testing.assert_array_equal(np.load(tmp_path / f'{number}.npy'), expected)
     assert '/me/model/resolve/v1/model.safetensors' in hub.RequestHandlerClass.asked
-    lost = restored('me/other')
     assert "'me/other' does not exist as a file or folder, and a repository of this name" in lost.stderr
-    absent = restored('me/model', f'import sys; sys.modules["huggingface_hub"] = None\n{program}')
+    absent = restored('me/model', program=f'import sys; sys.modules["huggingface_hub"] = None\n{program}')
     assert "run pip install 'promptir_basicsr[hub]'" in absent.stderr
 
 

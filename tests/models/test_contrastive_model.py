@@ -375,6 +375,7 @@ def half(rank: int, folder: str) -> None:
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_queue_of_all_keys(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(half, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1))

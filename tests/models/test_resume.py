@@ -228,8 +228,10 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('at', [2, 4, 5])
+@pytest.mark.parametrize(
+    ('at', 'workers'),
+    [(2, 0), (4, 2), (5, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 2), (4, 0), (5, 0)))],
+)
 def test_a_training_in_stages_resumes_to_the_same_weights(
     at: int, workers: int, staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,7 +442,10 @@ def test_changed_arguments_of_the_optimizer_count(alone: Path, tmp_path: Path, m
     assert 'Changed from iteration 9 on: optim_g.betas unset -> [0.5, 0.9].' in log(tmp_path)
 
 
-@pytest.mark.parametrize(('kind', 'options'), [('Muon', {'lr': 0.02, 'adamw_lr': 1e-3}), ('SOAP', {'lr': 1e-3})])
+@pytest.mark.parametrize(
+    ('kind', 'options'),
+    [('Muon', {'lr': 0.02, 'adamw_lr': 1e-3}), pytest.param('SOAP', {'lr': 1e-3}, marks=pytest.mark.slow)],
+)
 def test_trainings_with_third_party_optimizers_resume_to_the_same_weights(
     kind: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

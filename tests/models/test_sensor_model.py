@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 import promptir_basicsr  # noqa: F401  (registers)
+from promptir_basicsr import cli
 
 # isort: split
 from basicsr.archs import build_network
@@ -480,8 +481,8 @@ def test_wrong_options_of_a_network_with_a_sensor(tmp_path, trained, changes, me
     assert any(message in problem for problem in problems_of(opt))
 
 
-def test_a_run_from_the_command_line_is_resumed_without_the_sensors_own_file(tmp_path, trained):
-    """The real command: train PIP with a sensor, lose the sensor's own file, go on from the state."""
+def test_a_run_is_resumed_without_the_sensors_own_file(tmp_path, trained, monkeypatch):
+    """Train PIP with a sensor, lose the sensor's own file, go on from the state."""
     opt = pip_options(tmp_path, trained, val__labels='sensor')
     opt['datasets']['train'].update(batch_size_per_gpu=1, num_worker_per_gpu=0)
     opt['datasets']['train'].pop('phase'), opt['datasets']['val'].pop('phase')
@@ -492,21 +493,15 @@ def test_a_run_from_the_command_line_is_resumed_without_the_sensors_own_file(tmp
     options['logger'] = {'print_freq': 1, 'save_checkpoint_freq': 2, 'use_tb_logger': False}
     (tmp_path / 'pip.yml').write_text(json.dumps(options))
 
-    def train(*more):
-        command = [sys.executable, '-m', 'promptir_basicsr', 'train', '-opt', 'pip.yml', *more]
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-
-    done = train()
-    assert done.returncode == 0, done.stderr[-2000:]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(['train', '-opt', 'pip.yml']) == 0
     run = tmp_path / 'experiments' / 'run'
     first = torch.load(run / 'models' / 'net_g_2.pth', weights_only=True)['params']
     saved = torch.load(trained, weights_only=True)['params_ema']
     assert torch.equal(first['sensor.classifier.bias'], saved['classifier.bias'])
     state = f'path:resume_state={run / "training_states" / "2.state"}'
     changes = [state, 'train:total_iter=4', 'path:pretrain_network_sensor=~']
-    done = train('--force_yml', *changes)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert cli.main(['train', '-opt', 'pip.yml', '--force_yml', *changes]) == 0
     last = torch.load(run / 'models' / 'net_g_4.pth', weights_only=True)['params']
     assert torch.equal(last['sensor.classifier.bias'], saved['classifier.bias'])
     assert not torch.equal(last['output.weight'], first['output.weight'])

@@ -74,7 +74,7 @@ STAGES = [{'until': n, 'gt_size': 16 + n % 4 * 4, 'batch_size_per_gpu': 2 + n % 
     ('name', 'stages'),
     [
         ('SIGINT', []),
-        ('SIGTERM', [*STAGES, {}]),
+        pytest.param('SIGTERM', [*STAGES, {}], marks=pytest.mark.slow),
         pytest.param('SIGTERM', [], marks=pytest.mark.slow),
         pytest.param('SIGUSR1', [], marks=pytest.mark.slow),
     ],

@@ -32,7 +32,9 @@ def in_double(model: Any) -> Any:
 
 
 @pytest.mark.parametrize('scaler', [None, {}], ids=['plain', 'loss_scaler'])
-@pytest.mark.parametrize(('images', 'parts'), [(4, 2), (4, 4), (4, 3), (2, 5)])
+@pytest.mark.parametrize(
+    ('images', 'parts'), [(4, 3), (2, 5), *(pytest.param(4, parts, marks=pytest.mark.slow) for parts in (2, 4))]
+)
 def test_a_batch_in_parts_has_the_gradient_and_the_log_of_the_whole(
     tmp_path: Path, images: int, parts: int, scaler: dict[str, Any] | None
 ) -> None:

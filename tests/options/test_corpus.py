@@ -158,6 +158,7 @@ def once_each() -> list[Option]:
 
 
 OPTIONS = once_each()
+PARTS = [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2))]
 TYPED = [option for option in OPTIONS if '&' not in option.text]  # what has an alias elsewhere stays
 SCALARS = [option for option in OPTIONS if option.name in OUT_OF_RANGE]
 
@@ -213,7 +214,7 @@ def test_the_corpus_has_its_documented_size() -> None:
     assert {option.file.name for option in OPTIONS} >= {'demo.yml', 'pip_demo.yml', 'sensor_demo.yml', 'pip_nafnet.yml'}
 
 
-@pytest.mark.parametrize('part', range(3))
+@pytest.mark.parametrize('part', PARTS)
 def test_every_key_misspelt(part: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = []
     for option in OPTIONS[part::3]:
@@ -224,7 +225,7 @@ def test_every_key_misspelt(part: int, folder: Path, monkeypatch: pytest.MonkeyP
     assert silent == []
 
 
-@pytest.mark.parametrize('part', range(3))
+@pytest.mark.parametrize('part', PARTS)
 def test_every_key_mistyped(part: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = []
     for option in TYPED[part::3]:
