@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from promptir_basicsr.archs.layers.conditioning import SENSOR_PREFIX
 from promptir_basicsr.archs.traits import growable_axes, traits_of, unwrapped
 from promptir_basicsr.checkpoints.matching import with_queue
-from promptir_basicsr.checkpoints.reading import named_as, read_weight_file, readings
+from promptir_basicsr.checkpoints.reading import WeightFile, named_as, read_weight_file, readings
 from promptir_basicsr.core.errors import OptionError, raise_problems
 from promptir_basicsr.core.messages import first_few
 from promptir_basicsr.core.problems import Keys, Problem, problem
@@ -140,7 +140,7 @@ def start_problems(options: Mapping[str, Any], is_train: bool = True) -> list[Pr
         if net is None:
             read_weight_file(path, WEIGHTS)
             return []
-        weights, _ = read_weights(path, (key,), net)
+        weights, _, _ = read_weights(path, (key,), net)
         complete = with_prompts(weights, net)
         if not is_train and complete.keys() != weights.keys():
             message = (
@@ -269,7 +269,7 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 def read_weights(
     path: str, keys: Sequence[str | None], net: nn.Module, where: Keys = WEIGHTS
-) -> tuple[dict[str, Tensor], str]:
+) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """Read weights for a network, by its names, from a file of any layout.
 
     Args:
@@ -280,27 +280,27 @@ def read_weights(
         where: the option that names the file, for messages.
 
     Returns:
-        The weights on the CPU, and their key; '' without a key.
+        The weights on the CPU; their key, '' without a key; the file's metadata.
 
     Raises:
         OptionError: the file cannot be read, or has no such weights.
     """
-    weights, key = _chosen(path, keys, where)
+    file = read_weight_file(path, where)
+    key = _chosen(file, keys, where)
     # The backbone of a PromptedNetwork and the sensor of a network may have separate files.
     known = {name.removeprefix('network.') for name in net.state_dict()} | net.state_dict().keys()
-    return named_as(weights, known | {f'{SENSOR_PREFIX}{name}' for name in known}), key
+    return named_as(file.sets[key], known | {f'{SENSOR_PREFIX}{name}' for name in known}), key, file.metadata
 
 
-def _chosen(path: str, keys: Sequence[str | None], where: Keys) -> tuple[dict[str, Tensor], str]:
-    """The weights of a file by their original names, and their key."""
-    file = read_weight_file(path, where)
+def _chosen(file: WeightFile, keys: Sequence[str | None], where: Keys) -> str:
+    """The key of the weights of a file."""
     usual = (*keys, 'params', '', *(['state_dict'] if file.layout == 'official' else []))
     key = next((key for key in usual if key in file.sets), None)
     if key is None:
         option = ('path', 'param_key_g') if where == WEIGHTS else where
         found = f"'{file.path}' has no weights under '{keys[0]}'. Set `param_key_g: {next(iter(file.sets))}`."
         raise OptionError(problem(option, found))
-    return file.sets[key], key
+    return key
 
 
 def load_sensor(nets: Sequence[nn.Module], paths: Mapping[str, Any]) -> None:
@@ -363,7 +363,8 @@ def _source(paths: Mapping[str, Any]) -> tuple[str, bool]:
     """The file of the sensor's weights or '', and whether it is the file of the whole network."""
     own, whole = paths.get('pretrain_network_sensor'), paths.get('pretrain_network_g')
     if whole and (paths.get('resume_state') or not own):
-        weights, _ = _chosen(whole, (paths.get('param_key_g', 'params'),), WEIGHTS)
+        file = read_weight_file(whole, WEIGHTS)
+        weights = file.sets[_chosen(file, (paths.get('param_key_g', 'params'),), WEIGHTS)]
         if any(name.startswith(SENSOR_PREFIX) for _, named, _ in readings(weights) for name in named):
             return whole, True
     return (os.path.expanduser(own), False) if own else ('', False)
@@ -371,7 +372,7 @@ def _source(paths: Mapping[str, Any]) -> tuple[str, bool]:
 
 def _read(path: str, sensor: nn.Module) -> dict[str, Tensor]:
     """Read a sensor's weights from a checkpoint of SensorModel, averaged ones first, or of a network with a sensor."""
-    weights, _ = read_weights(path, ('params_ema', 'params'), sensor, SENSOR_WEIGHTS)
+    weights, _, _ = read_weights(path, ('params_ema', 'params'), sensor, SENSOR_WEIGHTS)
     inside = {
         name.removeprefix(SENSOR_PREFIX): part for name, part in weights.items() if name.startswith(SENSOR_PREFIX)
     }

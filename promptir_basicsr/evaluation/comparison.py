@@ -99,11 +99,11 @@ def compare(
     Args:
         metrics: names of the metrics to show. Default: all that every result has.
         published: a protocol, whose published rows come first.
-        seeds: merge results that differ only by seed and name into one row.
+        seeds: merge results that differ only by seed and name into one row; tests, by the seed of their training.
         anyway: also compare results that are not comparable; the reasons become notes.
 
     Raises:
-        OptionError: the results are not comparable, or have nothing in common.
+        OptionError: the results are not comparable, have nothing in common, or two of a row have the same seed.
     """
     common = [name for name in results[0].metrics if all(name in each.metrics for each in results)]
     metrics = list(metrics or common)
@@ -187,6 +187,15 @@ def _over_seeds(entries: Sequence[Entry]) -> list[Entry]:
         groups.setdefault(entry.facts.get('recipe') or number, []).append(entry)
     merged = []
     for group in groups.values():
+        names: dict[Any, str] = {}
+        for each in group:
+            seed = each.facts.get('seed')
+            if seed in names:
+                raise OptionError(
+                    f"--seeds: '{names[seed]}' and '{each.name}' have the same options and the same seed, {seed}. "
+                    'Omit one of them.'
+                )
+            names[seed] = each.name
         keys = [key for key in group[0].values if all(key in each.values for each in group)]
         values = {key: statistics.fmean(each.values[key] for each in group) for key in keys}
         spread = {key: statistics.stdev(each.values[key] for each in group) for key in keys} if len(group) > 1 else {}

@@ -31,6 +31,7 @@ def training_metadata(
     epoch: int | None,
     metrics: Mapping[str, Any] | None,
     best: Mapping[str, Any] | None,
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Metadata of a checkpoint as mappings, lists, numbers and strings, which every reader of weights accepts.
 
@@ -41,6 +42,7 @@ def training_metadata(
         epoch: of the iteration, from 0.
         metrics: of the last validation, from `measured` or `last_measured`.
         best: metric, value and iter of the best average so far.
+        facts: facts about the run, of which seed and recipe are kept.
     """
     training = (opt.get('datasets') or {}).get('train') or {}
     tasks = _tasks(training)
@@ -49,6 +51,8 @@ def training_metadata(
         'name': opt.get('name'),
         'iteration': iteration,
         'epoch': epoch,
+        'seed': facts.get('seed'),
+        'recipe': facts.get('recipe'),
         'protocol': training.get('protocol'),
         'tasks': [str(task.get('name') or task.get('type')) for task in tasks],
         'degradations': traits_of(net).degradations or types,
@@ -59,13 +63,19 @@ def training_metadata(
     return plain({'format': FORMAT, 'package': __version__, 'network_g': without_folder(opt['network_g']), **told})
 
 
-def run_facts(opt: Mapping[str, Any], net: nn.Module, device: torch.device) -> dict[str, Any]:
+def run_facts(
+    opt: Mapping[str, Any], net: nn.Module, device: torch.device, origin: Mapping[str, Any]
+) -> dict[str, Any]:
     """Facts about a run that its results depend on, for `results.json`.
+
+    `recipe` is the same for runs that differ only in seed and name, and for tests of their weights with the same
+    options. The seed of a test is that of the training.
 
     Args:
         opt: the options of the run.
         net: the network, without wrappers.
         device: of the network.
+        origin: metadata of the file from which the network's weights are.
     """
     sets = opt.get('datasets') or {}
     train = sets.get('train') or {}
@@ -76,18 +86,22 @@ def run_facts(opt: Mapping[str, Any], net: nn.Module, device: torch.device) -> d
         'network_g': plain(without_folder(opt['network_g'])),
         'protocol': train.get('protocol')
         or next((each['protocol'] for each in measured if each.get('protocol')), None),
-        'seed': opt.get('manual_seed'),
+        'seed': opt.get('manual_seed') if opt['is_train'] else origin.get('seed', opt.get('manual_seed')),
         'weights': None if opt['is_train'] else opt['path'].get('pretrain_network_g'),
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU',
     }
+    varied = {key: opt.get(key) for key in ('precision', 'formulation', 'activation_checkpointing', 'world_size')}
     if opt['is_train']:
         data = {key: value for key, value in train.items() if key != 'seed'}
-        varied = ('precision', 'formulation', 'activation_checkpointing', 'world_size')
-        recipe = [opt['network_g'], opt['train'], data, {key: opt.get(key) for key in varied}]
-        text = json.dumps(recipe, sort_keys=True, default=str)
         facts['total_iter'] = opt['train']['total_iter']
-        facts['recipe'] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        facts['recipe'] = _hashed([opt['network_g'], opt['train'], data, varied])
+    elif 'recipe' in origin:
+        facts['recipe'] = _hashed([origin['recipe'], opt['network_g'], opt.get('val'), measured, varied])
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _hashed(options: Any) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def operations_of(network: Mapping[str, Any]) -> float | None:

@@ -117,11 +117,12 @@ class PromptModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.run, self.is_measuring = Run(), False
         self._for_any_size: dict[nn.Module, nn.Module] = {}
+        self._origin: dict[str, Any] = {}
         super().__init__(opt)
         self.load_sensor()
         self.report = self.report_class(opt)
         given = {**opt, 'train': {**opt['train'], **self._recipe}} if self.is_train else opt
-        self.report.facts = run_facts(given, self.get_bare_model(self.net_g), self.device)
+        self.report.facts = run_facts(given, self.get_bare_model(self.net_g), self.device, self._origin)
         self._best_file = os.path.join(opt['path'].get('models') or '', 'net_g_best.json')
         if self.is_train:
             if opt['path'].get('resume_state'):
@@ -356,7 +357,7 @@ class PromptModel(SRModel):
         bare, paths = self.get_bare_model(net), self.opt['path']
         resuming = paths.get('resume_state') and 'network_g' not in (paths.get('ignore_resume_networks') or ())
         where = ('path', 'resume_state') if resuming else WEIGHTS
-        weights, key = read_weights(load_path, (param_key, paths.get('param_key_g')), bare, where)
+        weights, key, self._origin = read_weights(load_path, (param_key, paths.get('param_key_g')), bare, where)
         logger.info(f'Loading {type(bare).__name__} model from {load_path} ({key or "a bare state dict"}).')
         # Weights that the file lacks come from the trained network, so both networks have the same ones.
         weights = with_prompts(weights, self.get_bare_model(self.net_g))

@@ -118,7 +118,7 @@ class TrainingState:
         else:  # the table does not have the validation yet
             iteration = report.best['iter'] if report.best else self.iteration
             metrics = measured(iteration, [*report.rows, *report.totals()])
-        return training_metadata(self.opt, net, iteration, epoch, metrics, report.best)
+        return training_metadata(self.opt, net, iteration, epoch, metrics, report.best, report.facts)
 
     def problems(self, state: Mapping[str, Any], net: nn.Module) -> list[Problem]:
         """Reasons why these options cannot resume the training of a state."""

@@ -108,6 +108,21 @@ def test_basicsr_reads_weights_that_have_metadata(trained: Path) -> None:
         assert torch.equal(net.gain, torch.load(path, weights_only=True)[key]['gain'])
 
 
+def test_tests_of_weights_that_differ_only_by_seed_have_one_recipe(tmp_path: Path) -> None:
+    facts = []
+    for seed, rate, multiple in ((0, 1e-3, 8), (1, 1e-3, 8), (2, 2e-3, 8), (0, 1e-3, 16)):
+        root = tmp_path / str(len(facts))
+        opt = run_options(root, network_g={'type': 'GainNet'}, manual_seed=seed, train__optim_g__lr=rate)
+        build_model(opt).save(epoch=0, current_iter=1)
+        opt = run_options(root, is_train=False, network_g={'type': 'GainNet'}, val__size_multiple=multiple)
+        opt['path']['pretrain_network_g'] = str(root / 'models' / 'net_g_1.pth')
+        facts.append(build_model(opt).report.facts)
+    first, second, other_training, other_test = (each['recipe'] for each in facts)
+    assert first == second
+    assert len({first, other_training, other_test}) == 3
+    assert [each['seed'] for each in facts] == [0, 1, 2, 0]
+
+
 def test_a_network_is_built_from_the_metadata_of_its_training(tmp_path: Path) -> None:
     opt = run_options(tmp_path, network_g={**NETWORK, 'num_prompts': 3})
     build_model(opt).save(epoch=0, current_iter=1)
@@ -120,7 +135,7 @@ def test_a_network_is_built_from_the_metadata_of_its_training(tmp_path: Path) ->
 def test_names_of_degradations_are_the_networks() -> None:
     with torch.device('meta'):
         net = PIPRestormer(dim=8, num_blocks=(1, 1, 1, 1), num_degradations=2, degradations=('rain', 'snow'))
-    found = training_metadata({'network_g': {'type': 'PIPRestormer'}}, net, 5, 1, None, None)
+    found = training_metadata({'network_g': {'type': 'PIPRestormer'}}, net, 5, 1, None, None, {})
     assert found['degradations'] == ['rain', 'snow']
     assert (found['iteration'], found['epoch']) == (5, 1)
     assert not {'metrics', 'best', 'protocol', 'name', 'tasks'} & found.keys()
@@ -128,7 +143,7 @@ def test_names_of_degradations_are_the_networks() -> None:
 
 def test_a_protocol_is_named_with_its_tasks() -> None:
     opt = {'network_g': {'type': 'GainNet'}, 'datasets': {'train': {'type': 'AllInOneDataset', 'protocol': '5d_adair'}}}
-    found = training_metadata(opt, nn.Linear(1, 1), 1, None, None, None)
+    found = training_metadata(opt, nn.Linear(1, 1), 1, None, None, None, {})
     assert found['protocol'] == '5d_adair'
     assert {'denoise', 'derain', 'dehaze', 'deblur', 'lowlight'} == set(found['degradations'])
     assert len(found['tasks']) >= 5
