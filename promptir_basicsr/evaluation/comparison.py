@@ -125,10 +125,11 @@ def compare(
         advice = 'Omit these runs, or compare them anyway with --anyway.'
         raise OptionError([f'not comparable: {reason}' for reason in reasons] + [advice])
     entries = [_entry(each, tasks, metrics) for each in results]
+    rows_of = {each.name: each.name for each in entries}
     if seeds:
-        entries = _over_seeds(entries)
+        entries = _over_seeds(entries, rows_of)
     notes = [f'Not comparable: {reason}' for reason in reasons]
-    notes += [f'{each.name}: {remark}' for each in results for remark in each.remarks]
+    notes += dict.fromkeys(f'{rows_of[each.name]}: {remark}' for each in results for remark in each.remarks)
     notes += [f'{row.name}: {row.facts["source"]}.' for row in printed]
     lower = [name for name in metrics if any(name in each.lower_is_better for each in results)]
     rows = [_averaged(row, tasks, metrics) for row in printed] + entries
@@ -181,7 +182,8 @@ def _averaged(entry: Entry, tasks: Sequence[str], metrics: Sequence[str]) -> Ent
     return Entry(entry.name, entry.facts, values, entry.spread, entry.runs)
 
 
-def _over_seeds(entries: Sequence[Entry]) -> list[Entry]:
+def _over_seeds(entries: Sequence[Entry], rows_of: dict[str, str]) -> list[Entry]:
+    """Merge entries; `rows_of` gets the name of each entry's row."""
     groups: dict[Any, list[Entry]] = {}
     for number, entry in enumerate(entries):
         groups.setdefault(entry.facts.get('recipe') or number, []).append(entry)
@@ -195,7 +197,7 @@ def _over_seeds(entries: Sequence[Entry]) -> list[Entry]:
                     f"--seeds: '{names[seed]}' and '{each.name}' have the same options and the same seed, {seed}. "
                     'Omit one of them.'
                 )
-            names[seed] = each.name
+            names[seed], rows_of[each.name] = each.name, group[0].name
         keys = [key for key in group[0].values if all(key in each.values for each in group)]
         values = {key: statistics.fmean(each.values[key] for each in group) for key in keys}
         spread = {key: statistics.stdev(each.values[key] for each in group) for key in keys} if len(group) > 1 else {}

@@ -112,6 +112,9 @@ def test_seeds_become_one_row() -> None:
     assert first.spread[AVERAGE, 'psnr'] == pytest.approx(statistics.stdev(values))
     assert (other.runs, other.spread) == (1, {})
     assert '| s0 (3 seeds) | **30.30 ± 0.26** / ' in as_markdown(compare([*seeds, C], seeds=True))
+    labelled = [replace(each, remarks=['Labels: true.']) for each in seeds]
+    assert compare([*labelled, C], seeds=True).notes == ['s0: Labels: true.']
+    assert compare(labelled).notes == [f's{n}: Labels: true.' for n in range(3)]
     again = run('again', [30.0, 30.0], [0.9, 0.9], recipe='same', seed=1)
     with pytest.raises(OptionError, match=r"'s1' and 'again' have the same options and the same seed, 1\. Omit one"):
         compare([*seeds, again], seeds=True)
