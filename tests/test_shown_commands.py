@@ -34,7 +34,12 @@ EXPLAINED = runpy.run_path(str(ROOT / 'docs' / 'site' / 'hook.py'))['EXPLAINED']
 PAGE_OF = {verb: EXPLAINED.get(verb, f'{verb}.md') for verb in VERBS}
 MISSPELT = 'basicsr retore'  # whose message is timed
 # Option files that stand for the reader's, and files that other programs write.
-IMAGINED = {('docs/check.md', 'example.yml'), ('docs/options.md', 'my.yml'), ('docs/check.md', 'options.yml')}
+IMAGINED = {
+    ('docs/airnet.md', 'probe.yml'),
+    ('docs/check.md', 'example.yml'),
+    ('docs/options.md', 'my.yml'),
+    ('docs/check.md', 'options.yml'),
+}
 
 
 def of(commands: list[Command], wanted: Callable[[Command], object]) -> list[Command]:
