@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -22,6 +23,10 @@ from promptir_basicsr.core.version import __version__
 from promptir_basicsr.data.protocol import expand_protocol
 
 _SIDE = 256
+_OF_NO_EFFECT = frozenset(
+    'seed name num_worker_per_gpu prefetch_mode num_prefetch_queue pin_memory persistent_workers'.split()
+)
+"""Options of a training set that a recipe does not depend on."""
 
 
 def training_metadata(
@@ -68,8 +73,8 @@ def run_facts(
 ) -> dict[str, Any]:
     """Facts about a run that its results depend on, for `results.json`.
 
-    `recipe` is the same for runs that differ only in seed and name, and for tests of their weights with the same
-    options. The seed of a test is that of the training.
+    `recipe` is the same for runs that differ only in seed, name, and where their data are and how they are loaded, and
+    for tests of their weights with the same options. The seed of a test is that of the training.
 
     Args:
         opt: the options of the run.
@@ -92,7 +97,7 @@ def run_facts(
     }
     varied = {key: opt.get(key) for key in ('precision', 'formulation', 'activation_checkpointing', 'world_size')}
     if opt['is_train']:
-        data = {key: value for key, value in train.items() if key != 'seed'}
+        data = {key: value for key, value in train.items() if key not in _OF_NO_EFFECT}
         facts['total_iter'] = opt['train']['total_iter']
         facts['recipe'] = _hashed([opt['network_g'], opt['train'], data, varied])
     elif 'recipe' in origin:
@@ -101,7 +106,16 @@ def run_facts(
 
 
 def _hashed(options: Any) -> str:
-    return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_placeless(options), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _placeless(options: Any) -> Any:
+    """Options in which paths are the names of their files and folders."""
+    if isinstance(options, Mapping):
+        return {key: _placeless(value) for key, value in options.items()}
+    if isinstance(options, list | tuple):
+        return [_placeless(value) for value in options]
+    return os.path.basename(options.rstrip('/')) if isinstance(options, str) else options
 
 
 def operations_of(network: Mapping[str, Any]) -> float | None:
