@@ -99,7 +99,8 @@ def compare(
     Args:
         metrics: names of the metrics to show. Default: all that every result has.
         published: a protocol, whose published rows come first.
-        seeds: merge results with the same recipe into one row, which differ only by seed, name and folder; tests, by the seed of their training.
+        seeds: merge results with the same recipe, which differ only by seed, name and folder, into one row; tests, by
+            the seed of their training.
         anyway: also compare results that are not comparable; the reasons become notes.
 
     Raises:
