@@ -171,9 +171,9 @@ def test_latex_compiles(tmp_path: Path) -> None:
     table = as_latex(compare([A, B, replace(C, name=r'50% $x_1$ #{a}~^\&')], published='3d'))
     document = rf'\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{table}\end{{document}}'
     (tmp_path / 'table.tex').write_text(document, encoding='utf-8')
-    tex = shutil.which('pdflatex')
-    if tex is None:
-        pytest.skip('no TeX')
+    tex, find = shutil.which('pdflatex'), shutil.which('kpsewhich')
+    if not tex or not find or subprocess.run([find, 'booktabs.sty'], capture_output=True).returncode:
+        pytest.skip('no TeX with booktabs')
     done = subprocess.run([tex, '-halt-on-error', 'table.tex'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
 

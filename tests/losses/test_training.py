@@ -231,7 +231,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     for log, of_both in zip(logs, first['logs'], strict=True):
         assert of_both == pytest.approx(log, rel=1e-4)
     # so that a run goes on with any number of processes
-    assert first['losses'] == second['losses'] == pytest.approx(alone.loss_scaler.state_dict()['losses'], rel=1e-4)
+    assert first['losses'] == second['losses'] == pytest.approx(alone.step.loss_scaler.state_dict()['losses'], rel=1e-4)
     for name, value in state_of(alone).items():
         assert torch.equal(first['net'][name], second['net'][name])
         torch.testing.assert_close(first['net'][name], value, rtol=1e-4, atol=1e-6)
