@@ -95,13 +95,14 @@ def run_facts(
         'weights': None if opt['is_train'] else opt['path'].get('pretrain_network_g'),
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU',
     }
-    varied = {key: opt.get(key) for key in ('precision', 'formulation', 'activation_checkpointing', 'world_size')}
+    numbers = {key: opt.get(key) for key in ('precision', 'formulation')}
     if opt['is_train']:
         data = {key: value for key, value in train.items() if key not in _OF_NO_EFFECT}
         facts['total_iter'] = opt['train']['total_iter']
-        facts['recipe'] = _hashed([opt['network_g'], opt['train'], data, varied])
+        numbers |= {key: opt.get(key) for key in ('activation_checkpointing', 'world_size')}
+        facts['recipe'] = _hashed([opt['network_g'], opt['train'], data, numbers])
     elif 'recipe' in origin:
-        facts['recipe'] = _hashed([origin['recipe'], opt['network_g'], opt.get('val'), measured, varied])
+        facts['recipe'] = _hashed([origin['recipe'], opt['network_g'], opt.get('val'), measured, numbers])
     return {key: value for key, value in facts.items() if value is not None}
 
 
