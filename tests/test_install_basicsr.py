@@ -24,6 +24,12 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / ('Scripts' if os.name == 'nt' else 'bin') / 'python')
 
 
+@pytest.fixture(autouse=True)
+def no_other_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new environment finds nothing of this one's."""
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+
+
 def source_distribution(folder: Path) -> Path:
     """A small one of the same form, whose setup.py must not run."""
     root = folder / f'basicsr-{install_basicsr.VERSION}'

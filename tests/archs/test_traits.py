@@ -144,7 +144,7 @@ def test_every_registered_network_is_in_the_lists():
         if kind.__module__.startswith(('basicsr.', 'promptir_basicsr.'))
     }
     listed = {name for name, _ in RESTORERS} | set(OTHERS) | set(UNBUILT)
-    assert registered == listed
+    assert registered - {'StyleGAN2GeneratorBilinear'} == listed  # of BasicSR's master, as StyleGAN2Generator
 
 
 @pytest.mark.parametrize(('name', 'options'), RESTORERS, ids=[f'{n}{i}' for i, (n, _) in enumerate(RESTORERS)])
