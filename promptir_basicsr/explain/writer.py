@@ -115,7 +115,8 @@ class Study:
             tasks.setdefault(target, set()).add(sample.task)
         if len(tasks) < 2 or min(map(len, tasks.values())) < 2:
             return None
-        return np.array([list(tasks).index(target) for target in targets])
+        ids = {target: number for number, target in enumerate(tasks)}
+        return np.array([ids[target] for target in targets])
 
     def sizes(self) -> str:
         """Number of images in words: `10 images, 2 of each of 5 tasks`."""
