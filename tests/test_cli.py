@@ -19,6 +19,7 @@ from promptir_basicsr import cli
 # isort: split
 from basicsr.utils.registry import ARCH_REGISTRY
 
+from tests.forked import basicsr
 from tests.tiny_training import TINY_TRAINING
 
 CONSOLE = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable)))]
@@ -218,7 +219,7 @@ def test_a_damaged_image_ends_a_training_with_one_sentence(workers: int, folder:
     options = TRAINING.replace("'skimage://', files: [astronaut.png]", 'photographs')
     options = options.replace('num_worker_per_gpu: 0', f'num_worker_per_gpu: {workers}').replace('iter: 4', 'iter: 40')
     (folder / 'tiny.yml').write_text(options, encoding='utf-8')
-    process = run(MODULE, 'train', '-opt', 'tiny.yml')
+    process = basicsr('train', '-opt', 'tiny.yml')
     assert process.returncode == 1
     said = (
         "task 'derain': photographs/3.png: not a readable image (700 bytes). Replace the file, or remove it from the "
@@ -256,7 +257,7 @@ def test_the_test_verb_measures_below_the_current_folder(folder: Path) -> None:
     (folder / 'photographs').mkdir()
     skimage.io.imsave(folder / 'photographs' / 'cat.png', skimage.data.chelsea()[100:140, 100:150])
     (folder / 'test.yml').write_text(TEST, encoding='utf-8')
-    process = run(MODULE, 'test', '-opt', 'test.yml')
+    process = basicsr('test', '-opt', 'test.yml')
     assert process.returncode == 0, process.stderr
     assert sorted(os.listdir()) == ['photographs', 'results', 'test.yml']
     numbers = (folder / 'results' / 'tiny_test' / 'metrics.csv').read_text(encoding='utf-8')

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from promptir_basicsr.checks.report import ERROR, Finding, Report
 from promptir_basicsr.commands.check import print_report
 from promptir_basicsr.core.problems import Kind
 from promptir_basicsr.data.sources import FolderSource
+from tests.forked import basicsr
 
 # isort: split
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
@@ -145,9 +145,7 @@ def text(report: Report, width: int, terminal: bool = False) -> list[str]:
 
 def test_a_right_training_as_a_program_sees_it(tree: Path) -> None:
     before = everything(tree)
-    command = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable))), 'check', '-opt', 'tiny.yml']
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    process = subprocess.run([*command, '--json', '--workers', '2'], env=environment, capture_output=True, text=True)
+    process = basicsr('check', '-opt', 'tiny.yml', '--json', '--workers', '2')
     assert (process.returncode, process.stderr) == (0, '')
     report = json.loads(process.stdout)
     assert (report['schema'], report['right'], report['training'], report['decoded']) == (1, True, True, True)

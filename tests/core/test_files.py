@@ -1,19 +1,23 @@
 import ast
 import os
+import resource
 import secrets
 import signal
 import stat
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
+import torch
 
 import promptir_basicsr
+from promptir_basicsr.checkpoints.folder import atomic_save
 from promptir_basicsr.core.errors import SaveError
 from promptir_basicsr.core.files import atomic_folder, atomic_write, fitting_name, is_unfinished
+from tests.forked import called
 
 PACKAGE = Path(promptir_basicsr.__file__).parent
 
@@ -161,22 +165,18 @@ def test_a_folder_is_replaced_or_left(tmp_path: Path) -> None:
     assert names(tmp_path / 'folder') == ['second']
 
 
-KILLED = """
-import os, signal
-from promptir_basicsr.core.files import atomic_write
+def killed_as_it_writes() -> None:
+    def write(file: IO[bytes]) -> None:
+        file.write(b'half' * 100_000)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def write(file):
-    file.write(b'half' * 100_000)
-    file.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-atomic_write(write, 'target')
-"""
+    atomic_write(write, 'target')
 
 
 def test_a_kill_leaves_nothing_but_a_file_of_the_pattern(tmp_path: Path) -> None:
     (tmp_path / 'target').write_text('before')
-    assert subprocess.run([sys.executable, '-c', KILLED], cwd=tmp_path).returncode == -signal.SIGKILL
+    assert called(killed_as_it_writes, cwd=tmp_path).returncode == -signal.SIGKILL
     left, target = names(tmp_path)
     assert is_unfinished(left)
     assert target == 'target'
@@ -189,27 +189,21 @@ def test_only_names_of_the_pattern_are_unfinished_files() -> None:
         assert not is_unfinished(name)
 
 
-FULL = """
-import resource, sys, torch
-from promptir_basicsr.checkpoints.folder import atomic_save
-from promptir_basicsr.core.errors import SaveError
-from promptir_basicsr.core.files import atomic_write
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-tensors = {'weight': torch.zeros(50_000)}
-for write, content, name in ((atomic_save, tensors, 'net.pth'), (atomic_write, 'x' * 200_000, 'a.csv')):
-    try:
-        write(content, name)
-    except SaveError as error:
-        sys.stdout.write(f'{error}\\n')
-"""
+def writes_too_much() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    tensors = {'weight': torch.zeros(50_000)}
+    for write, content, name in ((atomic_save, tensors, 'net.pth'), (atomic_write, 'x' * 200_000, 'a.csv')):
+        try:
+            write(content, name)
+        except SaveError as error:
+            sys.stdout.write(f'{error}\n')
 
 
 def test_a_file_that_does_not_fit_is_reported_with_its_size(tmp_path: Path) -> None:
     """By a system call that fails."""
     for name in ('net.pth', 'a.csv'):
         (tmp_path / name).write_text('before')
-    said = subprocess.check_output([sys.executable, '-c', FULL], cwd=tmp_path, text=True).splitlines()
+    said = called(writes_too_much, cwd=tmp_path).stdout.splitlines()
     for line, name in zip(said, ('net.pth', 'a.csv'), strict=True):
         assert line.startswith(f"'{name}' could not be written: File too large. It needs 0.2 MB, ")
         assert line.endswith('see `ulimit -f`. Existing files are unchanged.')

@@ -1,36 +1,35 @@
 """A folder is one process's until it lets go or ends; what a crash leaves behind stops nobody."""
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from promptir_basicsr.core.locks import FolderLock, LockedError
+from tests.forked import CONTEXT, called
 
-HOLD = """
-import sys
-from promptir_basicsr.core.locks import FolderLock
-lock = FolderLock(sys.argv[1])
-print('held', flush=True)
-sys.stdin.read()
-"""
+
+def hold(folder: str, held: Connection) -> None:
+    lock = FolderLock(folder)
+    held.send('held')
+    held.poll(None)
+    lock.release()
 
 
 @contextmanager
-def held_by_another(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def held_by_another(folder: Path) -> Iterator[BaseProcess]:
     """Another process that holds the lock of a folder until the end of the block."""
-    with subprocess.Popen(
-        [sys.executable, '-c', HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == 'held\n'
-        yield process
-        process.kill()
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=hold, args=(str(folder), there))
+    process.start()
+    assert here.recv() == 'held'
+    yield process
+    process.kill()
+    process.join()
 
 
 def test_another_process_is_named(tmp_path: Path) -> None:
@@ -43,8 +42,8 @@ def test_another_process_is_named(tmp_path: Path) -> None:
 
 def test_a_crash_leaves_no_lock(tmp_path: Path) -> None:
     with held_by_another(tmp_path / 'run') as process:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         FolderLock(str(tmp_path / 'run')).release()
     assert list(tmp_path.iterdir()) == []
 
@@ -67,9 +66,7 @@ def test_the_lock_outlives_a_renamed_folder_and_children_that_end(tmp_path: Path
     if not child:
         os._exit(0)  # closes its copies of all files
     os.waitpid(child, 0)
-    code = 'import sys; from promptir_basicsr.core.locks import FolderLock; FolderLock(sys.argv[1])'
-    done = subprocess.run([sys.executable, '-c', code, str(folder)], capture_output=True, text=True)
-    assert 'LockedError' in done.stderr
+    assert 'LockedError' in called(FolderLock, str(folder)).stderr
     lock.release()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from promptir_basicsr import cli
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.export.publish import find_source, publish
 from promptir_basicsr.inference import Restorer
+from tests.forked import basicsr, called
 from tests.tiny_training import TINY_TRAINING
 
 VALIDATION = """
@@ -44,9 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options['val'] = {'val_freq': 2, 'contact_sheet': True, 'best_metric': 'psnr', 'save_img': False, 'pbar': False}
     options['val']['metrics'] = {'psnr': {'type': 'calculate_paper_psnr'}, 'ssim': {'type': 'calculate_paper_ssim'}}
     (folder / 'a.yml').write_text(yaml.safe_dump(options))
-    command = [sys.executable, '-m', 'promptir_basicsr', 'train', '-opt', 'a.yml']
-    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = basicsr('train', '-opt', 'a.yml', cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / 'experiments' / 'tiny'
 
@@ -170,34 +168,33 @@ def hub(published: Path) -> Iterator[ThreadingHTTPServer]:
         server.shutdown()
 
 
+def restore_with(sources: list[str], hub: bool = True) -> None:
+    """Restore image.npy by weights of each source, in a process that has not read the environment of the Hub yet."""
+    assert 'huggingface_hub' not in sys.modules
+    if not hub:
+        sys.modules['huggingface_hub'] = None  # type: ignore[assignment]
+    for number, source in enumerate(sources):
+        np.save(f'{number}.npy', Restorer.from_pretrained(source).restore(np.load('image.npy')))
+
+
 def test_weights_of_the_hub_restore(hub: ThreadingHTTPServer, run: Path, tmp_path: Path) -> None:
     pytest.importorskip('huggingface_hub')
     np.save(tmp_path / 'image.npy', IMAGE)
-    program = (
-        'import sys, numpy as np\n'
-        'from promptir_basicsr.inference import Restorer\n'
-        'for number, source in enumerate(sys.argv[1:]):\n'
-        '    np.save(f"{number}.npy", Restorer.from_pretrained(source).restore(np.load("image.npy")))'
-    )
-
-    def restored(*sources: str, program: str = program) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith('_proxy')}
-        environment |= {
-            'PYTHONPATH': str(Path(__file__).parents[2]),
-            'HF_ENDPOINT': f'http://127.0.0.1:{hub.server_port}',
-            'HF_HOME': str(tmp_path / 'cache'),
-            'HF_HUB_OFFLINE': '0',
-        }
-        command = [sys.executable, '-c', program, *sources]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith('_proxy')}
+    environment |= {
+        'HF_ENDPOINT': f'http://127.0.0.1:{hub.server_port}',
+        'HF_HOME': str(tmp_path / 'cache'),
+        'HF_HUB_OFFLINE': '0',
+    }
 
     expected = Restorer(run / 'models' / 'net_g_best.pth').restore(IMAGE)
-    lost = restored('me/model', 'me/model@v1', 'me/other')
+    sources = ['me/model', 'me/model@v1', 'me/other']
+    lost = called(restore_with, sources, cwd=tmp_path, env=environment)
     for number in range(2):
         np.testing.assert_array_equal(np.load(tmp_path / f'{number}.npy'), expected)
     assert '/me/model/resolve/v1/model.safetensors' in hub.RequestHandlerClass.asked
     assert "'me/other' does not exist as a file or folder, and a repository of this name" in lost.stderr
-    absent = restored('me/model', program=f'import sys; sys.modules["huggingface_hub"] = None\n{program}')
+    absent = called(restore_with, ['me/model'], False, cwd=tmp_path, env=environment)
     assert "run pip install 'promptir_basicsr[hub]'" in absent.stderr
 
 

@@ -4,7 +4,6 @@ import copy
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,16 @@ from promptir_basicsr.host.resume import find_state, load_resume_state
 # isort: split
 from basicsr.models.base_model import BaseModel
 
+from tests.forked import basicsr
 from tests.tiny_training import TINY_TRAINING
 
-CONSOLE = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable)))]
-MODULE = [sys.executable, '-m', 'promptir_basicsr']
 OPTIONS = TINY_TRAINING.replace('{type: FixedLR}', '{type: LinearWarmupCosineLR, warmup_iter: 1}\n  ema_decay: 0.9')
 
 
-def train(folder: Path, *words: str, command: list[str] = CONSOLE) -> str:
+def train(folder: Path, *words: str) -> str:
     """Run a training in a folder; what it says."""
     (folder / 'tiny.yml').write_text(OPTIONS, encoding='utf-8')
-    process = subprocess.run(
-        [*command, 'train', '-opt', 'tiny.yml', *words],
-        cwd=folder,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    process = basicsr('train', '-opt', 'tiny.yml', *words, cwd=folder)
     assert process.returncode == 0, process.stderr
     return process.stdout + process.stderr
 
@@ -90,7 +81,7 @@ def test_both_ways_to_resume_reach_the_end(stopped: Path, tmp_path: Path) -> Non
     assert copied.endswith(OPTIONS)
 
     named = shutil.copytree(stopped, tmp_path / 'named')
-    said = train(named, '--force_yml', 'path:resume_state=experiments/tiny/training_states/2.state', command=MODULE)
+    said = train(named, '--force_yml', 'path:resume_state=experiments/tiny/training_states/2.state')
     assert iterations(said) == [3, 4]
     assert 'Resuming training from epoch: 0, iter: 2.' in said
     assert files(named) == run_files('experiments', 2, 4)

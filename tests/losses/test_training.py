@@ -1,9 +1,6 @@
 """All losses and the loss scaler in PromptModel: the log, the gradient, a resume, several processes."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from basicsr.models import build_model
 from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.losses import decorrelation
 from promptir_basicsr.models.batch import Batch, run_network
+from tests.forked import basicsr
 from tests.models.model_options import NETWORK, run_options
 from tests.models.step_data import distribute
 from tests.tiny_training import TINY_TRAINING
@@ -180,14 +178,7 @@ def test_a_run_without_the_scaler_resumes_from_a_state_with_it(tmp_path: Path) -
 
 def test_a_training_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / 'tiny.yml').write_text(OPTIONS, encoding='utf-8')
-    process = subprocess.run(
-        [sys.executable, '-m', 'promptir_basicsr', 'train', '-opt', 'tiny.yml'],
-        cwd=tmp_path,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    process = basicsr('train', '-opt', 'tiny.yml', cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     lines = [line for line in (process.stdout + process.stderr).splitlines() if 'l_pix:' in line]
     values = [dict(re.findall(r'(\w+): (\d\.\d+e[-+]\d+)', line)) for line in lines]

@@ -1,10 +1,6 @@
 """Train as `basicsr train` does, killed at random moments and continued each time until it ends.
 
-`python killed_training.py FOLDER PROCESSES [KILLS SHARE UNINTERRUPTED]` trains by the options FOLDER/run.yml, in
-FOLDER, and writes FOLDER/kills.json: where each kill struck, how many calls of Python's functions each phase of the
-training took, how long all of it. UNINTERRUPTED is such a file of a training that was not killed; kills strike at
-random in SHARE of its calls, of each phase in turn, or of its seconds. Each training is a fork of this process, which
-has everything imported.
+Each training is a fork of this process, which has everything imported.
 """
 
 import json
@@ -136,10 +132,14 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main() -> int:
-    folder, processes, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    share, uninterrupted = float(sys.argv[4]), json.loads(Path(sys.argv[5]).read_text()) if kills else {}
-    os.chdir(folder)
+def main(processes: int, kills: int, share: float, alone: Path) -> int:
+    """Train by the options run.yml in the current folder.
+
+    Writes kills.json: where each kill struck, how many calls of Python's functions each phase of the training took, how
+    long all of it. `alone` is such a file of a training that was not killed; kills strike at random in `share` of its
+    calls, of each phase in turn, or of its seconds.
+    """
+    uninterrupted = json.loads(alone.read_text()) if kills else {}
     draw, struck = random.Random(kills), []
     start = time.monotonic()
     while True:
@@ -160,7 +160,3 @@ def main() -> int:
         json.dumps({'struck': struck, 'calls': json.loads(said.splitlines()[0]), 'seconds': seconds})
     )
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

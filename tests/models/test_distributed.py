@@ -29,6 +29,7 @@ from basicsr.utils.logger import initialized_logger
 
 from promptir_basicsr.data.sampler import EpochSampler
 from promptir_basicsr.runtime.recompute import set_blocks
+from tests.forked import Fork
 from tests.models.model_options import NETWORK
 from tests.models.step_data import PIP
 from tests.tiny_training import written
@@ -137,12 +138,28 @@ def running(folder: Path) -> list[int]:
     return found
 
 
-def torchrun(folder: Path, opt: dict[str, Any], verb: str = 'train', *words: str) -> str:
+def torchrun(folder: Path, opt: dict[str, Any]) -> str:
     """What two processes say that end well."""
-    command = [*TORCHRUN, *MODULE, verb]
-    status, said = finish(start(folder, opt, command, *words, '--launcher', 'pytorch'), folder)
+    command = [*TORCHRUN, *MODULE, 'train']
+    status, said = finish(start(folder, opt, command, '--launcher', 'pytorch'), folder)
     assert status == 0, said
     return said
+
+
+def together(verb: str, *runs: tuple[Path, dict[str, Any]]) -> list[tuple[int, str]]:
+    """Statuses and words of processes with the environment that torchrun gives them; a folder and options of each."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        shared = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free.getsockname()[1])}
+    shared |= dict.fromkeys(('WORLD_SIZE', 'LOCAL_WORLD_SIZE'), str(len(runs)))
+    words, forks, said = [verb, '-opt', 'run.yml', '--launcher', 'pytorch'], [], []
+    for rank, (folder, opt) in enumerate(runs):
+        folder.mkdir(exist_ok=True)
+        (folder / 'run.yml').write_text(yaml.safe_dump(opt, sort_keys=False), encoding='utf-8')
+        environment = {**os.environ, **shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank)}
+        said.append(folder / f'said{rank}.txt')
+        forks.append(Fork(cli.main, words, cwd=folder, out=said[-1], env=environment))
+    return [(fork.wait(), path.read_text(encoding='utf-8')) for fork, path in zip(forks, said, strict=True)]
 
 
 def alone(folder: Path, opt: dict[str, Any], monkeypatch: pytest.MonkeyPatch, verb: str = 'train') -> None:
@@ -252,7 +269,8 @@ def test_two_processes_measure_what_one_measures(
         val__metrics__ssim={'type': 'calculate_paper_ssim'},
     )
     alone(tmp_path / 'one', opt, monkeypatch, 'test')
-    torchrun(tmp_path / 'two', opt, 'test')
+    ended = together('test', (tmp_path / 'two', opt), (tmp_path / 'two', opt))
+    assert [status for status, _ in ended] == [0, 0], ended
     two, one = (written(tmp_path / folder / 'results' / 'run') for folder in ('two', 'one'))
     assert two == one
     assert len([name for name in one if name.endswith('_restored.png')]) == 8 + 3  # and a comparison a task
@@ -312,29 +330,11 @@ def test_slurm_trains_as_torchrun_does(trained: tuple[Path, str], images: Path, 
 
 def test_processes_with_other_options_end_at_once(images: Path, tmp_path: Path) -> None:
     """On machines that see different files, for example; they would wait for each other until the time limit."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        start(
-            tmp_path / str(rank),
-            options(images),
-            [sys.executable, *MODULE, 'train'],
-            *('--launcher', 'pytorch', '--force_yml', f'train:ema_decay=0.{rank + 1}'),
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE='2',
-            LOCAL_WORLD_SIZE='2',
-            MASTER_ADDR='127.0.0.1',
-            MASTER_PORT=port,
-        )
-        for rank in (0, 1)
-    ]
-    for rank, process in enumerate(processes):
-        status, said = finish(process, tmp_path / str(rank), 60)
+    runs = [(tmp_path / str(decay), options(images, train__ema_decay=decay)) for decay in (0.8, 0.9)]
+    for (folder, _), (status, said) in zip(runs, together('train', *runs), strict=True):
         assert status == 2, said
         assert '-opt: the options of process 1 on ' in said
-        assert not (tmp_path / str(rank) / 'experiments').exists()
+        assert not (folder / 'experiments').exists()
 
 
 def until(folder: Path, text: str, process: subprocess.Popen, timeout: float = 180) -> str:

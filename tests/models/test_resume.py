@@ -17,9 +17,10 @@ import yaml
 from skimage import data, io
 
 from promptir_basicsr import cli
+from tests.forked import called
+from tests.models import killed_training
 
 TESTS = Path(__file__).parents[1]
-DRIVER = str(Path(__file__).with_name('killed_training.py'))
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(TESTS.parent)}
 NETWORKS = {
     'DropNet': {'type': 'DropNet'},
@@ -84,13 +85,7 @@ def options(folder: Path, network: str = 'DropNet', **changes: Any) -> dict[str,
 
 def killed(folder: Path, processes: int = 1, kills: int = 0, share: float = 0, alone: Path = Path()) -> list[str]:
     """Train to the end, over so many kills, each in a share of what was left alone; see `killed_training`."""
-    done = subprocess.run(
-        [sys.executable, DRIVER, *map(str, (folder, processes, kills, share, alone / 'kills.json'))],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = called(killed_training.main, processes, kills, share, alone / 'kills.json', cwd=folder, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / 'kills.json').read_text())['struck']
 

@@ -5,7 +5,6 @@ Every key is misspelt and mistyped, those that have to be there are taken out, n
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from promptir_basicsr.core.errors import OptionError
 from promptir_basicsr.core.yaml_loader import load_yaml
 from promptir_basicsr.host.options import parse_options
 from promptir_basicsr.options.file import has_base, read_option_file
+from tests.forked import basicsr
 
 FOLDER = Path(__file__).parents[2] / 'options'
 # The demonstrations first: their data are there, and their networks small.
@@ -281,11 +281,7 @@ def test_the_command_refuses_and_starts_nothing(verb: str, place: str, value: st
     file = FOLDER / ('test_promptir_5d.yml' if verb == 'test' else 'demo.yml')
     option = next(option for option in options_of(file) if option.place == place)
     Path('wrong.yml').write_text(option.with_value(value), encoding='utf-8')
-    basicsr = Path(sys.executable).with_name('basicsr')
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    ended = subprocess.run(
-        [str(basicsr), verb, '-opt', 'wrong.yml'], env=environment, capture_output=True, text=True, timeout=120
-    )
+    ended = basicsr(verb, '-opt', 'wrong.yml')
     assert ended.returncode == (1 if verb == 'check' else 2), ended.stderr
     output = ended.stdout if verb == 'check' else ended.stderr
     assert f'wrong.yml:{option.line}: {said}' in output
