@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import multiprocessing
 import os
 import secrets
 import signal
@@ -381,14 +382,15 @@ def worker_init_fn(worker_id: int, num_workers: int, rank: int, seed: int) -> No
     # The parent ends its workers by SIGTERM and waits. Only sigwaitinfo reports the sender; macOS lacks it.
     if hasattr(signal, 'sigwaitinfo'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_wait_for_end, daemon=True).start()
+        parent = multiprocessing.parent_process()  # to the system, workers of a forkserver are the server's
+        threading.Thread(target=_wait_for_end, args=(parent.pid if parent else os.getppid(),), daemon=True).start()
 
 
-def _wait_for_end() -> None:
+def _wait_for_end(parent: int) -> None:
     others = 0
     while others < 2:
         sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
-        others += 1 if sender != os.getppid() else 2
+        others += 1 if sender != parent else 2
     os._exit(0)
 
 

@@ -1,5 +1,6 @@
 """A training that gets a signal finishes its iteration, saves, and ends with status 3. The trainings are real ones."""
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from promptir_basicsr import cli
 from promptir_basicsr.host.trainer import worker_init_fn
 from promptir_basicsr.models.signals import StopSignals
+from tests.forked import CONTEXT
 from tests.models.test_resume import ENVIRONMENT, assert_same_end, options
 
 COMMAND = [str(shutil.which('basicsr', path=os.path.dirname(sys.executable))), 'train', '-opt', 'run.yml']
@@ -220,11 +224,22 @@ def test_a_worker_outlives_the_first_signal_only(name: str, status: int) -> None
     assert os.waitstatus_to_exitcode(ended[1]) == status
 
 
-def test_a_worker_ends_when_its_parent_terminates_it() -> None:
-    """A parent that ends with an error waits for it."""
-    child = worker()
-    os.kill(child, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+def endless_worker(ready: Connection) -> None:
+    worker_init_fn(0, 1, 0, 0)
+    ready.send('ready')
+    time.sleep(600)
+
+
+@pytest.mark.parametrize('context', [multiprocessing.get_context('fork'), CONTEXT], ids=['fork', 'forkserver'])
+def test_a_worker_ends_when_its_parent_terminates_it(context: BaseContext) -> None:
+    """A parent that ends with an error waits for it. To the system, the server is the parent of its forks."""
+    here, there = context.Pipe()
+    process = context.Process(target=endless_worker, args=(there,))
+    process.start()
+    assert here.recv() == 'ready'
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_signals_are_checked_with_the_options(tmp_path: Path, monkeypatch, capsys) -> None:
