@@ -145,6 +145,7 @@ def test_an_impossible_size_is_refused(text: str) -> None:
         parse_size(text)
 
 
+@pytest.mark.slow
 def test_a_profile_has_every_kind_and_the_parts_of_a_real_run(capsys: pytest.CaptureFixture[str]) -> None:
     profile_step.main('--tiny --device cpu --size 32 --iterations 4 --images 1 --network pip'.split())
     kinds, parts, hardware = capsys.readouterr().out.split('\n\n')
@@ -210,6 +211,7 @@ def test_bytes_of_a_block() -> None:
     assert roofline.traffic(CrossBlock(8, 12, 2.0), (x, prompt), x) == (forward, backward)
 
 
+@pytest.mark.slow
 def test_the_roofline_is_a_share_of_given_peaks(capsys: pytest.CaptureFixture[str]) -> None:
     roofline.main(
         '--tiny --device cpu --networks promptir pip --sizes 32 --rounds 1 --peak-flops 1e12 --bandwidth 1e9'.split()

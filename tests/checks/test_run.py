@@ -387,7 +387,7 @@ def test_a_missing_section_does_not_hide_the_mistakes_of_others() -> None:
 @pytest.mark.parametrize(
     ('wrong', 'fits'),
     [
-        ({'nonsense': 1}, ''),
+        pytest.param({'nonsense': 1}, '', marks=pytest.mark.slow),
         pytest.param(['nonsense'], '', marks=pytest.mark.slow),
         (
             -1,

@@ -117,7 +117,8 @@ def test_forked_workers(way, workers, options, expected) -> None:
     assert epochs(options[way], workers, 'fork') == expected
 
 
-@pytest.mark.parametrize('method', ['spawn', 'forkserver'])  # the default of macOS and Windows; of Python 3.14
+# The default of macOS and Windows; of Python 3.14.
+@pytest.mark.parametrize('method', [pytest.param('spawn', marks=pytest.mark.slow), 'forkserver'])
 def test_workers_that_start_from_nothing(method, options, expected) -> None:
     assert epochs(options['raw'], 2, method) == expected
 
