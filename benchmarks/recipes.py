@@ -41,7 +41,7 @@ ADAMW: dict[str, Any] = {'type': 'AdamW', 'betas': [0.9, 0.99], 'weight_decay': 
 MUON: dict[str, Any] = {'type': 'pytorch_optimizer:Muon', 'adamw_lr': 1e-3, 'weight_decay': 0.01, 'adamw_wd': 0.01}
 SOAP: dict[str, Any] = {'type': 'pytorch_optimizer:SOAP', 'weight_decay': 0.01}
 COSINE, SUDDEN, WSD, RELEASED = 'cosine', 'cosine without warm-up', 'wsd', 'released'
-BASELINE = 'released'
+BASELINE, FULL = 'released', 'muon'
 STEADY = {'ema_decay': 0.99, 'grad_clip_norm': 1.0}
 FREQUENCY = {'frequency_opt': {'type': 'FrequencyLoss', 'loss_weight': 0.1}}
 DECORRELATION = {'prompt_opt': {'type': 'PromptDecorrelationLoss'}}
@@ -218,6 +218,7 @@ HEAD = [
     'ssim',
     'input_psnr',
 ]
+PLACE = ('network', 'dim', 'budget', 'seed', 'task')
 
 
 def tasks(data: Path, part: str) -> list[dict[str, Any]]:
@@ -313,7 +314,9 @@ class Study:
         )
 
     def tables(self) -> Iterator[str]:
-        """Markdown: PSNR of `report`, mean and range over seeds; patches relative to `released`; PSNR of the search."""
+        """Markdown: PSNR of `report`, mean and range over seeds, also less that of `muon` with the same seed; patches
+        relative to `released`; PSNR of the search.
+        """
         reported = [row for row in self.rows if row['set'] == 'report']
         names = list(dict.fromkeys(row['task'] for row in reported))
         yield f'| network | recipe | dim | iterations | rate | seeds | {" | ".join(names)} | range |'
@@ -329,8 +332,20 @@ class Study:
             averages = values['average']
             cells = ' | '.join(f'{mean(values[name]):.2f}' for name in names)
             yield f'| {" | ".join(key)} | {len(averages)} | {cells} | {spread(averages)} |'
+        full = {tuple(row[name] for name in PLACE): float(row['psnr']) for row in reported if row['recipe'] == FULL}
+        changes: dict[tuple[str, ...], dict[str, list[float]]] = {}
+        for row in reported:
+            place = tuple(row[name] for name in PLACE)
+            if place in full and row['recipe'].startswith(f'{FULL}_'):
+                key = row['network'], row['recipe'], row['dim'], row['budget']
+                changes.setdefault(key, {}).setdefault(row['task'], []).append(float(row['psnr']) - full[place])
         inputs = {row['task']: float(row['input_psnr']) for row in reported}
         yield f'| input | | | | | | {" | ".join(f"{inputs[name]:.2f}" for name in names)} | |'
+        yield from ('', f'| network | recipe | dim | iterations | {" | ".join(names)}, less {FULL} | range |')
+        yield '|:--|:--|--:|--:|' + '--:|' * (len(names) + 1)
+        for key, values in changes.items():
+            cells = ' | '.join(f'{mean(values[name]):+.2f}' for name in names)
+            yield f'| {" | ".join(key)} | {cells} | {spread(values["average"])} |'
         yield from ('', f'| network | recipe | dim | iterations of {BASELINE} | patches relative to it | range |')
         yield '|:--|:--|--:|--:|--:|--:|'
         for (network, recipe, dim, budget), found in self.ratios(reported).items():
@@ -346,7 +361,8 @@ class Study:
 
     @staticmethod
     def ratios(rows: list[dict[str, str]]) -> dict[tuple[str, str, int, int], list[float]]:
-        """Of each seed, iterations for the PSNR of the released recipe's end, relative to the released recipe's.
+        """Of recipes with several budgets and each seed, iterations for the PSNR of the released recipe's end, relative
+        to the released recipe's.
 
         Between two budgets of a recipe, PSNR is taken as linear in the logarithm of the iterations. Where the recipe's
         smallest budget is better already, it counts: the ratio is at most that. Where its largest is worse, the seed is
@@ -360,7 +376,8 @@ class Study:
         found: dict[tuple[str, str, int, int], list[float]] = {}
         for (network, recipe, dim, seed), curve in ends.items():
             known = sorted(curve.items())
-            released = ends.get((network, BASELINE, dim, seed), {}) if recipe != BASELINE else {}
+            compared = recipe != BASELINE and len(known) > 1
+            released = ends.get((network, BASELINE, dim, seed), {}) if compared else {}
             for budget, wanted in sorted(released.items()):
                 needed: float | None = known[0][0] if wanted <= known[0][1] else None
                 for (low, before), (high, after) in pairwise(known):
@@ -372,11 +389,16 @@ class Study:
 
 
 def draw(rows: list[dict[str, str]], network: str, dim: int, path: Path) -> None:
-    """PSNR on `report` by patches of a training, a panel a task: means, and bars from the least to the most seed."""
+    """PSNR on `report` by patches of a training, a panel a task, of recipes with several budgets.
+
+    Means, and bars from the least to the most seed.
+    """
     from matplotlib.figure import Figure
 
     mine = [row for row in rows if (row['set'], row['network'], row['dim']) == ('report', network, str(dim))]
-    names, recipes = (list(dict.fromkeys(row[key] for row in mine)) for key in ('task', 'recipe'))
+    names = list(dict.fromkeys(row['task'] for row in mine))
+    budgets = {row['recipe']: {other['budget'] for other in mine if other['recipe'] == row['recipe']} for row in mine}
+    recipes = [recipe for recipe, known in budgets.items() if len(known) > 1]
     figure = Figure((2.6 * len(names), 2.8), layout='constrained')
     for axes, task in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         here = [row for row in mine if row['task'] == task]
