@@ -1,6 +1,6 @@
 """A training step of small networks in the fast formulation, against the plain one, as a Markdown table.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.small [--rounds 9]
+    OMP_NUM_THREADS=1 python -m benchmarks.small [--rounds 9] [--only demo]
 
 PromptIR with one block a level, as in first experiments, that of options/demo.yml, AirNet with one group of three
 blocks, and the other networks of benchmarks/recipes.py: forward, L1 loss and backward in CPU seconds of the process, in
@@ -39,7 +39,9 @@ CASES = [(dim, 4 if side < 128 else 1, side) for dim in (16, 24, 32) for side in
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument('--only', default='', metavar='WORD', help='networks whose first column contains the word')
+    args = parser.parse_args()
+    rounds = args.rounds
     sys.stdout.write('| dim | batch | crop | plain, s | fast, s | of plain |\n|:--|--:|--:|--:|--:|--:|\n')
     demo = arguments_of(read_options(find_option_file('demo.yml'))['network_g'])
     cases = [(str(dim), {**ONE_BLOCK, 'dim': dim}, batch, side) for dim, batch, side in CASES]
@@ -49,7 +51,7 @@ def main() -> int:
     nets.append(('64, AirNet', partial(AirNet, num_groups=1, num_blocks=3), 2, 64))
     for kind in ('backbone', 'pip', 'airnet'):
         nets.append((f'16, {kind}', partial(build_network, {**NETWORKS[kind], 'dim': 16}), 4, 48))
-    for name, build, batch, side in nets:
+    for name, build, batch, side in [net for net in nets if args.only in net[0]]:
         plain, fast, ratio = measured(build, batch, side, rounds)
         sys.stdout.write(f'| {name} | {batch} | {side} | {plain:.3f} | {fast:.3f} | {ratio:.2f} |\n')
         sys.stdout.flush()
