@@ -24,6 +24,8 @@ package = $(1)/bin/$(INSTALL) --no-deps --no-build-isolation -e . && \
 # Small tensors gain little from a second thread, and threads that wait for each other stall where other processes use
 # the cores. The demo gets two where a second core is idle.
 test slow master latest oldest: export OMP_NUM_THREADS = 1
+# The processes that tests start read the compiled bytecode of the first ones.
+test slow master latest oldest: export PYTHONDONTWRITEBYTECODE =
 # On Linux, glibc puts large tensors into huge pages: a step takes less time, its numbers are the same.
 demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 demo: export OMP_NUM_THREADS = $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() - os.getloadavg()[0] > 0.8))')
