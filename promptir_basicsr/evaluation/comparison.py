@@ -128,7 +128,7 @@ def compare(
     entries = [_entry(each, tasks, metrics) for each in results]
     rows_of = {each.name: each.name for each in entries}
     if seeds:
-        entries = _over_seeds(entries, rows_of)
+        entries, rows_of = _over_seeds(entries)
     notes = [f'Not comparable: {reason}' for reason in reasons]
     notes += dict.fromkeys(f'{rows_of[each.name]}: {remark}' for each in results for remark in each.remarks)
     notes += [f'{row.name}: {row.facts["source"]}.' for row in printed]
@@ -183,8 +183,9 @@ def _averaged(entry: Entry, tasks: Sequence[str], metrics: Sequence[str]) -> Ent
     return Entry(entry.name, entry.facts, values, entry.spread, entry.runs)
 
 
-def _over_seeds(entries: Sequence[Entry], rows_of: dict[str, str]) -> list[Entry]:
-    """Merge entries; `rows_of` gets the name of each entry's row."""
+def _over_seeds(entries: Sequence[Entry]) -> tuple[list[Entry], dict[str, str]]:
+    """Return merged entries, and the name of each entry's row."""
+    rows_of = {}
     groups: dict[Any, list[Entry]] = {}
     for number, entry in enumerate(entries):
         groups.setdefault(entry.facts.get('recipe') or number, []).append(entry)
@@ -203,7 +204,7 @@ def _over_seeds(entries: Sequence[Entry], rows_of: dict[str, str]) -> list[Entry
         values = {key: statistics.fmean(each.values[key] for each in group) for key in keys}
         spread = {key: statistics.stdev(each.values[key] for each in group) for key in keys} if len(group) > 1 else {}
         merged.append(Entry(group[0].name, group[0].facts, values, spread, len(group)))
-    return merged
+    return merged, rows_of
 
 
 def _published(protocol: str) -> list[Entry]:
