@@ -26,7 +26,7 @@ package = $(1)/bin/$(INSTALL) --no-deps --no-build-isolation -e . && \
 test slow master latest oldest: export OMP_NUM_THREADS = 1
 # The processes that tests start read the compiled bytecode of the first ones.
 test slow master latest oldest: export PYTHONDONTWRITEBYTECODE =
-# On Linux, glibc puts large tensors into huge pages: a step takes less time, its numbers are the same.
+# On Linux, glibc puts large tensors into huge pages: a step takes less time, see docs/performance.md.
 demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 demo: export OMP_NUM_THREADS = $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() - os.getloadavg()[0] > 0.8))')
 

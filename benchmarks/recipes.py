@@ -336,7 +336,7 @@ class Study:
         changes: dict[tuple[str, ...], dict[str, list[float]]] = {}
         for row in reported:
             place = tuple(row[name] for name in PLACE)
-            if place in full and row['recipe'].startswith(f'{FULL}_'):
+            if place in full and row['recipe'] not in (BASELINE, FULL):
                 key = row['network'], row['recipe'], row['dim'], row['budget']
                 changes.setdefault(key, {}).setdefault(row['task'], []).append(float(row['psnr']) - full[place])
         inputs = {row['task']: float(row['input_psnr']) for row in reported}

@@ -44,17 +44,17 @@ class Fork:
         method = multiprocessing.get_start_method()  # of the workers that it starts, as in any new Python
         self.process = CONTEXT.Process(target=_run, args=(method, *place, function, arguments))
         self.process.start()
-        self.pid = self.process.pid
 
     def wait(self, timeout: float = 240) -> int:
         """Its exit status, negative for a signal.
 
         Raises:
-            TimeoutError: it goes on.
+            TimeoutError: it did not end in time, and was killed.
         """
         self.process.join(timeout)
         if self.process.exitcode is None:
-            raise TimeoutError(f'process {self.pid} goes on after {timeout} s')
+            self.process.kill()
+            raise TimeoutError(f'process {self.process.pid} did not end within {timeout} s')
         return self.process.exitcode
 
 
@@ -74,10 +74,7 @@ def called(
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / 'out', Path(folder) / 'err'
         fork = Fork(function, *arguments, cwd=cwd or Path.cwd(), out=out, err=err, env=env)
-        try:
-            status = fork.wait(timeout)
-        finally:
-            fork.process.kill()
+        status = fork.wait(timeout)
         said = [path.read_text(encoding='utf-8') for path in (out, err)]
     return CompletedProcess(list(map(str, arguments)), status, *said)
 

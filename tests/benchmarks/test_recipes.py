@@ -41,7 +41,7 @@ def test_a_recipe_without_a_part_is_compared_with_the_whole_seed_by_seed(tmp_pat
     assert [line for line in lines if 'muon_without_ema | 16 | 1000 | -' in line] == [
         '| promptir | muon_without_ema | 16 | 1000 | -0.30 | -0.50 to -0.10 |'
     ]
-    assert sum(line.startswith('| promptir | adamw') for line in lines) == 1
+    assert '| promptir | adamw | 16 | 1000 | -4.00 | -4.00 to -4.00 |' in lines
 
 
 def test_the_table_has_means_and_ranges_over_seeds(tmp_path):
